@@ -1,0 +1,86 @@
+"""Every exception and warning of the package.
+
+    LLMPerfError
+    ├── ConfigurationError       what was asked cannot be done as it was asked
+    │   └── MissingPackageError  a package is needed that is not installed
+    ├── EngineError              the engine, not the test, is at fault
+    │   ├── EngineStartError     it never became ready
+    │   ├── EngineDiedError      it was ready, and its process has ended
+    │   └── EngineAnswerError    it answers, but not as the protocol says
+    ├── NoSamplesError           a statistic was asked of nothing
+    └── BaselineError            a stored result cannot be used
+
+    LLMPerfWarning
+    ├── NoBaselineWarning        nothing to compare with
+    ├── InconclusiveWarning      the comparison could not have seen what it was asked to see
+    ├── RegressionWarning        a regression that the gate was told not to fail
+    └── NotMeasuredWarning       the workload ran, and nothing was recorded
+"""
+
+from __future__ import annotations
+
+
+class LLMPerfError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ConfigurationError(LLMPerfError):
+    """What was asked cannot be done as it was asked; lists every mistake found.
+
+    `problems`: one sentence each: what was given, what is accepted.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class MissingPackageError(ConfigurationError):
+    """A package is needed that is not installed."""
+
+    def __init__(self, package: str, *, extra: str, wanted_for: str) -> None:
+        super().__init__(f"{wanted_for} needs the package {package!r}: pip install 'pytest-llmperf[{extra}]'")
+
+
+class EngineError(LLMPerfError):
+    """The engine is at fault; the text carries what it said."""
+
+
+class EngineStartError(EngineError):
+    """An engine never became ready, or a server could not be reached."""
+
+
+class EngineDiedError(EngineError):
+    """The engine's process ended while it was needed."""
+
+
+class EngineAnswerError(EngineError):
+    """The engine answered, but not as the protocol says."""
+
+
+class NoSamplesError(LLMPerfError):
+    """A statistic was asked of nothing; a number here would be invented."""
+
+
+class BaselineError(LLMPerfError):
+    """A stored result cannot be read or does not belong where it lies."""
+
+
+class LLMPerfWarning(UserWarning):
+    """Base of the package's warnings; `-W error::pytest_llmperf.errors.NAME` makes one fail."""
+
+
+class NoBaselineWarning(LLMPerfWarning):
+    """Nothing stored matches this measurement. Save one with `--llmperf-save-baseline NAME`."""
+
+
+class InconclusiveWarning(LLMPerfWarning):
+    """The comparison could not have seen the change it was asked to see. Raise `--llmperf-runs`."""
+
+
+class RegressionWarning(LLMPerfWarning):
+    """A regression was found while `--llmperf-gate warn` is in force."""
+
+
+class NotMeasuredWarning(LLMPerfWarning):
+    """The workload ran once without being recorded or judged, because benchmarks are disabled."""

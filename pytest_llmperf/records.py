@@ -1,0 +1,216 @@
+"""Frozen rows of what happened, and their file form.
+
+Rows are written as they happen, one JSON object a line, so that whatever ends a session early
+leaves everything measured before it readable. Every number of a result can be computed again from
+these rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any
+
+from pytest_llmperf.errors import LLMPerfError
+
+SCHEMA_VERSION = 1
+
+
+class Phase(str, Enum):
+    """Why a request was sent; only `MEASURED` ones enter a result."""
+
+    WARMUP = "warmup"
+    PREPARE = "prepare"
+    MEASURED = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Generated tokens that became readable together.
+
+    `at_ns`: the clock's reading before anything was parsed. `tokens`: how many, or None where the
+    server does not say how many tokens a chunk holds.
+    """
+
+    at_ns: int
+    tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request has no answer. `kind` is counted, `detail` is one example for the reader."""
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request of one run; times are readings of one monotonic clock, in nanoseconds."""
+
+    run: int
+    phase: Phase
+    session: int
+    turn: int
+    ready_ns: int
+    """When the load model let it go: its session's turn had come. Never after `sent_ns`."""
+    sent_ns: int | None
+    """Just before the first byte was handed to the kernel; None if it never was."""
+    end_ns: int
+    arrivals: tuple[Arrival, ...]
+    new_tokens: int
+    """Tokens that this turn added to its session, as asked."""
+    input_tokens: int
+    """Tokens that were sent."""
+    output_tokens_asked: int
+    prompt_tokens: int | None = None
+    """Input tokens as the server counted them."""
+    output_tokens: int | None = None
+    """Generated tokens, by the server's token ids or usage."""
+    cached_tokens: int | None = None
+    """Input tokens that the server took from a cache, all tiers together."""
+    failure: Failure | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.failure is None
+
+    @property
+    def first_token_ns(self) -> int | None:
+        return self.arrivals[0].at_ns if self.arrivals else None
+
+    @property
+    def last_token_ns(self) -> int | None:
+        return self.arrivals[-1].at_ns if self.arrivals else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheCounters:
+    """What an engine has counted since it started; a field is None where it does not say.
+
+    Subtracting two readings gives what happened between them.
+    """
+
+    queried_tokens: int | None = None
+    """Prompt tokens looked up in the prefix cache."""
+    hit_tokens: int | None = None
+    """Prompt tokens served from any tier."""
+    tokens_by_tier: dict[str, int] | None = None
+    """Prompt tokens by where they came from: gpu, host, disk, external, recomputed."""
+    offloaded_bytes: int | None = None
+    """KV bytes moved from the device outwards."""
+    restored_bytes: int | None = None
+    """KV bytes moved back to the device."""
+    preemptions: int | None = None
+
+    def since(self, before: CacheCounters) -> CacheCounters:
+        """The counts between `before` and this reading."""
+        tiers = None
+        if self.tokens_by_tier is not None and before.tokens_by_tier is not None:
+            earlier = before.tokens_by_tier
+            tiers = {tier: count - earlier.get(tier, 0) for tier, count in self.tokens_by_tier.items()}
+        return CacheCounters(
+            queried_tokens=_difference(self.queried_tokens, before.queried_tokens),
+            hit_tokens=_difference(self.hit_tokens, before.hit_tokens),
+            tokens_by_tier=tiers,
+            offloaded_bytes=_difference(self.offloaded_bytes, before.offloaded_bytes),
+            restored_bytes=_difference(self.restored_bytes, before.restored_bytes),
+            preemptions=_difference(self.preemptions, before.preemptions),
+        )
+
+
+def _difference(after: int | None, before: int | None) -> int | None:
+    return None if after is None or before is None else after - before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientStats:
+    """How late the client itself may have been.
+
+    `busy_ns`: per wake-up, how long the event loop was away from its sockets; an arrival's stamp
+    can be late by no more than that.
+    """
+
+    busy_ns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One pass of the whole workload: the unit of evidence."""
+
+    index: int
+    phase: Phase
+    start_ns: int
+    end_ns: int
+    requests: tuple[RequestRecord, ...]
+    cache: CacheCounters = field(default_factory=CacheCounters)
+    client: ClientStats = field(default_factory=ClientStats)
+
+
+class RecordFile:
+    """Appends rows to a JSON Lines file; the first line names the schema and the measurement."""
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream: IO[str] = path.open("w", encoding="utf-8")
+        self._write({"schema": "pytest-llmperf-records", "version": SCHEMA_VERSION, **header})
+
+    def request(self, record: RequestRecord) -> None:
+        """Append one request."""
+        row = asdict(record)
+        row["phase"] = record.phase.value
+        row["arrivals"] = [[arrival.at_ns, arrival.tokens] for arrival in record.arrivals]
+        self._write({"request": row})
+
+    def run(self, record: RunRecord) -> None:
+        """Append what is known of a whole run, its requests left out."""
+        row = asdict(record)
+        row["phase"] = record.phase.value
+        del row["requests"]
+        row["client"]["busy_ns"] = list(record.client.busy_ns)
+        self._write({"run": row})
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(row, separators=(",", ":")) + "\n")
+        self._stream.flush()
+
+
+def read_requests(path: Path) -> Iterator[RequestRecord]:
+    """Read the requests of a record file back, in the order in which they ended.
+
+    A last line cut short by a crash is left out. Raises `LLMPerfError` if the file is not one of
+    ours or has another schema version.
+    """
+    with path.open(encoding="utf-8") as stream:
+        _check_header(path, stream.readline())
+        for line in stream:
+            if not line.endswith("\n"):
+                return
+            row = json.loads(line).get("request")
+            if row is not None:
+                yield _request_from(row)
+
+
+def _check_header(path: Path, line: str) -> None:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = {}
+    if header.get("schema") != "pytest-llmperf-records" or header.get("version") != SCHEMA_VERSION:
+        msg = f"{path} is not a record file of schema version {SCHEMA_VERSION}: its first line is {line[:80]!r}"
+        raise LLMPerfError(msg)
+
+
+def _request_from(row: dict[str, Any]) -> RequestRecord:
+    failure = row.pop("failure")
+    return RequestRecord(
+        **{**row, "phase": Phase(row["phase"]), "arrivals": tuple(Arrival(*pair) for pair in row["arrivals"])},
+        failure=None if failure is None else Failure(**failure),
+    )
