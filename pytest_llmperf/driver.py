@@ -1,0 +1,147 @@
+"""Sends a workload through a channel as the load says, and collects what came back.
+
+One loop: ask the schedule who is due, send, wait for answers, tell the schedule. Between an answer
+and the next send only the session's history is put together; nothing is computed or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pytest_llmperf.clock import Clock
+from pytest_llmperf.engines.base import Answer, Channel, Generation
+from pytest_llmperf.load import Schedule
+from pytest_llmperf.records import Failure, Phase, RequestRecord
+from pytest_llmperf.workloads import Session, Turn
+
+WAIT_S = 1.0
+"""How long to wait before looking again whether the engine is alive."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where one session stands."""
+
+    session: Session
+    turn: int = 0
+    history: list[int] = field(default_factory=list)
+    ready_ns: int = 0
+    sent: list[int] = field(default_factory=list)
+
+    @property
+    def next_turn(self) -> Turn:
+        return self.session.turns[self.turn]
+
+    @property
+    def is_last(self) -> bool:
+        return self.turn + 1 == len(self.session.turns)
+
+
+class Driver:
+    """Drives one run: the same sessions, one channel, one schedule."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        clock: Clock,
+        *,
+        run: int,
+        phase: Phase,
+        check_engine: Callable[[], None],
+        record: Callable[[RequestRecord], None],
+    ) -> None:
+        """`check_engine` raises when the engine has died; `record` takes each finished request."""
+        self._channel = channel
+        self._clock = clock
+        self._run = run
+        self._phase = phase
+        self._check_engine = check_engine
+        self._record = record
+
+    def drive(self, sessions: Sequence[Session], schedule: Schedule) -> None:
+        """Send every turn of every session; returns when the last one has ended.
+
+        A failed turn ends its session, as nothing can continue from it; the turns that are thereby
+        never sent are recorded as failures of the kind `abandoned`. Raises what `check_engine`
+        raises, with everything that had ended before recorded.
+        """
+        states = [_Progress(session) for session in sessions]
+        start_ns = self._clock.now_ns()
+        for state in states:
+            state.ready_ns = start_ns
+        in_flight = 0
+        while True:
+            for number in schedule.due():
+                self._send(number, states[number])
+                in_flight += 1
+            if not in_flight:
+                return
+            answers = self._channel.wait(WAIT_S)
+            if not answers or any(answer.failure for answer in answers):
+                self._check_engine()
+            for answer in answers:
+                in_flight -= 1
+                schedule.ended(answer.tag, more=self._take(answer, states[answer.tag]))
+
+    def _send(self, number: int, state: _Progress) -> None:
+        turn = state.next_turn
+        state.sent = turn.input_after(state.history)
+        several = len(state.session.turns) > 1
+        self._channel.send(number, Generation(state.sent, turn.output_tokens, return_token_ids=several))
+
+    def _take(self, answer: Answer, state: _Progress) -> bool:
+        """Record an answer and move its session on; returns whether it has another turn."""
+        failure = answer.failure
+        if failure is None and not state.is_last and answer.token_ids is None:
+            failure = Failure("no_token_ids", "the answer has no token ids for the next turn to continue from")
+        self._record(self._record_of(answer, state, failure))
+        if failure is not None:
+            self._abandon(answer, state)
+            return False
+        if state.is_last:
+            return False
+        state.history = [*state.sent, *(answer.token_ids or ())]
+        state.turn += 1
+        state.ready_ns = answer.end_ns
+        return True
+
+    def _record_of(self, answer: Answer, state: _Progress, failure: Failure | None) -> RequestRecord:
+        return RequestRecord(
+            run=self._run,
+            phase=self._phase,
+            session=answer.tag,
+            turn=state.turn,
+            ready_ns=state.ready_ns,
+            sent_ns=answer.sent_ns,
+            end_ns=answer.end_ns,
+            arrivals=answer.arrivals,
+            new_tokens=state.next_turn.new_tokens,
+            input_tokens=len(state.sent),
+            output_tokens_asked=state.next_turn.output_tokens,
+            prompt_tokens=answer.prompt_tokens,
+            output_tokens=answer.output_tokens,
+            cached_tokens=answer.cached_tokens,
+            failure=failure,
+        )
+
+    def _abandon(self, answer: Answer, state: _Progress) -> None:
+        failure = Failure("abandoned", f"never sent, because turn {state.turn} of the session failed")
+        for number in range(state.turn + 1, len(state.session.turns)):
+            turn = state.session.turns[number]
+            self._record(
+                RequestRecord(
+                    run=self._run,
+                    phase=self._phase,
+                    session=answer.tag,
+                    turn=number,
+                    ready_ns=answer.end_ns,
+                    sent_ns=None,
+                    end_ns=answer.end_ns,
+                    arrivals=(),
+                    new_tokens=turn.new_tokens,
+                    input_tokens=0,
+                    output_tokens_asked=turn.output_tokens,
+                    failure=failure,
+                )
+            )

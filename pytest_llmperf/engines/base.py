@@ -1,0 +1,286 @@
+"""The contract between an engine and the rest of the house.
+
+An engine is described by an `EngineSpec`, started on first need, and driven through a `Channel`,
+which sends generation requests and hands back answers as timed arrivals of tokens. What an engine
+cannot tell is None, never a guess.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from pytest_llmperf.clock import Clock
+from pytest_llmperf.engines.process import Progress
+from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.records import Arrival, CacheCounters, Failure
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What engine is wanted: the words of the `llm_engine` mark, checked.
+
+    Two tests with equal specifications share one engine. A word left out is None: the engine's own
+    default holds.
+    """
+
+    kind: str
+    model: str | None = None
+    dtype: str | None = None
+    kv_cache_dtype: str | None = None
+    prefix_caching: bool | None = None
+    kv_offload_gib: float | None = None
+    max_model_len: int | None = None
+    tensor_parallel: int | None = None
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    url: str | None = None
+    executable: str | None = None
+    """The Python that has the engine installed; None: the one that runs the tests."""
+
+    def identity(self) -> dict[str, Any]:
+        """The words that say what is asked of the engine; results that differ here are not compared.
+
+        The other words are how the engine goes about it, which is what a comparison is about:
+        prefix caching switched off by mistake is a regression, not another test.
+        """
+        return {word: getattr(self, word) for word in IDENTITY_WORDS}
+
+    def words(self) -> dict[str, Any]:
+        """Every word that was given, for the result file."""
+        given = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        if self.env:
+            given["env"] = dict(self.env)
+        return given
+
+    def __str__(self) -> str:
+        rest = ", ".join(f"{word}={value!r}" for word, value in self.words().items() if word != "kind")
+        return f"{self.kind}({rest})"
+
+
+IDENTITY_WORDS = ("model", "dtype", "kv_cache_dtype", "max_model_len", "tensor_parallel")
+
+
+def parse_spec(kind: str, words: Mapping[str, object], accepted: frozenset[str]) -> EngineSpec:
+    """Check the words of a mark and make a specification of them.
+
+    `accepted`: the words that this kind knows. Raises `ConfigurationError` listing every mistake.
+    """
+    problems = []
+    checked: dict[str, Any] = {}
+    for word, value in words.items():
+        if word not in accepted:
+            problems.append(f"{kind}: unknown word {word!r}; {_hint(word, accepted)}")
+        elif value is not None:
+            expected, convert = _WORDS[word]
+            try:
+                checked[word] = convert(value)
+            except (TypeError, ValueError):
+                problems.append(f"{kind}: {word}={value!r}; expected {expected}")
+    if problems:
+        raise ConfigurationError(*problems)
+    return EngineSpec(kind=kind, **checked)
+
+
+def _hint(word: str, accepted: frozenset[str]) -> str:
+    near = difflib.get_close_matches(word, accepted, n=1)
+    known = f"accepted: {', '.join(sorted(accepted))}"
+    return f"did you mean {near[0]!r}? {known}" if near else known
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise TypeError
+    return str(value)
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TypeError
+    return value
+
+
+def _positive(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise TypeError
+    return value
+
+
+def _arguments(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError
+    return tuple(str(argument) for argument in value)
+
+
+def _environment(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return tuple(sorted((str(name), str(content)) for name, content in value.items()))
+
+
+_WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
+    "model": ("a model's name or folder", _text),
+    "dtype": ("a name such as 'bfloat16'", _text),
+    "kv_cache_dtype": ("a name such as 'fp8'", _text),
+    "prefix_caching": ("True or False", _switch),
+    "kv_offload_gib": ("a positive number of GiB", _positive),
+    "max_model_len": ("a whole number of tokens, at least 1", _whole),
+    "tensor_parallel": ("a whole number of GPUs, at least 1", _whole),
+    "args": ("a list of command-line arguments", _arguments),
+    "env": ("a dict of environment variables", _environment),
+    "url": ("a server's URL", _text),
+    "executable": ("the path of a Python", _text),
+}
+
+COMMON_WORDS = frozenset(_WORDS) - {"url", "executable"}
+
+assert set(_WORDS) == {field.name for field in fields(EngineSpec)} - {"kind"}
+
+
+TOKEN_IDS = range(1000, 2048)
+"""Token ids that are ordinary tokens in every vocabulary we know of.
+
+Special ids lie below 1000 (Mistral's Tekken keeps its first 1000 for control tokens) or at the
+vocabulary's end, and the smallest model, `tiny-llama`, has 2048.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One request: exact input ids and the number of tokens to generate."""
+
+    token_ids: Sequence[int]
+    output_tokens: int
+    return_token_ids: bool
+    """Whether the generated ids are needed, because a later turn continues from them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of one request. Counts are the server's; None where it does not say."""
+
+    tag: int
+    sent_ns: int
+    end_ns: int
+    arrivals: tuple[Arrival, ...] = ()
+    token_ids: tuple[int, ...] | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    failure: Failure | None = None
+
+
+class Channel(Protocol):
+    """A way into a running engine, for one driver at a time."""
+
+    busy_ns: list[int]
+    """Per wake-up, how long the caller was away; see `ClientStats`."""
+
+    def send(self, tag: int, generation: Generation) -> int:
+        """Send one request; returns the clock just before. What goes wrong is in its answer."""
+        ...
+
+    def wait(self, timeout_s: float | None) -> Sequence[Answer]:
+        """Answers that are complete, waiting for the first one up to `timeout_s`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        ...
+
+
+class Engine(Protocol):
+    """An inference server, ours or somebody else's.
+
+    Nothing is started or connected before it is needed: each attribute but `spec` and `is_ours`
+    starts the engine, and may raise `EngineError`.
+    """
+
+    spec: EngineSpec
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether we started it: then nobody else's requests, of today or before, fill its cache."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """The server's base URL, without a path."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name, as requests give it."""
+        ...
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The longest sequence, input and output together, in tokens."""
+        ...
+
+    @property
+    def kv_capacity_tokens(self) -> int | None:
+        """Tokens of KV cache on the device, over all sequences."""
+        ...
+
+    @property
+    def returns_token_ids(self) -> bool:
+        """Whether answers carry token ids, without which no session can be continued exactly."""
+        ...
+
+    def users_that_fit(self, tokens_per_user: int) -> int:
+        """How many sequences of that length the device's KV cache holds at once.
+
+        Raises `EngineAnswerError` where the engine does not tell its capacity.
+        """
+        ...
+
+    def start(self, progress: Progress) -> None:
+        """Start or connect, and return when the engine has answered a request. Idempotent."""
+        ...
+
+    def stop(self) -> None:
+        """Stop or disconnect; nothing of ours is left running. Idempotent."""
+        ...
+
+    def check(self) -> None:
+        """Raise `EngineDiedError` if a process of ours has ended."""
+        ...
+
+    def open_channel(self) -> Channel:
+        """A channel for one run."""
+        ...
+
+    def cache_counters(self) -> CacheCounters:
+        """What the engine has counted so far."""
+        ...
+
+    def reset_cache(self) -> bool:
+        """Empty the prefix cache, outer tiers included. False where the engine offers no way."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Version, arguments and whatever else the result should carry about the engine."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What an engine needs to know of the session that it runs in."""
+
+    clock: Clock
+    log_dir: Path
+    cache_dir: Path
+    """Where locally generated models are kept."""
+    start_timeout_s: float
+    silence_s: float
+    """How long a server may stay silent within a request."""
+    api_key: str | None

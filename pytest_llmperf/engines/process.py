@@ -1,0 +1,149 @@
+"""A server process of our own: started, watched, and gone when it should be."""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pytest_llmperf.clock import Clock, seconds_between
+from pytest_llmperf.errors import EngineDiedError, EngineStartError
+
+GRACE_S = 20.0
+"""How long a server may take to end after SIGTERM. vLLM 0.32 on a CPU was seen to need 1 to 3 s."""
+LOG_TAIL_LINES = 40
+_POLL_S = 0.25
+_GUARD = Path(__file__).with_name("guard.py")
+
+Progress = Callable[[str], None]
+"""Told from time to time what is being waited for, in a few words."""
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ServerProcess:
+    """A command in a process group of its own, its output in a log file.
+
+    It ends with `stop`, or when this process ends for whatever reason: a guard process holds a pipe
+    to us and ends the group when the pipe closes.
+    """
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path, clock: Clock) -> None:
+        """Start `command` with `env` added to the environment. `log` gets all its output."""
+        self.command = tuple(command)
+        self.log = log
+        self._clock = clock
+        self._started_ns = clock.now_ns()
+        self._added_env = dict(env)
+        self._returncode: int | None = None
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as stream:
+            stream.write(f"$ {self.command_line}\n".encode())
+            stream.flush()
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                env={**os.environ, **env},
+                start_new_session=True,
+            )
+        word, number = self._read_line()
+        self.pid: int | None = number if word == "pid" else None
+        if word == "exit":
+            self._returncode = number
+
+    @property
+    def command_line(self) -> str:
+        """The command as one could type it, with the environment that was added."""
+        return shlex.join([*(f"{name}={value}" for name, value in self._added_env.items()), *self.command])
+
+    @property
+    def returncode(self) -> int | None:
+        """The server's exit code, negative for a signal; None while it runs."""
+        if self._returncode is None and self._has_output():
+            _, self._returncode = self._read_line()
+        return self._returncode
+
+    def wait_until(self, is_ready: Callable[[], bool], timeout_s: float, progress: Progress) -> None:
+        """Return when `is_ready()` says so.
+
+        Raises `EngineStartError`, with the command, the exit code and the log's last lines, if the
+        server ends first or `timeout_s` passes; in the latter case it is stopped.
+        """
+        while not is_ready():
+            waited_s = seconds_between(self._started_ns, self._clock.now_ns())
+            if self.returncode is not None:
+                msg = f"the server ended before it was ready: {self.ending()}\n{self.report()}"
+                raise EngineStartError(msg)
+            if waited_s >= timeout_s:
+                self.stop()
+                msg = (
+                    f"the server was not ready after {timeout_s:g} s and was stopped; "
+                    f"--llmperf-start-timeout sets the limit\n{self.report()}"
+                )
+                raise EngineStartError(msg)
+            progress(f"waiting for the server, {waited_s:.0f} s; log: {self.log}")
+            self._clock.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """Raise `EngineDiedError`, with the log's last lines, if the server is not running."""
+        if self.returncode is not None:
+            msg = f"the server has ended: {self.ending()}\n{self.report()}"
+            raise EngineDiedError(msg)
+
+    def stop(self) -> int:
+        """End the server and all its processes; returns its exit code. Harmless when repeated."""
+        if self._guard.stdin is not None and not self._guard.stdin.closed:
+            self._guard.stdin.close()
+        try:
+            self._guard.wait(timeout=3 * GRACE_S)
+        except subprocess.TimeoutExpired:  # a process that SIGKILL cannot end is beyond us
+            self._guard.kill()
+            self._guard.wait()
+        code = self.returncode
+        if self._guard.stdout is not None:
+            self._guard.stdout.close()
+        return -signal.SIGKILL if code is None else code
+
+    def ending(self) -> str:
+        """How it ended, in words: `exit code 1`, `killed by SIGKILL`."""
+        code = self.returncode
+        if code is None:
+            return "it is running"
+        return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+    def report(self) -> str:
+        """The command and the last lines of the log, for a person to read."""
+        return f"command: {self.command_line}\nlast lines of {self.log}:\n{self.log_tail()}"
+
+    def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
+        with self.log.open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - 400 * lines))
+            text = stream.read().decode(errors="replace")
+        return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
+
+    def _has_output(self) -> bool:
+        stdout = self._guard.stdout
+        return stdout is not None and not stdout.closed and bool(select.select([stdout], [], [], 0)[0])
+
+    def _read_line(self) -> tuple[str, int]:
+        """The guard's next word and number; a guard that vanished reads as a kill."""
+        assert self._guard.stdout is not None
+        line = self._guard.stdout.readline().split()
+        if len(line) != 2:
+            return "exit", -int(signal.SIGKILL)
+        return line[0].decode(), int(line[1])

@@ -1,0 +1,191 @@
+"""What NVML, or else the operating system, says about this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.hardware.parts import BY_KEY, BY_NAME, PARTS, Part
+from pytest_llmperf.units import GIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+# NVML's name of a MIG-enabled GPU stays that of the whole part.
+_MIG_ENABLED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU. A field is None where the driver does not say."""
+
+    name: str
+    memory_bytes: int | None = None
+    uuid: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    nvlink_c2c: bool | None = None
+    mig: bool | None = None
+
+    @property
+    def part(self) -> Part | None:
+        """The known part that this is; None for an unknown one and for a slice of one."""
+        return None if self.mig else BY_NAME.get(self.name)
+
+    @property
+    def key(self) -> str:
+        """The normalised name under which baselines are kept."""
+        part = BY_NAME.get(self.name)
+        key = part.key if part else _slug(self.name)
+        if part is None and self.memory_bytes is not None:
+            key += f"-{round(self.memory_bytes / GIB)}GiB"
+        return f"{key}-MIG" if self.mig else key
+
+    def __str__(self) -> str:
+        memory = "" if self.memory_bytes is None else f" ({self.memory_bytes / GIB:.0f} GiB)"
+        return f"{self.name}{memory}{', MIG enabled' if self.mig else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """The machine that a measurement belongs to.
+
+    `problem` says why no GPU was found; it is None where there is one. `declared` is set where a
+    user named the hardware instead of letting it be found.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    cuda: str | None = None
+    cpu: str
+    cpus: int
+    problem: str | None = None
+    declared: bool = False
+    key: str = field(default="")
+
+    def describe(self) -> str:
+        """One line for people: `1 x NVIDIA H200 (141 GiB)`, or why there is no GPU."""
+        if not self.gpus:
+            return f"no GPU ({self.problem})" if self.problem else "no GPU"
+        names = [str(gpu) for gpu in self.gpus]
+        return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything known, for the result file; what is not known is left out."""
+        known = asdict(self)
+        known["gpus"] = [{k: v for k, v in gpu.items() if v is not None} for gpu in known["gpus"]]
+        return {name: value for name, value in known.items() if value is not None}
+
+
+def detect() -> Hardware:
+    """Ask NVML and the operating system. Never raises: what cannot be had is said in `problem`."""
+    gpus, driver, cuda, problem = _ask_nvml()
+    cpu, cpus = _cpu_model(), _cpu_count()
+    key = _gpu_key(gpus) if gpus else f"CPU-{_slug(cpu)}-{cpus}-cores"
+    return Hardware(gpus=gpus, driver=driver, cuda=cuda, cpu=cpu, cpus=cpus, problem=problem, key=key)
+
+
+def declared(key: str) -> Hardware:
+    """Hardware that the user named, such as `2x-NVIDIA-H100-80GB-HBM3` behind a URL.
+
+    Raises `ConfigurationError` for a key that no known part has.
+    """
+    count, _, name = key.rpartition("x-") if re.match(r"\d+x-", key) else ("1", "", key)
+    part = BY_KEY.get(name)
+    if part is None:
+        known = ", ".join(part.key for part in PARTS)
+        msg = f"unknown hardware key {key!r}; accepted: one of {known}, with a count in front as in 2x-NVIDIA-H200"
+        raise ConfigurationError(msg)
+    gpus = (Gpu(name=part.nvml_names[0]),) * int(count)
+    return Hardware(gpus=gpus, cpu="unknown", cpus=0, declared=True, key=_gpu_key(gpus))
+
+
+def remote(host: str) -> Hardware:
+    """The unknown machine behind a URL: results from it are kept apart by host name."""
+    return Hardware(cpu="unknown", cpus=0, problem=f"the server runs on {host}", key=f"remote-{_slug(host)}")
+
+
+def _gpu_key(gpus: tuple[Gpu, ...]) -> str:
+    keys = [gpu.key for gpu in gpus]
+    counted = [(keys.count(key), key) for key in dict.fromkeys(keys)]
+    return "+".join(key if count == 1 else f"{count}x-{key}" for count, key in counted)
+
+
+def _slug(name: str) -> str:
+    plain = re.sub(r"\((R|TM|C)\)|\bCPU\b|@.*", " ", name)
+    return re.sub(r"[^A-Za-z0-9.]+", "-", plain).strip("-")
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _cpu_count() -> int:
+    """Processors this process may use; not those that a container hides."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _ask_nvml() -> tuple[tuple[Gpu, ...], str | None, str | None, str | None]:
+    try:
+        import pynvml  # noqa: PLC0415 - only where hardware is asked for
+    except ImportError:
+        return (), None, None, "the package nvidia-ml-py is not installed"
+    try:
+        with _session(pynvml):
+            gpus = tuple(_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+            driver = _offered(pynvml, pynvml.nvmlSystemGetDriverVersion)
+            version = _offered(pynvml, pynvml.nvmlSystemGetCudaDriverVersion_v2)
+    except pynvml.NVMLError as error:
+        return (), None, None, f"NVML: {error}"
+    cuda = None if version is None else f"{version // 1000}.{version % 1000 // 10}"
+    return gpus, driver, cuda, None if gpus else "NVML lists no device"
+
+
+@contextmanager
+def _session(nvml: ModuleType) -> Iterator[None]:
+    nvml.nvmlInit()
+    try:
+        yield
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _gpu(nvml: ModuleType, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = _offered(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    mig = _offered(nvml, nvml.nvmlDeviceGetMigMode, handle)
+    return Gpu(
+        name=nvml.nvmlDeviceGetName(handle),
+        memory_bytes=None if memory is None else memory.total,
+        uuid=_offered(nvml, nvml.nvmlDeviceGetUUID, handle),
+        compute_capability=_offered(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle),
+        nvlink_c2c=_c2c(nvml, handle),
+        mig=None if mig is None else mig[0] == _MIG_ENABLED,
+    )
+
+
+def _c2c(nvml: ModuleType, handle: object) -> bool | None:
+    call = getattr(nvml, "nvmlDeviceGetC2cModeInfoV", None)  # absent from bindings before 12.550
+    info = None if call is None else _offered(nvml, call, handle)
+    return None if info is None else bool(info.isC2cEnabled)
+
+
+def _offered(nvml: ModuleType, call: Callable[..., Any], *arguments: object) -> Any:
+    """What the call returns, or None where this driver or part does not offer it."""
+    try:
+        return call(*arguments)
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+        return None

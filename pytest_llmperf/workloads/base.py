@@ -1,0 +1,139 @@
+"""What every workload is: a stream of sessions, each a sequence of turns."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pytest_llmperf.engines.base import TOKEN_IDS
+from pytest_llmperf.errors import ConfigurationError
+
+Ids = np.ndarray
+"""Token ids: one-dimensional, int32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One request of a session.
+
+    `prefix` is what a session starts with, its context; a later turn has none and continues from
+    the session's history: the previous input and the tokens that the engine really produced.
+    """
+
+    prefix: Ids | None
+    new_ids: Ids
+    output_tokens: int
+    at_s: float | None = None
+    """When to send, in seconds from the run's start; None: when the load model says so."""
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens this turn adds to its session, the context left out."""
+        return len(self.new_ids)
+
+    @property
+    def input_tokens(self) -> list[int] | None:
+        """The ids to send, or None as long as an earlier answer is not known."""
+        return None if self.prefix is None else [*self.prefix.tolist(), *self.new_ids.tolist()]
+
+    def input_after(self, history: list[int]) -> list[int]:
+        """The ids to send once `history`, all that the session has exchanged so far, is known."""
+        return self.input_tokens or [*history, *self.new_ids.tolist()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """The turns of one user, in order."""
+
+    turns: tuple[Turn, ...]
+    shared_tokens: int = 0
+    """How many leading tokens other sessions of the same run begin with, too."""
+
+    @property
+    def context(self) -> list[int]:
+        """What can be sent ahead, unmeasured, so that the first turn finds it cached."""
+        first = self.turns[0].prefix
+        return [] if first is None else first.tolist()
+
+    @property
+    def total_tokens(self) -> int:
+        """Length of the session at its end, input and output together."""
+        return len(self.context) + sum(turn.new_tokens + turn.output_tokens for turn in self.turns)
+
+
+class Workload(Protocol):
+    """A seeded set of sessions.
+
+    Iterating yields the same sessions each time, on every machine and Python. `within(namespace)`
+    has the same shape with other token ids: two namespaces share no cacheable prefix.
+    """
+
+    @property
+    def name(self) -> str:
+        """The constructor's name."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Names the workload: equal for equal ids, sessions and schedule. Free of the namespace."""
+        ...
+
+    def within(self, namespace: str) -> Workload:
+        """The same workload with token ids of its own."""
+        ...
+
+    def __iter__(self) -> Iterator[Session]: ...
+
+
+class TokenSource:
+    """Seeded token ids, the same for the same seed, namespace and label everywhere.
+
+    Built on the raw output of PCG64, whose stream numpy guarantees, unlike that of the methods of
+    `Generator`; a draw is reduced by remainder, whose bias over 2**64 is beyond measuring.
+    """
+
+    def __init__(self, seed: int, namespace: str, token_ids: range) -> None:
+        self._root = hashlib.sha256(f"{seed}\0{namespace}".encode()).digest()
+        self._token_ids = token_ids
+
+    def draw(self, label: str, count: int) -> Ids:
+        """`count` ids for this label; another label gives unrelated ones."""
+        key = hashlib.sha256(self._root + label.encode()).digest()
+        raw = np.random.PCG64(int.from_bytes(key[:16], "little")).random_raw(count)
+        drawn = raw % np.uint64(len(self._token_ids)) + np.uint64(self._token_ids.start)
+        return drawn.astype(np.int32)
+
+
+def digest(sessions: Iterable[Session]) -> str:
+    """A hash over token ids, session structure and intended schedule, as 16 hexadecimal digits."""
+    state = hashlib.sha256(b"pytest-llmperf workload 1")
+    for session in sessions:
+        state.update(struct.pack("<qq", len(session.turns), session.shared_tokens))
+        for turn in session.turns:
+            prefix = b"" if turn.prefix is None else turn.prefix.astype("<i4").tobytes()
+            at_s = float("nan") if turn.at_s is None else turn.at_s
+            state.update(struct.pack("<qqqd", len(prefix), turn.new_tokens, turn.output_tokens, at_s))
+            state.update(prefix)
+            state.update(turn.new_ids.astype("<i4").tobytes())
+    return state.hexdigest()[:16]
+
+
+def check_counts(workload: str, at_least: Mapping[str, tuple[object, int]], token_ids: range = TOKEN_IDS) -> None:
+    """Raise `ConfigurationError` naming every argument that is not a whole number of its minimum.
+
+    `at_least`: argument name to value and minimum.
+    """
+    problems = [
+        f"{workload}: {name} must be a whole number of at least {minimum}, got {value!r}"
+        for name, (value, minimum) in at_least.items()
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum
+    ]
+    if token_ids.step != 1 or token_ids.start < 0 or len(token_ids) < 2:
+        problems.append(f"{workload}: token_ids must be a range of at least two ids with step 1, got {token_ids!r}")
+    if problems:
+        raise ConfigurationError(*problems)
