@@ -26,7 +26,7 @@ class _Progress:
     session: Session
     turn: int = 0
     history: list[int] = field(default_factory=list)
-    ready_ns: int = 0
+    released_ns: int = 0
     sent: list[int] = field(default_factory=list)
 
     @property
@@ -36,6 +36,10 @@ class _Progress:
     @property
     def is_last(self) -> bool:
         return self.turn + 1 == len(self.session.turns)
+
+    @property
+    def is_over(self) -> bool:
+        return self.turn >= len(self.session.turns)
 
 
 class Driver:
@@ -67,44 +71,52 @@ class Driver:
         raises, with everything that had ended before recorded.
         """
         states = [_Progress(session) for session in sessions]
-        start_ns = self._clock.now_ns()
-        for state in states:
-            state.ready_ns = start_ns
-        in_flight = 0
-        while True:
-            for number in schedule.due():
-                self._send(number, states[number])
-                in_flight += 1
-            if not in_flight:
-                return
+        in_flight = self._dispatch(schedule, states, released_ns=self._clock.now_ns())
+        while in_flight:
             answers = self._channel.wait(WAIT_S)
-            if not answers or any(answer.failure for answer in answers):
+            if not answers:
                 self._check_engine()
-            for answer in answers:
-                in_flight -= 1
-                schedule.ended(answer.tag, more=self._take(answer, states[answer.tag]))
+            # Failures last: looking after the engine may end the run, and no answer shall be lost.
+            for answer in sorted(answers, key=lambda answer: answer.failure is not None):
+                state = states[answer.tag]
+                records = self._take(answer, state)
+                schedule.ended(answer.tag, more=not state.is_over)
+                if answer.failure is not None:
+                    self._write(records)
+                    records = []
+                    self._check_engine()
+                in_flight += self._dispatch(schedule, states, released_ns=answer.end_ns) - 1
+                self._write(records)
 
-    def _send(self, number: int, state: _Progress) -> None:
-        turn = state.next_turn
-        state.sent = turn.input_after(state.history)
-        several = len(state.session.turns) > 1
-        self._channel.send(number, Generation(state.sent, turn.output_tokens, return_token_ids=several))
+    def _write(self, records: Sequence[RequestRecord]) -> None:
+        for record in records:
+            self._record(record)
 
-    def _take(self, answer: Answer, state: _Progress) -> bool:
-        """Record an answer and move its session on; returns whether it has another turn."""
+    def _dispatch(self, schedule: Schedule, states: Sequence[_Progress], *, released_ns: int) -> int:
+        """Send all that is due; returns how many. `released_ns`: the moment that made them due."""
+        due = schedule.due()
+        for number in due:
+            state = states[number]
+            turn = state.next_turn
+            state.released_ns = released_ns
+            state.sent = turn.input_after(state.history)
+            several = len(state.session.turns) > 1
+            self._channel.send(number, Generation(state.sent, turn.output_tokens, return_token_ids=several))
+        return len(due)
+
+    def _take(self, answer: Answer, state: _Progress) -> list[RequestRecord]:
+        """Move the answer's session on and return what is to be recorded."""
         failure = answer.failure
         if failure is None and not state.is_last and answer.token_ids is None:
             failure = Failure("no_token_ids", "the answer has no token ids for the next turn to continue from")
-        self._record(self._record_of(answer, state, failure))
+        records = [self._record_of(answer, state, failure)]
         if failure is not None:
-            self._abandon(answer, state)
-            return False
-        if state.is_last:
-            return False
-        state.history = [*state.sent, *(answer.token_ids or ())]
-        state.turn += 1
-        state.ready_ns = answer.end_ns
-        return True
+            records += self._abandoned(answer, state)
+            state.turn = len(state.session.turns)
+        else:
+            state.history = [*state.sent, *(answer.token_ids or ())]
+            state.turn += 1
+        return records
 
     def _record_of(self, answer: Answer, state: _Progress, failure: Failure | None) -> RequestRecord:
         return RequestRecord(
@@ -112,7 +124,7 @@ class Driver:
             phase=self._phase,
             session=answer.tag,
             turn=state.turn,
-            ready_ns=state.ready_ns,
+            released_ns=state.released_ns,
             sent_ns=answer.sent_ns,
             end_ns=answer.end_ns,
             arrivals=answer.arrivals,
@@ -125,23 +137,23 @@ class Driver:
             failure=failure,
         )
 
-    def _abandon(self, answer: Answer, state: _Progress) -> None:
+    def _abandoned(self, answer: Answer, state: _Progress) -> list[RequestRecord]:
         failure = Failure("abandoned", f"never sent, because turn {state.turn} of the session failed")
-        for number in range(state.turn + 1, len(state.session.turns)):
-            turn = state.session.turns[number]
-            self._record(
-                RequestRecord(
-                    run=self._run,
-                    phase=self._phase,
-                    session=answer.tag,
-                    turn=number,
-                    ready_ns=answer.end_ns,
-                    sent_ns=None,
-                    end_ns=answer.end_ns,
-                    arrivals=(),
-                    new_tokens=turn.new_tokens,
-                    input_tokens=0,
-                    output_tokens_asked=turn.output_tokens,
-                    failure=failure,
-                )
+        return [
+            RequestRecord(
+                run=self._run,
+                phase=self._phase,
+                session=answer.tag,
+                turn=number,
+                released_ns=answer.end_ns,
+                sent_ns=None,
+                end_ns=answer.end_ns,
+                arrivals=(),
+                new_tokens=turn.new_tokens,
+                input_tokens=0,
+                output_tokens_asked=turn.output_tokens,
+                failure=failure,
             )
+            for number, turn in enumerate(state.session.turns)
+            if number > state.turn
+        ]

@@ -55,8 +55,8 @@ class RequestRecord:
     phase: Phase
     session: int
     turn: int
-    ready_ns: int
-    """When the load model let it go: its session's turn had come. Never after `sent_ns`."""
+    released_ns: int
+    """The moment that let it go: the start of the run, or the end of the answer it waited for."""
     sent_ns: int | None
     """Just before the first byte was handed to the kernel; None if it never was."""
     end_ns: int

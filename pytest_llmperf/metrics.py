@@ -1,0 +1,172 @@
+"""Every metric: its name, its unit, which way is better, and its formula over one run.
+
+A formula returns None where something it needs was not measured. Only requests that were answered
+enter; a run with a failed request is invalid as a whole, so that failing fast cannot look fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from pytest_llmperf.clock import seconds_between
+from pytest_llmperf.records import RequestRecord, RunRecord
+from pytest_llmperf.stats import Sample
+from pytest_llmperf.units import RATIO, REQUESTS_PER_SECOND, SECONDS, TOKENS_PER_SECOND
+
+
+def ttft_s(request: RequestRecord) -> float | None:
+    """Time to first token: from the send to the first generated token."""
+    if request.sent_ns is None or request.first_token_ns is None:
+        return None
+    return seconds_between(request.sent_ns, request.first_token_ns)
+
+
+def e2e_s(request: RequestRecord) -> float | None:
+    """End to end: from the send to the last generated token."""
+    if request.sent_ns is None or request.last_token_ns is None:
+        return None
+    return seconds_between(request.sent_ns, request.last_token_ns)
+
+
+def tpot_s(request: RequestRecord) -> float | None:
+    """Time per output token, the first left out: (last - first token) / (output tokens - 1)."""
+    tokens = request.output_tokens
+    if tokens is None or tokens < 2 or request.first_token_ns is None or request.last_token_ns is None:
+        return None
+    return seconds_between(request.first_token_ns, request.last_token_ns) / (tokens - 1)
+
+
+def itl_s(request: RequestRecord) -> Iterator[float]:
+    """Inter-token latency: each gap between two token arrivals; tokens of one chunk arrive together.
+
+    Nothing where the server does not say how many tokens a chunk holds.
+    """
+    arrivals = request.arrivals
+    if any(arrival.tokens is None for arrival in arrivals):
+        return
+    for index, arrival in enumerate(arrivals):
+        together = (arrival.tokens or 1) - 1
+        yield from (0.0,) * together
+        if index:
+            yield seconds_between(arrivals[index - 1].at_ns, arrival.at_ns)
+
+
+def _one(formula: Callable[[RequestRecord], float | None], request: RequestRecord) -> Iterator[float]:
+    value = formula(request)
+    if value is not None:
+        yield value
+
+
+LATENCIES: dict[str, Callable[[RequestRecord], Iterable[float]]] = {
+    "ttft": partial(_one, ttft_s),
+    "tpot": partial(_one, tpot_s),
+    "itl": itl_s,
+    "e2e": partial(_one, e2e_s),
+}
+"""What each request contributes to the distribution of that name, in seconds."""
+
+STATISTICS: dict[str, Callable[[Sample], float]] = {
+    "mean": lambda sample: sample.mean,
+    "p50": lambda sample: sample.p50,
+    "p90": lambda sample: sample.p90,
+    "p95": lambda sample: sample.p95,
+    "p99": lambda sample: sample.p99,
+}
+
+
+def latency(name: str, requests: Iterable[RequestRecord]) -> Sample:
+    """The distribution `name` over the answered requests, seconds."""
+    values = tuple(value for request in requests if request.ok for value in LATENCIES[name](request))
+    return Sample(values, of=name.upper())
+
+
+def duration_s(run: RunRecord) -> float | None:
+    """From the first send to the last answer's end."""
+    sent = [request.sent_ns for request in run.requests if request.sent_ns is not None]
+    if not sent:
+        return None
+    return seconds_between(min(sent), max(request.end_ns for request in run.requests))
+
+
+def output_tokens(run: RunRecord) -> int | None:
+    """Generated tokens; None where the server does not count them."""
+    return _total(request.output_tokens for request in run.requests if request.ok)
+
+
+def input_tokens(run: RunRecord) -> int | None:
+    """Input tokens of the answered requests, as they were sent."""
+    return _total(request.input_tokens for request in run.requests if request.ok)
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if not known or None in known else sum(count for count in known if count is not None)
+
+
+def _rate(amount: float | None, seconds: float | None) -> float | None:
+    return amount / seconds if amount is not None and seconds else None
+
+
+def output_throughput(run: RunRecord) -> float | None:
+    """Generated tokens per second."""
+    return _rate(output_tokens(run), duration_s(run))
+
+
+def total_throughput(run: RunRecord) -> float | None:
+    """Input and generated tokens per second."""
+    inputs, outputs = input_tokens(run), output_tokens(run)
+    return None if inputs is None or outputs is None else _rate(inputs + outputs, duration_s(run))
+
+
+def request_throughput(run: RunRecord) -> float | None:
+    """Answered requests per second."""
+    return _rate(sum(request.ok for request in run.requests), duration_s(run))
+
+
+def cache_hit_rate(run: RunRecord) -> float | None:
+    """Share of the prompt tokens looked up that came from any cache tier, by the engine's counters."""
+    hits, queried = run.cache.hit_tokens, run.cache.queried_tokens
+    return _rate(hits, queried)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number of a run."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    formula: Callable[[RunRecord], float | None]
+
+    def stored(self, value: float) -> float:
+        """As pytest-benchmark keeps it, where lower is always better: throughput is seconds per token.
+
+        Its own inverse.
+        """
+        return 1 / value if self.higher_is_better else value
+
+
+def _latency_statistic(name: str, statistic: str, run: RunRecord) -> float | None:
+    sample = latency(name, run.requests)
+    return STATISTICS[statistic](sample) if sample.count else None
+
+
+_ALL = (
+    *(
+        Metric(f"{name}_{statistic}", SECONDS, False, partial(_latency_statistic, name, statistic))
+        for name in LATENCIES
+        for statistic in STATISTICS
+    ),
+    Metric("duration", SECONDS, False, duration_s),
+    Metric("request_throughput", REQUESTS_PER_SECOND, True, request_throughput),
+    Metric("output_throughput", TOKENS_PER_SECOND, True, output_throughput),
+    Metric("total_throughput", TOKENS_PER_SECOND, True, total_throughput),
+    Metric("cache_hit_rate", RATIO, True, cache_hit_rate),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+GATED_BY_DEFAULT = ("ttft_p50", "tpot_p50", "output_throughput")
+"""Medians and throughput: p99 of 500 requests is 3.6 times noisier than p50 from run to run."""

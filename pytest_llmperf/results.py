@@ -1,0 +1,277 @@
+"""What a test gets to see of a measurement.
+
+Every figure is computed from the records when it is asked for; one that was not measured is None,
+and a statistic of no samples raises `NoSamplesError`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf import metrics
+from pytest_llmperf.clock import NS_PER_S
+from pytest_llmperf.records import CacheCounters, RequestRecord, RunRecord
+from pytest_llmperf.stats import Sample
+
+if TYPE_CHECKING:
+    from pytest_llmperf.gate import Judgement, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Latency distributions of some requests, seconds."""
+
+    requests: tuple[RequestRecord, ...]
+
+    @property
+    def ttft(self) -> Sample:
+        return metrics.latency("ttft", self.requests)
+
+    @property
+    def tpot(self) -> Sample:
+        return metrics.latency("tpot", self.requests)
+
+    @property
+    def itl(self) -> Sample:
+        return metrics.latency("itl", self.requests)
+
+    @property
+    def e2e(self) -> Sample:
+        return metrics.latency("e2e", self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheResult:
+    """Where prompt tokens came from, by the engine's own counters; None where it does not say."""
+
+    hit_rate: float | None
+    """Share of the prompt tokens that any tier served."""
+    offloaded_bytes: int | None
+    restored_bytes: int | None
+    tiers: dict[str, int] | None
+    """Prompt tokens by source: gpu, host, disk, external, recomputed."""
+    preemptions: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientResult:
+    """How far the client's own delays may have reached into the figures, seconds."""
+
+    lag_p99_s: float | None
+    """How long the event loop was away from its sockets: the most by which a stamp can be late."""
+    sent_late_p99_s: float | None
+    """From the moment that released a request to its send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """Whether the figures may be believed; true if there is no reason against it."""
+
+    reasons: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.reasons
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons) or "valid"
+
+
+class Figures:
+    """The figures of some runs taken together."""
+
+    def __init__(self, records: Sequence[RunRecord], slo: Mapping[str, float] | None = None) -> None:
+        self.records = tuple(records)
+        self.slo = slo
+        self._latencies = Latencies(tuple(request for run in records for request in run.requests))
+
+    @property
+    def ttft(self) -> Sample:
+        """Time to first token."""
+        return self._latencies.ttft
+
+    @property
+    def tpot(self) -> Sample:
+        """Time per output token, the first left out."""
+        return self._latencies.tpot
+
+    @property
+    def itl(self) -> Sample:
+        """Gaps between token arrivals."""
+        return self._latencies.itl
+
+    @property
+    def e2e(self) -> Sample:
+        """From the send to the last token."""
+        return self._latencies.e2e
+
+    @property
+    def by_round(self) -> tuple[Latencies, ...]:
+        """The latencies of each round (turn number) by itself."""
+        requests = self._latencies.requests
+        rounds = 1 + max((request.turn for request in requests), default=-1)
+        return tuple(Latencies(tuple(r for r in requests if r.turn == number)) for number in range(rounds))
+
+    @property
+    def requests(self) -> int:
+        """Requests that should have been answered."""
+        return len(self._latencies.requests)
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Requests without an answer, by kind."""
+        return dict(Counter(r.failure.kind for r in self._latencies.requests if r.failure is not None))
+
+    @property
+    def duration_s(self) -> float | None:
+        """Measured time, the runs added up."""
+        return _sum([metrics.duration_s(run) for run in self.records])
+
+    @property
+    def request_throughput(self) -> float | None:
+        """Answered requests per second."""
+        return self._per_second(sum(request.ok for request in self._latencies.requests))
+
+    @property
+    def output_throughput(self) -> float | None:
+        """Generated tokens per second."""
+        return self._per_second(_sum([metrics.output_tokens(run) for run in self.records]))
+
+    @property
+    def total_throughput(self) -> float | None:
+        """Input and generated tokens per second."""
+        counts = [count(run) for run in self.records for count in (metrics.input_tokens, metrics.output_tokens)]
+        return self._per_second(_sum(counts))
+
+    @property
+    def goodput(self) -> float | None:
+        """Requests per second that met every limit of `slo`; None where none was given."""
+        if self.slo is None:
+            return None
+        return self._per_second(sum(_meets(request, self.slo) for request in self._latencies.requests))
+
+    @property
+    def cache(self) -> CacheResult:
+        """Where prompt tokens came from."""
+        counters = [run.cache for run in self.records]
+        queried = _sum([c.queried_tokens for c in counters])
+        hits = _sum([c.hit_tokens for c in counters])
+        return CacheResult(
+            hit_rate=hits / queried if hits is not None and queried else None,
+            offloaded_bytes=_whole(_sum([c.offloaded_bytes for c in counters])),
+            restored_bytes=_whole(_sum([c.restored_bytes for c in counters])),
+            tiers=_tiers(counters),
+            preemptions=_whole(_sum([c.preemptions for c in counters])),
+        )
+
+    @property
+    def client(self) -> ClientResult:
+        """The client's own delays."""
+        busy = Sample(tuple(ns / NS_PER_S for run in self.records for ns in run.client.busy_ns), "client lag")
+        late = Sample(
+            tuple(
+                (request.sent_ns - request.released_ns) / NS_PER_S
+                for request in self._latencies.requests
+                if request.sent_ns is not None
+            ),
+            "send lateness",
+        )
+        return ClientResult(
+            lag_p99_s=busy.p99 if busy.count else None, sent_late_p99_s=late.p99 if late.count else None
+        )
+
+    def value(self, metric: metrics.Metric) -> list[float | None]:
+        """The metric of each run, in their order."""
+        return [metric.formula(run) for run in self.records]
+
+    def _per_second(self, amount: float | None) -> float | None:
+        seconds = self.duration_s
+        return amount / seconds if amount is not None and seconds else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a measurement is of; two results are compared only where this allows it."""
+
+    test: str
+    """The test's node id."""
+    name: str | None
+    """The measurement's name within the test, if it has several."""
+    hardware_key: str
+    workload: str
+    workload_digest: str
+    load: str
+    cache: str
+    engine_kind: str
+    engine_identity: dict[str, Any]
+    engine_words: dict[str, Any]
+    engine: dict[str, Any]
+
+    @property
+    def measurement(self) -> str:
+        """The key under which the measurement is found again: node id and name."""
+        return self.test if self.name is None else f"{self.test}::{self.name}"
+
+
+class PerfResult(Figures):
+    """The result of one `llm_perf` call.
+
+    `runs`: the figures of each run by itself. `verdict`: None where nothing is judged.
+    """
+
+    gpu: None = None
+    """GPU telemetry; None, as none is taken."""
+
+    def __init__(
+        self,
+        records: Sequence[RunRecord],
+        *,
+        provenance: Provenance,
+        validity: Validity,
+        slo: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(records, slo)
+        self.provenance = provenance
+        self.validity = validity
+        self.judgement: Judgement | None = None
+
+    @property
+    def runs(self) -> tuple[Figures, ...]:
+        return tuple(Figures([record], self.slo) for record in self.records)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """PASS, REGRESSED, ...; None where the gate is off or benchmarks are disabled."""
+        return None if self.judgement is None else self.judgement.verdict
+
+    @property
+    def workload_digest(self) -> str:
+        return self.provenance.workload_digest
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """The sum, or None where nothing is there or a part is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _tiers(counters: Sequence[CacheCounters]) -> dict[str, int] | None:
+    total: Counter[str] = Counter()
+    for counter in counters:
+        if counter.tokens_by_tier is None:
+            return None
+        total.update(counter.tokens_by_tier)
+    return dict(total) if counters else None
+
+
+def _meets(request: RequestRecord, slo: Mapping[str, float]) -> bool:
+    """Whether every limit holds; one that does not apply (TPOT of a single token) does."""
+    if not request.ok or request.output_tokens is None:
+        return False
+    return all(max(metrics.LATENCIES[name](request), default=limit) <= limit for name, limit in slo.items())
