@@ -1,1 +1,48 @@
+"""pytest-llmperf: performance-regression tests of LLM serving.
 
+The public names are imported when they are first used, so that having the package installed costs
+a pytest run next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_llmperf.gate import Verdict
+    from pytest_llmperf.load import closed_loop, round_robin
+    from pytest_llmperf.results import PerfResult
+    from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
+
+_HOMES = {
+    "PerfResult": "pytest_llmperf.results",
+    "Verdict": "pytest_llmperf.gate",
+    "closed_loop": "pytest_llmperf.load",
+    "multi_round": "pytest_llmperf.workloads",
+    "round_robin": "pytest_llmperf.load",
+    "shared_prefix": "pytest_llmperf.workloads",
+    "single_turn": "pytest_llmperf.workloads",
+}
+
+__all__ = [
+    "PerfResult",
+    "Verdict",
+    "closed_loop",
+    "multi_round",
+    "round_robin",
+    "shared_prefix",
+    "single_turn",
+]
+
+__version__ = "0.1.0.dev0"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

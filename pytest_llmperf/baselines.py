@@ -111,7 +111,7 @@ class Baselines:
         folder.mkdir(parents=True, exist_ok=True)
         numbers = [int(found.group(1)) for path in folder.iterdir() if (found := _NUMBERED.fullmatch(path.name))]
         path = folder / f"{max(numbers, default=0) + 1:04d}_{name}.json"
-        text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
         descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
@@ -208,4 +208,6 @@ def _test_of(measurement: str, tests: set[str]) -> str | None:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     """How the engine's words differ, for the reader: `prefix_caching True -> False`."""
     words = sorted(set(before) | set(now))
-    return tuple(f"{word} {before.get(word)!r} -> {now.get(word)!r}" for word in words if before.get(word) != now.get(word))
+    return tuple(
+        f"{word} {before.get(word)!r} -> {now.get(word)!r}" for word in words if before.get(word) != now.get(word)
+    )

@@ -1,20 +1,20 @@
 """Every exception and warning of the package.
 
-    LLMPerfError
-    ├── ConfigurationError       what was asked cannot be done as it was asked
-    │   └── MissingPackageError  a package is needed that is not installed
-    ├── EngineError              the engine, not the test, is at fault
-    │   ├── EngineStartError     it never became ready
-    │   ├── EngineDiedError      it was ready, and its process has ended
-    │   └── EngineAnswerError    it answers, but not as the protocol says
-    ├── NoSamplesError           a statistic was asked of nothing
-    └── BaselineError            a stored result cannot be used
+LLMPerfError
+├── ConfigurationError       what was asked cannot be done as it was asked
+│   └── MissingPackageError  a package is needed that is not installed
+├── EngineError              the engine, not the test, is at fault
+│   ├── EngineStartError     it never became ready
+│   ├── EngineDiedError      it was ready, and its process has ended
+│   └── EngineAnswerError    it answers, but not as the protocol says
+├── NoSamplesError           a statistic was asked of nothing
+└── BaselineError            a stored result cannot be used
 
-    LLMPerfWarning
-    ├── NoBaselineWarning        nothing to compare with
-    ├── InconclusiveWarning      the comparison could not have seen what it was asked to see
-    ├── RegressionWarning        a regression that the gate was told not to fail
-    └── NotMeasuredWarning       the workload ran, and nothing was recorded
+LLMPerfWarning
+├── NoBaselineWarning        nothing to compare with
+├── InconclusiveWarning      the comparison could not have seen what it was asked to see
+├── RegressionWarning        a regression that the gate was told not to fail
+└── NotMeasuredWarning       the workload ran, and nothing was recorded
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ that a verdict given when a test ends can only be sharpened by what the session 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,6 +37,9 @@ class Verdict(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+
+_Pair = tuple[str, str]
+"""A measurement and one of its metrics."""
 
 # A measurement's verdict is the last of these that any of its metrics has.
 _SEVERITY = tuple(Verdict)
@@ -137,12 +140,9 @@ class Gate:
             return
         stored = found.entry.stored_values
         baseline = _typical(stored, metric)
-        counts = {"base_runs": len(stored), "new_runs": len(usable)}
-        if min(counts.values()) < 2:
+        if min(len(stored), len(usable)) < 2:
             note = "one run on a side has no spread to compare with; use --llmperf-runs 2 or more, better 5"
-            finding = Finding(
-                metric=metric, verdict=Verdict.INCONCLUSIVE, baseline=baseline, now=now, note=note, **counts
-            )
+            finding = Finding(metric=metric, verdict=Verdict.INCONCLUSIVE, baseline=baseline, now=now, note=note)
             self._fixed[key].append(finding)
             return
         comparison = pooled_t([math.log(v) for v in stored], [math.log(metric.stored(v)) for v in usable])
@@ -166,17 +166,17 @@ class Gate:
             verdict=verdict,
             findings=tuple(findings),
             against=", ".join(path.name for path in matches) or None,
-            doubts=tuple(f"the engine differs: {d}" for m in matches.values() for d in m.differences),
+            doubts=(*result.doubts, *(f"the engine differs: {d}" for m in matches.values() for d in m.differences)),
             advice=_ADVICE.get(verdict),
         )
 
-    def _rejected(self) -> tuple[set[object], set[object]]:
+    def _rejected(self) -> tuple[set[_Pair], set[_Pair]]:
         """Which (measurement, metric) pairs are worse, and which better, family-wise."""
         tests = {(key, name): test for key, group in self._tests.items() for name, test in group.items()}
         size = self.family_size
-        worse: Mapping[tuple[str, str], float] = {k: test.comparison.p_worse for k, test in tests.items()}
+        worse = {k: test.comparison.p_worse for k, test in tests.items()}
         better = {k: test.comparison.p_better for k, test in tests.items()}
-        return set(holm(worse, size, self.alpha)), set(holm(better, size, self.alpha))
+        return holm(worse, size, self.alpha), holm(better, size, self.alpha)
 
     def _finding(self, test: _Test, *, worse: bool, better: bool) -> Finding:
         metric, comparison = METRICS[test.criterion.metric], test.comparison

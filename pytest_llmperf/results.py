@@ -218,7 +218,8 @@ class Provenance:
 class PerfResult(Figures):
     """The result of one `llm_perf` call.
 
-    `runs`: the figures of each run by itself. `verdict`: None where nothing is judged.
+    `runs`: the figures of each run by itself. `verdict`: None where nothing is judged. `doubts`:
+    what a reader should know although the figures stand.
     """
 
     gpu: None = None
@@ -231,10 +232,12 @@ class PerfResult(Figures):
         provenance: Provenance,
         validity: Validity,
         slo: Mapping[str, float] | None = None,
+        doubts: tuple[str, ...] = (),
     ) -> None:
         super().__init__(records, slo)
         self.provenance = provenance
         self.validity = validity
+        self.doubts = doubts
         self.judgement: Judgement | None = None
 
     @property

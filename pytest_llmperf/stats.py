@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import special
@@ -18,6 +19,8 @@ from pytest_llmperf.errors import NoSamplesError
 
 POWER = 0.8
 """Probability with which a change of the smallest detectable size is found."""
+
+Name = TypeVar("Name", bound=Hashable)
 
 MANY_RUNS = 200
 """More runs than this are not proposed: lowering the noise is cheaper."""
@@ -131,13 +134,13 @@ def pooled_t(base: Sequence[float], new: Sequence[float]) -> Comparison:
     )
 
 
-def holm(p_values: Mapping[Hashable, float], family_size: int, alpha: float) -> set[Hashable]:
+def holm(p_values: Mapping[Name, float], family_size: int, alpha: float) -> set[Name]:
     """The hypotheses that Holm's step-down rejects at family-wise level `alpha`.
 
     `family_size` may exceed the number of p-values: what is not known yet counts as not rejected,
     so that a later p-value can only add to the rejections, never take one back.
     """
-    rejected: set[Hashable] = set()
+    rejected: set[Name] = set()
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         if p > alpha / max(1, family_size - rank):
             break

@@ -109,7 +109,7 @@ class _Connection:
             return
         headers = self.exchange.headers
         if len(headers) >= _MAX_HEADERS:
-            raise ValueError("more than %d header lines" % _MAX_HEADERS)
+            raise ValueError(f"more than {_MAX_HEADERS} header lines")
         key = name.decode("latin-1").lower()
         headers[key] = value.decode("latin-1")
         self.framed = self.framed or key in ("content-length", "transfer-encoding")
@@ -288,7 +288,9 @@ class HttpClient:
         if exchange is not None and exchange.status is not None and not connection.framed:
             self._finish(connection, None)  # HTTP/1.0 style: the body ends with the connection
         else:
-            self._finish(connection, Failure("connection_closed", "the server closed it before the answer was complete"))
+            self._finish(
+                connection, Failure("connection_closed", "the server closed it before the answer was complete")
+            )
 
     def _expire(self, now_ns: int) -> None:
         limit_ns = now_ns - int(self.silence_s * NS_PER_S)

@@ -18,6 +18,7 @@ from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.records import Arrival, CacheCounters, Failure
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """What engine is wanted: the words of the `llm_engine` mark, checked.
@@ -74,7 +75,7 @@ def parse_spec(kind: str, words: Mapping[str, object], accepted: frozenset[str])
         if word not in accepted:
             problems.append(f"{kind}: unknown word {word!r}; {_hint(word, accepted)}")
         elif value is not None:
-            expected, convert = _WORDS[word]
+            expected, convert = WORDS[word]
             try:
                 checked[word] = convert(value)
             except (TypeError, ValueError):
@@ -126,7 +127,7 @@ def _environment(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((str(name), str(content)) for name, content in value.items()))
 
 
-_WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
+WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "model": ("a model's name or folder", _text),
     "dtype": ("a name such as 'bfloat16'", _text),
     "kv_cache_dtype": ("a name such as 'fp8'", _text),
@@ -140,9 +141,9 @@ _WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "executable": ("the path of a Python", _text),
 }
 
-COMMON_WORDS = frozenset(_WORDS) - {"url", "executable"}
+COMMON_WORDS = frozenset(WORDS) - {"url", "executable"}
 
-assert set(_WORDS) == {field.name for field in fields(EngineSpec)} - {"kind"}
+assert set(WORDS) == {field.name for field in fields(EngineSpec)} - {"kind"}
 
 
 TOKEN_IDS = range(1000, 2048)

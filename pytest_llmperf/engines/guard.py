@@ -10,6 +10,7 @@ group is killed. Standard output carries two lines back: `pid N` and, as soon as
 goes to this process's standard error, which the owner points at the log file.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -23,6 +24,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> int:
+    """Guard one server; see the module."""
     grace_s, command = float(sys.argv[1]), sys.argv[2:]
     # Handlers, not SIG_IGN: an ignored signal would stay ignored in the server.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
@@ -34,7 +36,7 @@ def main() -> int:
     try:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
     except OSError as error:
-        print(f"cannot run {command[0]}: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"cannot run {command[0]}: {error}\n")
         tell("exit 127")
         return 0
     tell(f"pid {server.pid}")
@@ -53,10 +55,9 @@ def become_subreaper() -> None:
 
 
 def tell(line: str) -> None:
-    try:
+    """Write a line to the owner, who may be gone; that is why we are still here."""
+    with contextlib.suppress(BrokenPipeError):
         os.write(1, f"{line}\n".encode())
-    except BrokenPipeError:  # the owner is gone, which is why we are still here
-        pass
 
 
 class Guard:

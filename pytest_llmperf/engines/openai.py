@@ -122,7 +122,9 @@ class OpenAIServer:
             raise ConfigurationError(msg)
         name = next(iter(models)) if wanted is None else wanted
         if name not in models:
-            msg = f"{self.address} does not have the model {name!r}; it serves {_list(models)} (--llmperf-model sets it)"
+            msg = (
+                f"{self.address} does not have the model {name!r}; it serves {_list(models)} (--llmperf-model sets it)"
+            )
             raise ConfigurationError(msg)
         self.model = name
         limit = models[name].get("max_model_len")

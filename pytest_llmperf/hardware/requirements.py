@@ -46,7 +46,9 @@ class Requirement:
         return f"{self.count or 1} x {what}{suffix}"
 
 
-def requirement_of(part_marks: Sequence[str], gpu_marks: Sequence[tuple[tuple[object, ...], Mapping[str, object]]]) -> Requirement:
+def requirement_of(
+    part_marks: Sequence[str], gpu_marks: Sequence[tuple[tuple[object, ...], Mapping[str, object]]]
+) -> Requirement:
     """Combine the parts' marks and the `gpu(...)` marks of one test.
 
     Raises `ConfigurationError` that lists every unknown or unusable argument.

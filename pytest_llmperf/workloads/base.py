@@ -79,6 +79,11 @@ class Workload(Protocol):
         ...
 
     @property
+    def token_ids(self) -> range:
+        """The ids that are drawn from."""
+        ...
+
+    @property
     def digest(self) -> str:
         """Names the workload: equal for equal ids, sessions and schedule. Free of the namespace."""
         ...

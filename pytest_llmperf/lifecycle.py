@@ -1,0 +1,246 @@
+"""What the plugin's hooks do, from the end of collection to the summary."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmperf import marks
+from pytest_llmperf.clock import RealClock, timestamp
+from pytest_llmperf.errors import (
+    ConfigurationError,
+    InconclusiveWarning,
+    NoBaselineWarning,
+    NotMeasuredWarning,
+    RegressionWarning,
+)
+from pytest_llmperf.gate import Criterion, Verdict
+from pytest_llmperf.hardware import Hardware, declared, detect
+from pytest_llmperf.options import GateMode, Options
+from pytest_llmperf.reports import benchmark, outcome, terminal, text
+from pytest_llmperf.session import checked_request
+from pytest_llmperf.suite import Measured, PlannedTest, Suite
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_llmperf.engines import Engine
+    from pytest_llmperf.load import Load
+    from pytest_llmperf.results import PerfResult
+    from pytest_llmperf.workloads import Workload
+
+_UNMET_KEY = pytest.StashKey[str]()
+_RESULTS_KEY = pytest.StashKey["list[PerfResult]"]()
+
+
+class Lifecycle:
+    """One pytest session that has performance tests."""
+
+    def __init__(self, config: pytest.Config, options: Options, items: Sequence[pytest.Item]) -> None:
+        """Check everything that can be checked before anything is started.
+
+        Raises `ConfigurationError` listing every mistake.
+        """
+        self.options = options
+        self._config = config
+        self._rows: dict[str, list[benchmark.Row]] = {}
+        self._saved: list[Path] = []
+        self._notes: list[str] = []
+        clock = RealClock()
+        self._progress = terminal.Progress(config, clock)
+        hardware = detect() if options.hardware is None else declared(options.hardware)
+        problems: list[str] = []
+        self.suite = Suite(
+            options,
+            hardware,
+            self._plan(items, hardware, problems),
+            clock=clock,
+            output=options.output / f"{timestamp():%Y%m%d-%H%M%S}-{os.getpid()}",
+            progress=self._progress,
+            recording=not benchmark.is_disabled(config),
+            problems=problems,
+        )
+
+    def _plan(self, items: Sequence[pytest.Item], hardware: Hardware, problems: list[str]) -> list[PlannedTest]:
+        """Read the marks of each test; those that will be skipped are not planned."""
+        planned = []
+        for item in items:
+            try:
+                unmet = marks.requirement(item).unmet_by(hardware)
+                if unmet is not None:
+                    self._mark_unmet(item, unmet)
+                    continue
+                wants_engine = "llm_engine" in getattr(item, "fixturenames", ())
+                spec = marks.engine_spec(item, self.options) if wants_engine else None
+                planned.append(PlannedTest(nodeid=item.nodeid, spec=spec, criteria=marks.criteria(item)))
+            except ConfigurationError as error:
+                problems += [f"{item.nodeid}: {problem}" for problem in error.problems]
+        return planned
+
+    def _mark_unmet(self, item: pytest.Item, unmet: str) -> None:
+        reason = unmet
+        if self.options.url is not None:
+            reason += "; --llmperf-hardware KEY says what the server runs on"
+        item.stash[_UNMET_KEY] = reason
+        if not self.options.require_hardware:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+    def check_hardware(self, item: pytest.Item) -> None:
+        """Fail a test whose hardware is not there, where that was asked for."""
+        unmet = item.stash.get(_UNMET_KEY, None)
+        if unmet is not None and self.options.require_hardware:
+            pytest.fail(f"{unmet} (--llmperf-require-hardware)", pytrace=False)
+
+    def measured(self, item: pytest.Item, result: PerfResult, criteria: Sequence[Criterion]) -> None:
+        """Take a new result into pytest-benchmark's table, and warn of what was not judged."""
+        item.stash.setdefault(_RESULTS_KEY, []).append(result)
+        made = benchmark.rows(item, result, criteria)
+        self._rows[result.provenance.measurement] = made
+        session = benchmark.session_of(self._config)
+        if session is not None:
+            session.benchmarks.extend(made)
+
+    def complete_report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        """Give a test's report what its measurements and its hardware make of it."""
+        if call.when == "setup" and report.failed and item.stash.get(_UNMET_KEY, None) is not None:
+            outcome.make_failure(report)
+        if call.when != "call":
+            return
+        if report.failed:
+            self.suite.failed.add(item.nodeid)
+        error = call.excinfo.value if call.excinfo is not None else None
+        outcome.apply(report, error, item.stash.get(_RESULTS_KEY, []), self.options.gate)
+        self._progress.clear()
+
+    def test_done(self, item: pytest.Item) -> None:
+        """Let go of what only this test needed."""
+        self.suite.test_done(item.nodeid)
+
+    def finish(self, session: pytest.Session) -> None:
+        """Settle the verdicts, store what is to be stored, and leave no process behind."""
+        self.suite.close()
+        late = self.suite.review()
+        for result in late:
+            self._turn_red(session, result)
+        made = [row for rows in self._rows.values() for row in rows]
+        judgements = {
+            m.result.provenance.measurement: m.result.judgement
+            for m in self.suite.measured
+            if m.result.judgement is not None
+        }
+        benchmark.write_judgements(made, judgements)
+        if self.options.save_baseline is not None:
+            self._save(self.options.save_baseline)
+
+    def _turn_red(self, session: pytest.Session, result: PerfResult) -> None:
+        """A test that had passed is found regressed once all comparisons of the session are known.
+
+        Holm's rule grants the smallest p-values first, so a borderline one may need a later test's.
+        """
+        if self.options.gate not in (GateMode.FAIL, GateMode.STRICT):
+            return
+        nodeid = result.provenance.test
+        reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
+        reports = reporter.stats.get("passed", []) if reporter is not None else []
+        passed = [report for report in reports if report.nodeid == nodeid]
+        for report in passed:
+            reports.remove(report)
+        location = passed[0].location if passed else (nodeid.partition("::")[0], None, nodeid)
+        reason = "\n".join(text.measurement(result))
+        report = pytest.TestReport(nodeid, location, {}, "failed", reason, "call")
+        session.testsfailed += 1
+        session.config.hook.pytest_runtest_logreport(report=report)
+
+    def _save(self, name: str) -> None:
+        """Store the session's valid results; say which were left out and why."""
+
+        def document(key: str, group: Sequence[Measured]) -> dict[str, object]:
+            rows = [row for m in group for row in self._rows[m.result.provenance.measurement]]
+            return benchmark.document(rows, self.suite.hardware_by_key[key])
+
+        for measured in self.suite.measured:
+            if not self.suite.may_be_stored(measured.result):
+                self._notes.append(f"not stored: {text.verdict_line(measured.result)}")
+        try:
+            self._saved = self.suite.save_baselines(name, document)
+        except OSError as error:
+            self._notes.append(f"the baseline could not be written: {error}")
+
+    def describe_machine(self, machine_info: dict[str, Any]) -> None:
+        """Add the hardware to pytest-benchmark's machine information."""
+        benchmark.describe_machine(machine_info, self.suite.hardware)
+
+    def summarise(self, reporter: pytest.TerminalReporter) -> None:
+        terminal.summary(reporter, self.suite, self._saved, self._notes)
+
+
+class LLMPerf:
+    """What the fixture `llm_perf` gives to a test."""
+
+    def __init__(self, lifecycle: Lifecycle, item: pytest.Item) -> None:
+        self._lifecycle = lifecycle
+        self._item = item
+
+    def __call__(
+        self,
+        engine: Engine,
+        workload: Workload,
+        *,
+        load: Load | None = None,
+        runs: int | None = None,
+        warmup_runs: int | None = None,
+        cache: str = "as_is",
+        prefill_context: bool = False,
+        slo: Mapping[str, float] | None = None,
+        name: str | None = None,
+    ) -> PerfResult:
+        """Run the workload on the engine and return what was measured.
+
+        `load` defaults to `round_robin()`; `runs` and `warmup_runs` to the options. `cache` is the
+        state that each run begins with: "as_is", "cold", "primed" (each session's context sent
+        once, unmeasured; the same as `prefill_context=True`) or "evicted" (primed, then flooded).
+        `slo` gives limits in seconds by "ttft", "tpot", "itl", "e2e", for `goodput`. `name` tells
+        several measurements of one test apart.
+
+        The result is recorded when this returns; its verdict becomes the test's outcome. Raises
+        `ConfigurationError` for what cannot be measured and `EngineError` if the engine fails.
+        """
+        __tracebackhide__ = True
+        options, suite = self._lifecycle.options, self._lifecycle.suite
+        request = checked_request(
+            workload,
+            load=load,
+            runs=(options.runs if runs is None else runs) if suite.recording else 1,
+            warmup_runs=(options.warmup_runs if warmup_runs is None else warmup_runs) if suite.recording else 0,
+            cache=cache,
+            prefill_context=prefill_context,
+            slo=slo,
+            name=name,
+        )
+        result = suite.measure(self._item.nodeid, engine, request)
+        if suite.recording:
+            self._lifecycle.measured(self._item, result, suite.measured[-1].criteria)
+        _warn(result, options.gate, recording=suite.recording)
+        return result
+
+
+def _warn(result: PerfResult, mode: GateMode, *, recording: bool) -> None:
+    """Say, as a warning, what keeps a green test from meaning that all is well."""
+    name = result.provenance.measurement
+    if not recording:
+        reason = "pytest-benchmark is disabled (--benchmark-disable, or xdist is active)"
+        warnings.warn(NotMeasuredWarning(f"{name} ran once, unrecorded and unjudged: {reason}"), stacklevel=3)
+    if result.judgement is None:
+        return
+    notes = [finding.note for finding in result.judgement.findings if finding.note]
+    message = f"{result.verdict} {name}: {'; '.join(dict.fromkeys(notes))}"
+    if result.verdict is Verdict.NO_BASELINE and mode is not GateMode.STRICT:
+        warnings.warn(NoBaselineWarning(message), stacklevel=3)
+    elif result.verdict is Verdict.INCONCLUSIVE and mode is not GateMode.STRICT:
+        warnings.warn(InconclusiveWarning(message), stacklevel=3)
+    elif result.verdict is Verdict.REGRESSED and mode is GateMode.WARN:
+        warnings.warn(RegressionWarning(text.verdict_line(result)), stacklevel=3)

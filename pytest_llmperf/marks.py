@@ -1,0 +1,95 @@
+"""What a test's marks say: the hardware it needs, the engine it wants, how it is gated."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.engines import EngineSpec, check_kind, make_spec, words_of
+from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.gate import DETECT, Criterion
+from pytest_llmperf.hardware import MARKS, Requirement, requirement_of
+from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.options import Options
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def requirement(item: pytest.Item) -> Requirement:
+    """The hardware that all marks of the test ask for together."""
+    parts = [mark.name for mark in item.iter_markers() if mark.name in MARKS]
+    return requirement_of(parts, [(mark.args, mark.kwargs) for mark in item.iter_markers("gpu")])
+
+
+def engine_spec(item: pytest.Item, options: Options) -> EngineSpec:
+    """The engine that the closest `llm_engine` mark names, as the options change it.
+
+    An option that puts another kind in place of the mark's own keeps the words that this kind
+    knows. Raises `ConfigurationError` listing every mistake.
+    """
+    mark = item.get_closest_marker("llm_engine")
+    marked_kind = _marked_kind(mark)
+    kind = "openai" if options.url else options.engine or marked_kind
+    if kind is None:
+        msg = (
+            "uses llm_engine, but has no llm_engine mark: add @pytest.mark.llm_engine('vllm', model=...), "
+            "or give --llmperf-engine KIND or --llmperf-url URL"
+        )
+        raise ConfigurationError(msg)
+    accepted = words_of(kind)
+    words: dict[str, Any] = dict(mark.kwargs) if mark else {}
+    if kind != marked_kind:
+        known = words_of(marked_kind) if marked_kind else frozenset()
+        words = {word: value for word, value in words.items() if word in accepted or word not in known}
+    words |= {word: value for word, value in options.overrides.items() if word in accepted}
+    words |= {word: value for word, value in (("url", options.url), ("model", options.model)) if value is not None}
+    return make_spec(kind, words)
+
+
+def _marked_kind(mark: pytest.Mark | None) -> str | None:
+    if mark is None:
+        return None
+    if len(mark.args) != 1 or not isinstance(mark.args[0], str):
+        msg = (
+            f"llm_engine takes the engine's kind and words for it, as in llm_engine('vllm', model=...), got {mark.args}"
+        )
+        raise ConfigurationError(msg)
+    kind: str = mark.args[0]
+    check_kind(kind)
+    return kind
+
+
+def criteria(item: pytest.Item) -> tuple[Criterion, ...]:
+    """What the test's `llm_gate` marks ask; empty where there is none and the defaults hold.
+
+    The closest mark wins where several name one metric. Raises `ConfigurationError` listing every
+    mistake.
+    """
+    found: dict[str, Criterion] = {}
+    problems = []
+    for mark in item.iter_markers("llm_gate"):
+        mistakes = _gate_problems(mark)
+        if mistakes:
+            problems += mistakes
+        else:
+            found.setdefault(mark.kwargs["metric"], Criterion(**mark.kwargs))
+    if problems:
+        raise ConfigurationError(*problems)
+    return tuple(found.values())
+
+
+def _gate_problems(mark: pytest.Mark) -> list[str]:
+    unknown = [word for word in mark.kwargs if word not in ("metric", "detect")]
+    if mark.args or unknown or "metric" not in mark.kwargs:
+        given = ", ".join([*map(repr, mark.args), *(f"{word}={value!r}" for word, value in mark.kwargs.items())])
+        return [f"llm_gate({given}): expected llm_gate(metric=NAME, detect=SHARE), detect being optional"]
+    problems = []
+    metric, detect = mark.kwargs["metric"], mark.kwargs.get("detect", DETECT)
+    if metric not in METRICS:
+        near = difflib.get_close_matches(str(metric), METRICS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        problems.append(f"llm_gate: unknown metric {metric!r}; {hint}accepted: {', '.join(METRICS)}")
+    if isinstance(detect, bool) or not isinstance(detect, (int, float)) or not 0 < detect < float("inf"):
+        problems.append(f"llm_gate: detect must be a positive share such as 0.1 for 10 %, got {detect!r}")
+    return problems

@@ -1,0 +1,273 @@
+"""The only reader of pytest options, ini settings and the environment.
+
+Every option has an ini twin of the same name with underscores: `--llmperf-runs 5` on the command
+line, `llmperf_runs = 5` in the configuration file. The command line wins.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class GateMode(str, Enum):
+    """What a verdict does to a test. INVALID_RUN is an error in every mode."""
+
+    OFF = "off"
+    WARN = "warn"
+    FAIL = "fail"
+    STRICT = "strict"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One `--llmperf-<name>`. `kind`: text, flag (no value) or list (may be repeated)."""
+
+    name: str
+    help: str
+    metavar: str | None = None
+    kind: str = "text"
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def flag(self) -> str:
+        return f"--llmperf-{self.name}"
+
+    @property
+    def key(self) -> str:
+        return f"llmperf_{self.name.replace('-', '_')}"
+
+
+OPTIONS = (
+    Option("engine", "engine kind to use instead of the one in the llm_engine mark", "KIND"),
+    Option("url", "measure the OpenAI-compatible server at URL (implies --llmperf-engine openai)", "URL"),
+    Option("model", "model to use instead of the one in the llm_engine mark", "MODEL"),
+    Option("set", "override one word of every engine specification, as in prefix_caching=false", "WORD=VALUE", "list"),
+    Option("hardware", "what the engine runs on, if it is not this machine: a key such as NVIDIA-GH200-96GB", "KEY"),
+    Option("require-hardware", "fail, instead of skip, a test whose GPU is not there", kind="flag"),
+    Option("runs", "measured runs per test (default: 5)", "N"),
+    Option("warmup-runs", "runs before them that are not measured (default: 1)", "N"),
+    Option("baselines", "folder of stored results (default: baselines, below the root directory)", "DIR"),
+    Option(
+        "gate",
+        "off: judge nothing; warn: only warn; fail: a regression fails its test, what could not be judged warns; "
+        "strict: that fails, too (default: fail)",
+        choices=tuple(mode.value for mode in GateMode),
+    ),
+    Option("save-baseline", "store this session's valid results under NAME, except regressed ones", "NAME"),
+    Option("output", "folder for server logs and records (default: .llmperf, below the root directory)", "DIR"),
+    Option("timeout", "seconds that a server may stay silent within a request (default: 300)", "SECONDS"),
+    Option("start-timeout", "seconds that a server may take to start (default: 900)", "SECONDS"),
+)
+
+API_KEY_VARIABLE = "LLMPERF_API_KEY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for, checked and in its final types."""
+
+    engine: str | None
+    url: str | None
+    model: str | None
+    overrides: dict[str, Any]
+    hardware: str | None
+    require_hardware: bool
+    runs: int
+    warmup_runs: int
+    baselines: Path
+    gate: GateMode
+    save_baseline: str | None
+    output: Path
+    cache: Path
+    timeout_s: float
+    start_timeout_s: float
+    api_key: str | None = field(repr=False)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option and its ini twin."""
+    group = parser.getgroup("llmperf", "performance tests of LLM serving")
+    for option in OPTIONS:
+        if option.kind == "flag":
+            group.addoption(option.flag, dest=option.key, action="store_true", default=None, help=option.help)
+            parser.addini(option.key, option.help, type="bool", default=False)
+        elif option.kind == "list":
+            group.addoption(option.flag, dest=option.key, action="append", metavar=option.metavar, help=option.help)
+            parser.addini(option.key, option.help, type="linelist", default=[])
+        else:
+            group.addoption(
+                option.flag, dest=option.key, metavar=option.metavar, choices=option.choices, help=option.help
+            )
+            parser.addini(option.key, option.help, default=None)
+
+
+def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> Options:
+    """Read and check everything. Raises `ConfigurationError` listing every mistake."""
+    reader = _Reader(config)
+    options = Options(
+        engine=reader.checked("engine", _engine, None),
+        url=reader.checked("url", _url, None),
+        model=reader.text("model"),
+        overrides=reader.overrides(),
+        hardware=reader.checked("hardware", _hardware, None),
+        require_hardware=reader.flag("require-hardware"),
+        runs=reader.checked("runs", _whole(1), 5),
+        warmup_runs=reader.checked("warmup-runs", _whole(0), 1),
+        baselines=reader.folder("baselines", "baselines"),
+        gate=reader.checked("gate", _gate, GateMode.FAIL),
+        save_baseline=reader.checked("save-baseline", _baseline_name, None),
+        output=reader.folder("output", ".llmperf"),
+        cache=_cache_folder(environ),
+        timeout_s=reader.checked("timeout", _seconds, 300.0),
+        start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
+        api_key=environ.get(API_KEY_VARIABLE) or None,
+    )
+    if options.url and options.engine not in (None, "openai"):
+        reader.problems.append(f"--llmperf-url goes with the engine openai, not with --llmperf-engine {options.engine}")
+    if reader.problems:
+        raise ConfigurationError(*reader.problems)
+    return options
+
+
+class _Reader:
+    """Reads options from the command line or else the ini file, and keeps the mistakes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self.problems: list[str] = []
+
+    def text(self, name: str) -> str | None:
+        option = _option(name)
+        given = self._config.getoption(option.key)
+        return given if given is not None else self._config.getini(option.key) or None
+
+    def checked(self, name: str, convert: Callable[[str], Any], default: Any) -> Any:
+        """The converted value; a mistake is noted and the default returned."""
+        text = self.text(name)
+        if text is None:
+            return default
+        try:
+            return convert(text)
+        except ConfigurationError as error:
+            self.problems += [f"{_option(name).flag}: {problem}" for problem in error.problems]
+            return default
+
+    def flag(self, name: str) -> bool:
+        option = _option(name)
+        return bool(self._config.getoption(option.key) or self._config.getini(option.key))
+
+    def folder(self, name: str, default: str) -> Path:
+        """From the command line relative to where pytest was called, else to the root directory."""
+        option = _option(name)
+        given = self._config.getoption(option.key)
+        if given is not None:
+            return Path(self._config.invocation_params.dir, given).resolve()
+        return Path(self._config.rootpath, self._config.getini(option.key) or default)
+
+    def overrides(self) -> dict[str, Any]:
+        option = _option("set")
+        words: dict[str, Any] = {}
+        for text in [*self._config.getini(option.key), *(self._config.getoption(option.key) or ())]:
+            word, separator, value = text.partition("=")
+            if not separator:
+                self.problems.append(f"{option.flag} {text!r}: expected WORD=VALUE, such as prefix_caching=false")
+                continue
+            words[word.strip()] = _literal(value.strip())
+        self.problems += _unknown_words(words)
+        return words
+
+
+def _option(name: str) -> Option:
+    return next(option for option in OPTIONS if option.name == name)
+
+
+def _literal(text: str) -> Any:
+    """A Python or JSON literal where it is one, else the text itself."""
+    for parse in (ast.literal_eval, json.loads):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def _unknown_words(words: Mapping[str, Any]) -> list[str]:
+    if not words:
+        return []
+    from pytest_llmperf.engines.base import WORDS  # noqa: PLC0415 - only a session that needs it pays for it
+
+    known = ", ".join(sorted(WORDS))
+    return [f"--llmperf-set: unknown word {word!r}; accepted: {known}" for word in words if word not in WORDS]
+
+
+def _engine(text: str) -> str:
+    from pytest_llmperf.engines import check_kind  # noqa: PLC0415 - as above
+
+    check_kind(text)
+    return text
+
+
+def _url(text: str) -> str:
+    from pytest_llmperf.client import Address  # noqa: PLC0415 - as above
+
+    Address.parse(text)
+    return text
+
+
+def _hardware(text: str) -> str:
+    from pytest_llmperf.hardware import declared  # noqa: PLC0415 - as above
+
+    declared(text)
+    return text
+
+
+def _baseline_name(text: str) -> str:
+    from pytest_llmperf.baselines import check_name  # noqa: PLC0415 - as above
+
+    check_name(text)
+    return text
+
+
+def _gate(text: str) -> GateMode:
+    try:
+        return GateMode(text)
+    except ValueError:
+        accepted = ", ".join(mode.value for mode in GateMode)
+        raise ConfigurationError(f"unknown mode {text!r}; accepted: {accepted}") from None
+
+
+def _whole(minimum: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise ConfigurationError(f"expected a whole number of at least {minimum}, got {text!r}")
+        return int(text)
+
+    return convert
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigurationError(f"expected a positive number of seconds, got {text!r}")
+    return value
+
+
+def _cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where generated models are kept, by the XDG convention."""
+    home = environ.get("XDG_CACHE_HOME") or str(Path("~", ".cache").expanduser())
+    return Path(home, "pytest-llmperf")

@@ -1,0 +1,175 @@
+"""pytest hooks and fixtures, a few lines each.
+
+Loaded in every pytest run of every environment that has the package installed, so it imports
+pytest, the standard library and two small modules of ours; the rest is imported when a session has
+performance tests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.options import Options, add_options, read_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+    from typing import Any
+
+    from pytest_llmperf.engines import Engine
+    from pytest_llmperf.hardware import Hardware
+    from pytest_llmperf.lifecycle import Lifecycle, LLMPerf
+
+OPTIONS_KEY = pytest.StashKey[Options]()
+LIFECYCLE_KEY = pytest.StashKey["Lifecycle"]()
+
+# The parts' names stand in hardware/parts.py, too, which is not imported here; a test compares them.
+PART_MARKS = ("gh200", "h100", "h200", "a100", "l4", "l40s", "rtx4090", "b200", "gb200")
+MARKS = (
+    "llm_engine(kind, **specification): the engine that the fixture llm_engine starts or reaches",
+    "llm_gate(metric=NAME, detect=0.1): gate this metric; a PASS must have been able to see that change",
+    "gpu(count=N, memory_gib=N, nvlink_c2c=BOOL): needs such GPUs; skips where they are not",
+    *(f"{part}: needs this GPU; skips where it is not" for part in PART_MARKS),
+)
+FIXTURES = frozenset({"llm_engine", "llm_engine_factory", "llm_perf", "gpu"})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in MARKS:
+        config.addinivalue_line("markers", line)
+    try:
+        config.stash[OPTIONS_KEY] = read_options(config)
+    except ConfigurationError as error:
+        raise pytest.UsageError(*error.problems) from None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Show measuring tests to pytest-benchmark as benchmarks while it applies `--benchmark-only`."""
+    measuring = [item for item in items if "llm_perf" in _fixtures_of(item)]
+    for item in measuring:
+        _fixtures_of(item).append("benchmark")
+    yield
+    for item in measuring:
+        _fixtures_of(item).remove("benchmark")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Plan what is going to run; nothing is imported for a session without performance tests."""
+    concerned = [item for item in session.items if _is_ours(item)]
+    if concerned:
+        from pytest_llmperf.lifecycle import Lifecycle  # noqa: PLC0415
+
+        config = session.config
+        try:
+            config.stash[LIFECYCLE_KEY] = Lifecycle(config, config.stash[OPTIONS_KEY], concerned)
+        except ConfigurationError as error:
+            raise pytest.UsageError(*error.problems) from None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    lifecycle = item.config.stash.get(LIFECYCLE_KEY, None)
+    if lifecycle is not None:
+        lifecycle.check_hardware(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    lifecycle = item.config.stash.get(LIFECYCLE_KEY, None)
+    if lifecycle is not None:
+        lifecycle.complete_report(item, call, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    result = yield
+    lifecycle = item.config.stash.get(LIFECYCLE_KEY, None)
+    if lifecycle is not None:
+        lifecycle.test_done(item)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Stop the engines and settle the verdicts, however the loop has ended."""
+    try:
+        return (yield)
+    finally:
+        lifecycle = session.config.stash.get(LIFECYCLE_KEY, None)
+        if lifecycle is not None:
+            lifecycle.finish(session)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    lifecycle = config.stash.get(LIFECYCLE_KEY, None)
+    if lifecycle is not None:
+        lifecycle.describe_machine(machine_info)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lifecycle = config.stash.get(LIFECYCLE_KEY, None)
+    if lifecycle is not None:
+        lifecycle.summarise(terminalreporter)
+
+
+@pytest.fixture
+def llm_engine(request: pytest.FixtureRequest) -> Engine:
+    """The engine of the `llm_engine` mark, shared by the tests with equal marks, started on first use."""
+    return _lifecycle(request).suite.engine_of(request.node.nodeid)
+
+
+@pytest.fixture
+def llm_engine_factory(request: pytest.FixtureRequest) -> Generator[Callable[..., Engine], None, None]:
+    """`llm_engine_factory(kind, **specification)` returns a started engine of this test's own."""
+    with _lifecycle(request).suite.engine_factory() as factory:
+        yield factory
+
+
+@pytest.fixture
+def llm_perf(request: pytest.FixtureRequest) -> LLMPerf:
+    """Measure a workload on an engine, record it, and judge it."""
+    from pytest_llmperf.lifecycle import LLMPerf  # noqa: PLC0415
+
+    return LLMPerf(_lifecycle(request), request.node)
+
+
+@pytest.fixture(scope="session")
+def gpu(request: pytest.FixtureRequest) -> Hardware:
+    """What NVML found on this machine: `gpus`, `key`, and in `problem` why there is none."""
+    return _lifecycle(request).suite.hardware
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(request: pytest.FixtureRequest) -> Path:
+    """The folder of a small random-weight Llama with tokenizer, made on first use and cached."""
+    from pytest_llmperf.engines import tiny_llama as model  # noqa: PLC0415
+
+    return model.ensure(request.config.stash[OPTIONS_KEY].cache)
+
+
+def _lifecycle(request: pytest.FixtureRequest) -> Lifecycle:
+    return request.config.stash[LIFECYCLE_KEY]
+
+
+def _fixtures_of(item: pytest.Item) -> list[str]:
+    """Names of the fixtures that a test uses; items of other plugins may have none."""
+    names: list[str] = getattr(item, "fixturenames", [])
+    return names
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    marked = any(mark.name == "gpu" or mark.name in PART_MARKS for mark in item.iter_markers())
+    return marked or not FIXTURES.isdisjoint(_fixtures_of(item))

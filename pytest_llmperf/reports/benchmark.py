@@ -1,0 +1,203 @@
+"""Results in pytest-benchmark's own form: rows of its table and its JSON.
+
+One benchmark per gated metric of a measurement; its `data` holds one value per run, throughput as
+seconds per token, so that lower is better everywhere. All names of pytest-benchmark that are not
+public are used here and nowhere else: `config._benchmarksession` with its `benchmarks` and
+`disabled`, and `stats.Metadata`, as of 4.0 to 5.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest_benchmark.plugin
+import pytest_benchmark.stats
+import pytest_benchmark.utils
+
+from pytest_llmperf.baselines import SCHEMA_VERSION, comparable
+from pytest_llmperf.clock import timestamp
+from pytest_llmperf.gate import Criterion, Finding, Judgement
+from pytest_llmperf.hardware import Hardware
+from pytest_llmperf.metrics import METRICS, STATISTICS, Metric
+from pytest_llmperf.results import Figures, Latencies, PerfResult
+from pytest_llmperf.stats import Sample
+
+if TYPE_CHECKING:
+    import pytest
+
+
+Row = Any
+"""A `pytest_benchmark.stats.Metadata`, which has no types."""
+
+
+def session_of(config: pytest.Config) -> Any:
+    """pytest-benchmark's session object; None with `-p no:benchmark`."""
+    return getattr(config, "_benchmarksession", None)
+
+
+def is_disabled(config: pytest.Config) -> bool:
+    """Whether pytest-benchmark measures nothing: `--benchmark-disable`, or xdist is active."""
+    session = session_of(config)
+    return session is not None and bool(session.disabled)
+
+
+@dataclass(slots=True)
+class _Fixture:
+    """What `Metadata` wants to know of a benchmark fixture."""
+
+    name: str
+    fullname: str
+    group: str
+    param: str | None
+    params: dict[str, Any] | None
+    extra_info: dict[str, Any] = field(default_factory=dict)
+    cprofile_stats: None = None
+    has_error: bool = False
+
+
+def rows(item: pytest.Item, result: PerfResult, criteria: Sequence[Criterion]) -> list[Row]:
+    """One row per gated metric that every run has; none for an invalid measurement."""
+    if not result.validity:
+        return []
+    made = []
+    for criterion in criteria:
+        metric = METRICS[criterion.metric]
+        values = [value for value in result.value(metric) if value is not None and value > 0]
+        if len(values) == len(result.records):
+            made.append(_row(item, result, metric, [metric.stored(value) for value in values]))
+    return made
+
+
+def _row(item: pytest.Item, result: PerfResult, metric: Metric, stored: Sequence[float]) -> Row:
+    provenance = result.provenance
+    callspec = getattr(item, "callspec", None)
+    suffix = metric.name if provenance.name is None else f"{provenance.name}::{metric.name}"
+    fixture = _Fixture(
+        name=f"{item.name}::{suffix}",
+        fullname=f"{provenance.measurement}::{metric.name}",
+        group=metric.name,
+        param=None if callspec is None else callspec.id,
+        params=None if callspec is None else dict(callspec.params),
+    )
+    fixture.extra_info["llmperf"] = {
+        "schema_version": SCHEMA_VERSION,
+        "measurement": provenance.measurement,
+        "metric": metric.name,
+        "unit": metric.unit,
+        "stored_as": "1/value" if metric.higher_is_better else "value",
+        "comparable": comparable(provenance),
+        "engine_words": provenance.engine_words,
+        "provenance": asdict(provenance),
+        "result": figures_json(result),
+    }
+    row = pytest_benchmark.stats.Metadata(fixture, 1, {"timer": "llmperf", "disable_gc": False, "warmup": False})
+    for value in stored:
+        row.update(value)
+    return row
+
+
+def write_judgements(made: Sequence[Row], judgements: Mapping[str, Judgement]) -> None:
+    """Put each measurement's final judgement into its rows."""
+    for row in made:
+        about = row.extra_info["llmperf"]
+        judgement = judgements.get(about["measurement"])
+        if judgement is not None:
+            about["judgement"] = judgement_json(judgement)
+
+
+def judgement_json(judgement: Judgement) -> dict[str, Any]:
+    """A judgement, absent numbers left out."""
+    return {
+        "verdict": judgement.verdict.value,
+        "against": judgement.against,
+        "findings": [_finding_json(finding) for finding in judgement.findings],
+        "doubts": list(judgement.doubts),
+        "advice": judgement.advice,
+    }
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    known = {
+        "baseline": finding.baseline,
+        "now": finding.now,
+        "change": finding.change,
+        "interval": None if finding.interval is None else list(finding.interval),
+        "p": finding.p,
+        "detectable": finding.detectable,
+        "base_runs": finding.base_runs,
+        "new_runs": finding.new_runs,
+        "note": finding.note,
+    }
+    given = {name: value for name, value in known.items() if value is not None}
+    return {"metric": finding.metric.name, "verdict": finding.verdict.value, **given}
+
+
+def figures_json(result: PerfResult) -> dict[str, Any]:
+    """The figures under the names that tests know; what was not measured is left out."""
+    return _known(
+        {
+            **_latencies_json(result),
+            **{name: getattr(result, name) for name in _SCALARS},
+            "requests": result.requests,
+            "errors": result.errors,
+            "by_round": [_known(_latencies_json(one)) for one in result.by_round],
+            "cache": _known(asdict(result.cache)),
+            "client": _known(asdict(result.client)),
+            "runs": [_run_json(run) for run in result.runs],
+            "validity": list(result.validity.reasons),
+            "doubts": list(result.doubts),
+        }
+    )
+
+
+_SCALARS = ("duration_s", "request_throughput", "output_throughput", "total_throughput", "goodput")
+
+
+def _latencies_json(source: Figures | Latencies) -> dict[str, Any]:
+    samples = {"ttft": source.ttft, "tpot": source.tpot, "itl": source.itl, "e2e": source.e2e}
+    return {name: _sample_json(sample) for name, sample in samples.items()}
+
+
+def _sample_json(sample: Sample) -> dict[str, Any] | None:
+    if not sample.count:
+        return None
+    return {"count": sample.count, **{name: statistic(sample) for name, statistic in STATISTICS.items()}}
+
+
+def _run_json(run: Figures) -> dict[str, Any]:
+    return _known({metric.name: run.value(metric)[0] for metric in METRICS.values()})
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def describe_machine(machine_info: dict[str, Any], hardware: Hardware) -> None:
+    """Add our part to pytest-benchmark's machine information, and take out what jitters.
+
+    The measured CPU frequency differs from run to run, which makes every comparison warn that the
+    machine is another one.
+    """
+    cpu = machine_info.get("cpu")
+    if isinstance(cpu, dict):
+        machine_info["cpu"] = {name: value for name, value in cpu.items() if not name.startswith("hz_actual")}
+    machine_info["llmperf"] = {
+        "schema_version": SCHEMA_VERSION,
+        "hardware_key": hardware.key,
+        "fingerprint": hardware.fingerprint(),
+    }
+
+
+def document(made: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
+    """A whole result file, as `--benchmark-json` would write it."""
+    machine_info = pytest_benchmark.plugin.pytest_benchmark_generate_machine_info()
+    describe_machine(machine_info, hardware)
+    return {
+        "machine_info": machine_info,
+        "commit_info": pytest_benchmark.utils.get_commit_info(None),
+        "benchmarks": [row.as_dict(include_data=True) for row in made],
+        "datetime": timestamp().isoformat(),
+        "version": pytest_benchmark.__version__,
+    }

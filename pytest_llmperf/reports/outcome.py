@@ -1,0 +1,64 @@
+"""A verdict as the outcome of its test, in pytest's own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.errors import EngineError
+from pytest_llmperf.gate import Verdict
+from pytest_llmperf.options import GateMode
+from pytest_llmperf.reports import text
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_llmperf.results import PerfResult
+
+_FAILING = {
+    GateMode.FAIL: (Verdict.REGRESSED,),
+    GateMode.STRICT: (Verdict.REGRESSED, Verdict.INCONCLUSIVE, Verdict.NO_BASELINE),
+}
+
+
+def apply(
+    report: pytest.TestReport, error: BaseException | None, results: Sequence[PerfResult], mode: GateMode
+) -> None:
+    """Turn the report of a test's call into what its measurements make of it.
+
+    An engine that failed and a measurement that is invalid are errors: the code under test was not
+    found wanting, it was not measured. They come before an assertion that failed on such figures.
+    """
+    invalid = [result for result in results if not result.validity]
+    if isinstance(error, EngineError):
+        make_error(report, f"{type(error).__name__}: {error}")
+    elif invalid:
+        if error is not None:
+            report.sections.append(("the test itself then failed", report.longreprtext))
+        make_error(report, _texts(invalid))
+    elif report.passed:
+        failing = [result for result in results if result.verdict in _FAILING.get(mode, ())]
+        if failing:
+            report.outcome = "failed"
+            report.longrepr = _texts(failing)
+    elif report.failed and results:
+        report.sections.append(("llmperf", _texts(results)))
+    for result in results:
+        if result.verdict is not None:
+            report.user_properties.append(("llmperf_verdict", str(result.verdict)))
+
+
+def make_error(report: pytest.TestReport, reason: str) -> None:
+    """Make an error of a call's report; pytest counts a failure outside the call as one."""
+    report.outcome = "failed"
+    report.when = "setup"
+    report.longrepr = reason
+
+
+def make_failure(report: pytest.TestReport) -> None:
+    """Make a failure of a setup's report: the opposite of `make_error`."""
+    report.when = "call"
+
+
+def _texts(results: Sequence[PerfResult]) -> str:
+    return "\n".join(line for result in results for line in text.measurement(result))

@@ -1,0 +1,91 @@
+"""The terminal: what is being waited for, and the summary of the performance tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.clock import Clock, seconds_between
+from pytest_llmperf.gate import Verdict
+from pytest_llmperf.reports import text
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_llmperf.results import PerfResult
+    from pytest_llmperf.suite import Suite
+
+_TTY_CHARACTERS = 79
+_REPEAT_S = 15.0
+"""In a log, a line that only says how long something takes is repeated this often."""
+
+_COLOURS = {
+    Verdict.PASS: {"green": True},
+    Verdict.IMPROVED: {"green": True},
+    Verdict.REGRESSED: {"red": True},
+    Verdict.INVALID_RUN: {"red": True},
+}
+
+
+class Progress:
+    """Says what a test is doing while it runs; nothing under `-q`.
+
+    A terminal gets one line that is rewritten, a log one line per step and a sign of life from
+    time to time.
+    """
+
+    def __init__(self, config: pytest.Config, clock: Clock) -> None:
+        self._reporter: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+        self._capture: Any = config.pluginmanager.get_plugin("capturemanager")
+        self._clock = clock
+        self._step: str | None = None
+        self._said_ns = 0
+        self._silent = config.get_verbosity() < 0
+
+    def __call__(self, what: str) -> None:
+        """`what`: a few words, a step and after a comma how long it has taken."""
+        if self._silent or self._reporter is None:
+            return
+        step, now_ns = what.partition(",")[0], self._clock.now_ns()
+        if self._reporter.isatty:
+            self._write(f"\r\x1b[K{what[:_TTY_CHARACTERS]}")
+        elif step != self._step or seconds_between(self._said_ns, now_ns) >= _REPEAT_S:
+            self._write(f"\nllmperf: {what}")
+            self._said_ns = now_ns
+        self._step = step
+
+    def clear(self) -> None:
+        """Make room for what pytest writes next."""
+        if self._step is not None and self._reporter is not None:
+            self._write("\r\x1b[K" if self._reporter.isatty else "\n")
+            self._step = None
+
+    def _write(self, what: str) -> None:
+        with self._capture.global_and_fixture_disabled() if self._capture else nullcontext():
+            if self._reporter is not None:
+                self._reporter.write(what, flush=True)
+
+
+def summary(reporter: pytest.TerminalReporter, suite: Suite, saved: Sequence[Path], notes: Sequence[str]) -> None:
+    """Print every measurement of the session, and one line that says what came of it."""
+    if not suite.measured and not notes:
+        return
+    reporter.write_sep("=", f"llmperf on {suite.hardware.key}")
+    for measured in suite.measured:
+        _measurement(reporter, measured.result)
+    for path in saved:
+        reporter.write_line(f"stored as baseline: {path}")
+    for note in notes:
+        reporter.write_line(note)
+    if suite.measured:
+        reporter.write_line(f"records and server logs: {suite.output}")
+
+
+def _measurement(reporter: pytest.TerminalReporter, result: PerfResult) -> None:
+    first, *rest = text.measurement(result)
+    colour = {} if result.verdict is None else _COLOURS.get(result.verdict, {"yellow": True})
+    reporter.write_line(first, **colour)
+    for line in rest:
+        reporter.write_line(line)

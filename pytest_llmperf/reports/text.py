@@ -1,0 +1,116 @@
+"""A measurement as plain text: the verdict, a table of the gated metrics, and what else bears on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pytest_llmperf import units
+from pytest_llmperf.gate import Finding
+from pytest_llmperf.results import Figures, PerfResult
+from pytest_llmperf.stats import Sample
+
+_HEADINGS = ("metric", "baseline", "now", "change", "interval", "could see", "p", "verdict")
+_ABSENT = "-"
+_ROUNDS_SHOWN = 12
+
+
+def measurement(result: PerfResult) -> Iterator[str]:
+    """All that the terminal says of one measurement, line by line."""
+    yield verdict_line(result)
+    yield from (f"  {line}" for line in findings_table(result))
+    yield from (f"  {line}" for line in figures(result))
+    judgement = result.judgement
+    if judgement is None:
+        yield from (f"  doubt: {doubt}" for doubt in result.doubts)
+        return
+    yield from (f"  {f.metric.name}: {f.note}" for f in judgement.findings if f.note is not None)
+    yield from (f"  doubt: {doubt}" for doubt in judgement.doubts if result.validity)
+    if judgement.advice is not None:
+        yield f"  what to do: {judgement.advice}"
+
+
+def verdict_line(result: PerfResult) -> str:
+    """`REGRESSED perf_tests/test_x.py::test_y, against 0001_main.json (5 + 5 runs)`."""
+    judgement, name = result.judgement, result.provenance.measurement
+    if not result.validity:
+        return f"INVALID_RUN {name}: {result.validity}"
+    if judgement is None:
+        return f"not judged {name} ({units.count(len(result.records), 'run')})"
+    if judgement.against is None:
+        return f"{judgement.verdict} {name} ({units.count(len(result.records), 'run')})"
+    counts = next((f"{f.base_runs} + {f.new_runs} runs" for f in judgement.findings if f.base_runs), "")
+    return f"{judgement.verdict} {name}, against {judgement.against} ({counts})"
+
+
+def findings_table(result: PerfResult) -> list[str]:
+    """One line per gated metric; a dash where there is no number."""
+    if result.judgement is None or not result.judgement.findings:
+        return []
+    rows = [_HEADINGS, *(_row(finding) for finding in result.judgement.findings)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    return [_aligned(row, widths) for row in rows]
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    unit = finding.metric.unit
+    return (
+        finding.metric.name,
+        _ABSENT if finding.baseline is None else units.quantity(finding.baseline, unit),
+        _ABSENT if finding.now is None else units.quantity(finding.now, unit),
+        _ABSENT if finding.change is None else units.change(finding.change),
+        _ABSENT if finding.interval is None else " .. ".join(map(units.change, finding.interval)),
+        _ABSENT if finding.detectable is None else units.change(finding.detectable),
+        _ABSENT if finding.p is None else units.probability(finding.p),
+        str(finding.verdict),
+    )
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, numbers to the right, the verdict last and unpadded."""
+    name, *numbers, verdict = row
+    cells = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=False))]
+    return "  ".join([*cells, verdict])
+
+
+def figures(result: Figures) -> Iterator[str]:
+    """The measured figures in a few lines; what was not measured is left out."""
+    latencies = [("TTFT", result.ttft), ("TPOT", result.tpot), ("ITL", result.itl), ("E2E", result.e2e)]
+    measured = [f"{name} p50 {_two(sample)}" for name, sample in latencies if sample.count]
+    if measured:
+        yield f"{', '.join(measured)} (p99)"
+    rates = [
+        units.quantity(value, unit) + what
+        for value, unit, what in (
+            (result.output_throughput, units.TOKENS_PER_SECOND, " out"),
+            (result.total_throughput, units.TOKENS_PER_SECOND, " in and out"),
+            (result.request_throughput, units.REQUESTS_PER_SECOND, ""),
+        )
+        if value is not None
+    ]
+    if rates:
+        yield ", ".join(rates)
+    rounds = [one.ttft for one in result.by_round]
+    if len(rounds) > 1 and all(sample.count for sample in rounds):
+        shown = " ".join(units.seconds(sample.p50) for sample in rounds[:_ROUNDS_SHOWN])
+        more = f" ... {units.seconds(rounds[-1].p50)}" if len(rounds) > _ROUNDS_SHOWN else ""
+        yield f"TTFT p50 by round: {shown}{more}"
+    yield from _cache(result)
+
+
+def _two(sample: Sample) -> str:
+    return f"{units.seconds(sample.p50)} ({units.seconds(sample.p99)})"
+
+
+def _cache(result: Figures) -> Iterator[str]:
+    cache = result.cache
+    parts = [] if cache.hit_rate is None else [f"hit rate {units.share(cache.hit_rate)}"]
+    if cache.tiers is not None:
+        total = sum(cache.tiers.values())
+        parts += [f"{tier} {units.share(count / total)}" for tier, count in cache.tiers.items() if count]
+    for what, amount in (("offloaded", cache.offloaded_bytes), ("restored", cache.restored_bytes)):
+        if amount:
+            parts.append(f"{what} {units.size(amount)}")
+    if cache.preemptions:
+        parts.append(f"preemptions {cache.preemptions}")
+    if parts:
+        yield f"cache: {', '.join(parts)}"

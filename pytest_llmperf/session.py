@@ -1,0 +1,334 @@
+"""One performance test, in order: engine, cache state, runs, validity, result."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pytest_llmperf.clock import Clock
+from pytest_llmperf.driver import Driver
+from pytest_llmperf.engines.base import Engine
+from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
+from pytest_llmperf.load import Load, Schedule, round_robin
+from pytest_llmperf.metrics import LATENCIES
+from pytest_llmperf.records import CacheCounters, ClientStats, Phase, RecordFile, RequestRecord, RunRecord
+from pytest_llmperf.results import PerfResult, Provenance, Validity
+from pytest_llmperf.workloads import Session, Turn, Workload
+from pytest_llmperf.workloads.base import TokenSource
+
+CACHE_STATES = ("as_is", "cold", "primed", "evicted")
+# After a failed request a dying server may still need a moment to be seen as dead.
+_DYING_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a test asks of `llm_perf`, checked."""
+
+    workload: Workload
+    load: Load
+    runs: int
+    warmup_runs: int
+    cache: str
+    slo: Mapping[str, float] | None
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Where and under what name a measurement takes place."""
+
+    test: str
+    hardware_key: str
+    clock: Clock
+    record_dir: Path
+    progress: Callable[[str], None]
+
+
+def checked_request(
+    workload: object,
+    *,
+    load: object,
+    runs: object,
+    warmup_runs: object,
+    cache: object,
+    prefill_context: object,
+    slo: object,
+    name: object,
+) -> Request:
+    """Check the arguments of `llm_perf`. Raises `ConfigurationError` listing every mistake."""
+    problems = []
+    if not (hasattr(workload, "digest") and hasattr(workload, "within")):
+        problems.append(f"llm_perf: expected a workload such as multi_round(...), got {workload!r}")
+    if not (load is None or hasattr(load, "schedule")):
+        problems.append(f"llm_perf: load must be a load model such as closed_loop(8), got {load!r}")
+    for word, value, minimum in (("runs", runs, 1), ("warmup_runs", warmup_runs, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            problems.append(f"llm_perf: {word} must be a whole number of at least {minimum}, got {value!r}")
+    if cache not in CACHE_STATES:
+        problems.append(f"llm_perf: unknown cache state {cache!r}; accepted: {', '.join(CACHE_STATES)}")
+    if prefill_context and cache not in ("as_is", "primed"):
+        problems.append(f"llm_perf: prefill_context=True is cache='primed'; it cannot go with cache={cache!r}")
+    problems += _slo_problems(slo)
+    if problems:
+        raise ConfigurationError(*problems)
+    return Request(
+        workload=workload,  # type: ignore[arg-type] # checked above, like all that follow
+        load=round_robin() if load is None else load,  # type: ignore[arg-type]
+        runs=runs,  # type: ignore[arg-type]
+        warmup_runs=warmup_runs,  # type: ignore[arg-type]
+        cache="primed" if prefill_context else str(cache),
+        slo=slo,  # type: ignore[arg-type]
+        name=None if name is None else str(name),
+    )
+
+
+def _slo_problems(slo: object) -> list[str]:
+    accepted = ", ".join(LATENCIES)
+    if slo is None:
+        return []
+    if not isinstance(slo, Mapping):
+        return [f"llm_perf: slo must be a dict of seconds by {accepted}, got {slo!r}"]
+    return [
+        f"llm_perf: slo has {word!r}: {limit!r}; expected a positive number of seconds for one of {accepted}"
+        for word, limit in slo.items()
+        if word not in LATENCIES or isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0
+    ]
+
+
+def measure(engine: Engine, request: Request, setting: Setting) -> PerfResult:
+    """Run the workload as often as asked and return what was measured.
+
+    Requests are on disk as soon as they have ended. A run that is spoiled ends the measurement:
+    the others could not mend it. Raises `EngineError` if the engine cannot be started or dies,
+    `ConfigurationError` if the workload does not fit it.
+    """
+    engine.start(setting.progress)
+    _check_fit(engine, request)
+    provenance = _provenance(engine, request, setting)
+    path = setting.record_dir / f"{_file_stem(provenance.measurement)}.jsonl"
+    with _record_file(path, provenance) as rows:
+        runs = _Runs(engine, request, setting, rows)
+        validity = Validity()
+        records: list[RunRecord] = []
+        for index in range(-request.warmup_runs, request.runs):
+            record, spoiled = runs.run(index)
+            rows.run(record)
+            validity = Validity(spoiled)
+            if record.phase is Phase.MEASURED or spoiled:
+                records.append(record)
+            if spoiled:
+                break
+    return PerfResult(
+        records, provenance=provenance, validity=validity, slo=request.slo, doubts=_doubts(engine, request, records)
+    )
+
+
+@contextmanager
+def _record_file(path: Path, provenance: Provenance) -> Iterator[RecordFile]:
+    rows = RecordFile(path, {"measurement": provenance.measurement, "hardware_key": provenance.hardware_key})
+    try:
+        yield rows
+    finally:
+        rows.close()
+
+
+class _Runs:
+    """The passes of one workload over one engine."""
+
+    def __init__(self, engine: Engine, request: Request, setting: Setting, rows: RecordFile) -> None:
+        self._engine = engine
+        self._request = request
+        self._setting = setting
+        self._rows = rows
+        # A server that is not ours may still hold what an earlier session sent it.
+        self._salt = "" if engine.is_ours else secrets.token_hex(8)
+
+    def run(self, index: int) -> tuple[RunRecord, tuple[str, ...]]:
+        """One pass; a negative `index` is a warm-up. Returns it and what spoils it."""
+        phase = Phase.WARMUP if index < 0 else Phase.MEASURED
+        number = index + self._request.warmup_runs + 1
+        total = self._request.runs + self._request.warmup_runs
+        self._setting.progress(f"run {number} of {total}{' (warm-up)' if index < 0 else ''}")
+        sessions = list(self._request.workload.within(self._namespace(f"run {index}")))
+        prepared = self._prepare(index, sessions)
+        before = self._engine.cache_counters()
+        load = self._request.load.schedule([len(session.turns) for session in sessions])
+        record = self._drive(index, phase, sessions, load)
+        cache = self._engine.cache_counters().since(before)
+        spoiled = (
+            *_failures(prepared, "could not be prepared"),
+            *_failures(record.requests, "failed"),
+            *self._wrong_cache(record, sessions),
+            *self._no_offload(cache),
+        )
+        if any(not request.ok for request in record.requests):
+            self._setting.clock.sleep(_DYING_S)
+            self._engine.check()
+        return replace(record, cache=cache), spoiled
+
+    def _namespace(self, part: str) -> str:
+        name = self._request.name or ""
+        return "\0".join((self._salt, self._setting.test, name, part))
+
+    def _prepare(self, index: int, sessions: Sequence[Session]) -> tuple[RequestRecord, ...]:
+        """Bring the cache into the declared state; returns the requests that took."""
+        cache = self._request.cache
+        if cache == "as_is":
+            return ()
+        self._engine.reset_cache()  # where it cannot, the prompts are disjoint all the same
+        if cache == "cold":
+            return ()
+        contexts = [session.context for session in sessions]
+        if not any(contexts):
+            name = self._request.workload.name
+            msg = (
+                f"llm_perf: {name} has no context to prefill; use multi_round or shared_prefix, or another cache state"
+            )
+            raise ConfigurationError(msg)
+        prompts = list(dict.fromkeys(tuple(context) for context in contexts if context))
+        prepared = self._send_ahead(index, prompts)
+        if cache == "evicted":
+            prepared += self._send_ahead(index, self._flood(index))
+        return prepared
+
+    def _flood(self, index: int) -> list[tuple[int, ...]]:
+        """Unrelated prompts that fill the device's whole KV cache once over."""
+        capacity, longest = self._engine.kv_capacity_tokens, self._engine.max_model_len
+        if capacity is None or longest is None:
+            msg = (
+                f"cache='evicted' needs the KV capacity and the context length, which {self._engine.url} does not tell"
+            )
+            raise EngineAnswerError(msg)
+        length = min(longest - 1, capacity)
+        source = TokenSource(0, self._namespace(f"flood {index}"), self._request.workload.token_ids)
+        return [tuple(source.draw(str(n), length).tolist()) for n in range(-(-capacity // length))]
+
+    def _send_ahead(self, index: int, prompts: Sequence[tuple[int, ...]]) -> tuple[RequestRecord, ...]:
+        """Send prompts one after another, unmeasured, one token of answer each."""
+        nothing = np.empty(0, np.int32)
+        turns = [Turn(prefix=np.array(ids, np.int32), new_ids=nothing, output_tokens=1) for ids in prompts]
+        schedule = round_robin().schedule([1] * len(turns))
+        return self._drive(index, Phase.PREPARE, [Session(turns=(turn,)) for turn in turns], schedule).requests
+
+    def _drive(self, index: int, phase: Phase, sessions: Sequence[Session], schedule: Schedule) -> RunRecord:
+        clock = self._setting.clock
+        requests: list[RequestRecord] = []
+
+        def record(request: RequestRecord) -> None:
+            requests.append(request)
+            self._rows.request(request)
+
+        channel = self._engine.open_channel()
+        driver = Driver(channel, clock, run=index, phase=phase, check_engine=self._engine.check, record=record)
+        start_ns = clock.now_ns()
+        try:
+            driver.drive(sessions, schedule)
+        finally:
+            channel.close()
+        return RunRecord(
+            index=index,
+            phase=phase,
+            start_ns=start_ns,
+            end_ns=clock.now_ns(),
+            requests=tuple(requests),
+            client=ClientStats(busy_ns=tuple(channel.busy_ns)),
+        )
+
+    def _wrong_cache(self, record: RunRecord, sessions: Sequence[Session]) -> Iterator[str]:
+        """A first turn that was served from a cache that should not have held it."""
+        if self._request.cache not in ("cold", "evicted") or self._engine.spec.kv_offload_gib is not None:
+            return
+        first = [request for request in record.requests if request.turn == 0 and request.cached_tokens is not None]
+        warm = [r for r in first if (r.cached_tokens or 0) > sessions[r.session].shared_tokens]
+        if warm:
+            tokens = sum(request.cached_tokens or 0 for request in warm)
+            yield (
+                f"the cache was declared {self._request.cache}, but the engine took {tokens} tokens of "
+                f"{len(warm)} first turns from it"
+            )
+
+    def _no_offload(self, cache: CacheCounters) -> Iterator[str]:
+        asked = self._engine.spec.kv_offload_gib
+        if asked is not None and cache.offloaded_bytes == 0 and not cache.restored_bytes:
+            yield f"kv_offload_gib={asked:g} was asked for, but the engine moved no KV cache out or back"
+
+
+def _failures(requests: Sequence[RequestRecord], what: str) -> Iterator[str]:
+    """One sentence on the requests that have no answer, with an example of each kind."""
+    failed = [request.failure for request in requests if request.failure is not None]
+    if not failed:
+        return
+    examples = {failure.kind: failure.detail for failure in reversed(failed)}
+    counts = Counter(failure.kind for failure in failed)
+    kinds = "; ".join(f"{count} {kind} ({examples[kind]})" for kind, count in counts.most_common())
+    yield f"{len(failed)} of {len(requests)} requests {what}: {kinds}"
+
+
+def _check_fit(engine: Engine, request: Request) -> None:
+    """Raise `ConfigurationError` if the engine cannot serve the workload; nothing was sent yet."""
+    longest, several = 0, False
+    for session in request.workload:
+        longest = max(longest, session.total_tokens)
+        several = several or len(session.turns) > 1
+    problems = []
+    name, limit = request.workload.name, engine.max_model_len
+    if limit is not None and longest > limit:
+        problems.append(
+            f"{name} grows to {longest} tokens, input and output together, but {engine.model} at {engine.url} takes "
+            f"{limit}; shorten it or raise max_model_len"
+        )
+    if several and not engine.returns_token_ids:
+        problems.append(
+            f"{name} continues from the tokens that the engine produced, but {engine.url} does not return token ids "
+            "(return_token_ids, as vLLM has it); use single_turn or shared_prefix there"
+        )
+    if problems:
+        raise ConfigurationError(*problems)
+
+
+def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """What a reader should know about the figures although they stand."""
+    requests = [r for record in records for r in record.requests if r.ok]
+    doubts = []
+    if request.cache in ("cold", "evicted") and all(r.cached_tokens is None for r in requests):
+        doubts.append(f"the engine does not say what it cached, so that the cache was {request.cache} is unverified")
+    other = sum(r.output_tokens is not None and r.output_tokens != r.output_tokens_asked for r in requests)
+    if other:
+        doubts.append(f"{other} of {len(requests)} answers have another length than was asked for")
+    unlike = sum(r.prompt_tokens is not None and r.prompt_tokens != r.input_tokens for r in requests)
+    if unlike:
+        doubts.append(f"the server counts {unlike} of {len(requests)} inputs otherwise than they were sent")
+    if engine.spec.kv_offload_gib is not None and all(record.cache.offloaded_bytes is None for record in records):
+        doubts.append("the engine does not say what it offloaded, so that it did is unverified")
+    return tuple(doubts)
+
+
+def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenance:
+    return Provenance(
+        test=setting.test,
+        name=request.name,
+        hardware_key=setting.hardware_key,
+        workload=request.workload.name,
+        workload_digest=request.workload.digest,
+        load=request.load.describe(),
+        cache=request.cache,
+        engine_kind=engine.spec.kind,
+        engine_identity={**engine.spec.identity(), "model": engine.model},
+        engine_words=engine.spec.words(),
+        engine=engine.describe(),
+    )
+
+
+def _file_stem(measurement: str) -> str:
+    """A file name for a measurement: readable, bounded in length, and no other's."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", measurement).strip("_")
+    return f"{plain[-140:]}-{zlib.crc32(measurement.encode()):08x}"

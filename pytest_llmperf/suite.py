@@ -1,0 +1,217 @@
+"""The performance tests of one pytest session: planned together, judged together.
+
+The plan is made after collection and before anything is started: every mistake in the marks, every
+unreadable baseline, and the number of comparisons that share the error rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llmperf.baselines import Baselines
+from pytest_llmperf.client import Address
+from pytest_llmperf.clock import Clock
+from pytest_llmperf.engines import make_spec, words_of
+from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.pool import EnginePool
+from pytest_llmperf.errors import BaselineError, ConfigurationError
+from pytest_llmperf.gate import Criterion, Gate, Verdict
+from pytest_llmperf.hardware.detect import Hardware, remote
+from pytest_llmperf.metrics import GATED_BY_DEFAULT, METRICS
+from pytest_llmperf.options import GateMode, Options
+from pytest_llmperf.results import PerfResult
+from pytest_llmperf.session import Request, Setting, measure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedTest:
+    """One collected test that measures: its node id, its engine, and what its marks gate."""
+
+    nodeid: str
+    spec: EngineSpec | None
+    criteria: tuple[Criterion, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A result together with what was gated in it."""
+
+    result: PerfResult
+    criteria: tuple[Criterion, ...]
+
+
+class Suite:
+    """Everything that the performance tests of a session share."""
+
+    def __init__(
+        self,
+        options: Options,
+        hardware: Hardware,
+        tests: Sequence[PlannedTest],
+        *,
+        clock: Clock,
+        output: Path,
+        progress: Callable[[str], None],
+        recording: bool,
+        problems: Sequence[str],
+    ) -> None:
+        """`recording`: False where benchmarks are disabled; then nothing is stored or judged.
+
+        Raises `ConfigurationError` listing `problems`, mistakes found in the tests' marks, and
+        every baseline that cannot be used.
+        """
+        self.options = options
+        self.hardware = hardware
+        self.recording = recording
+        self.output = output
+        self.measured: list[Measured] = []
+        self.failed: set[str] = set()
+        """Tests whose own assertions failed: nothing of theirs becomes a baseline."""
+        self.hardware_by_key: dict[str, Hardware] = {}
+        """What was measured on, in this session."""
+        self._tests = {test.nodeid: test for test in tests}
+        self._clock = clock
+        self._progress = progress
+        self._baselines = Baselines(options.baselines)
+        self.pool = EnginePool(
+            Surroundings(
+                clock=clock,
+                log_dir=output,
+                cache_dir=options.cache,
+                start_timeout_s=options.start_timeout_s,
+                silence_s=options.timeout_s,
+                api_key=options.api_key,
+            ),
+            [test.spec for test in tests if test.spec is not None],
+        )
+        self.gate: Gate | None = None
+        found = list(problems)
+        if options.gate is not GateMode.OFF and recording:
+            try:
+                self.gate = Gate(self._baselines, self._family_size())
+            except BaselineError as error:
+                found += str(error).splitlines()
+        if found:
+            raise ConfigurationError(*found)
+
+    def engine_of(self, nodeid: str) -> Engine:
+        """The engine that a planned test wants, started by its first user."""
+        spec = self._tests[nodeid].spec
+        assert spec is not None, f"{nodeid} was planned without an engine"
+        return self.pool.get(spec)
+
+    @contextmanager
+    def engine_factory(self) -> Iterator[Callable[..., Engine]]:
+        """Makes started engines for one test, and stops them at its end."""
+        with ExitStack() as engines:
+
+            def start(kind: str, **words: object) -> Engine:
+                known = {word: value for word, value in self.options.overrides.items() if word in words_of(kind)}
+                engine = self.pool.make(make_spec(kind, {**words, **known}))
+                engines.callback(engine.stop)
+                engine.start(self._progress)
+                return engine
+
+            yield start
+
+    def test_done(self, nodeid: str) -> None:
+        """Stop the test's engine if no other test wants it."""
+        test = self._tests.get(nodeid)
+        if test is not None and test.spec is not None:
+            self.pool.release(test.spec)
+
+    def measure(self, nodeid: str, engine: Engine, request: Request) -> PerfResult:
+        """Measure, record, and judge as far as it can be judged now."""
+        self._check_unused(nodeid, request)
+        hardware = self.hardware_of(engine.spec)
+        self.hardware_by_key[hardware.key] = hardware
+        setting = Setting(
+            test=nodeid,
+            hardware_key=hardware.key,
+            clock=self._clock,
+            record_dir=self.output / "records",
+            progress=lambda text: self._progress(f"{nodeid}: {text}"),
+        )
+        result = measure(engine, request, setting)
+        criteria = self._criteria(nodeid, result)
+        if self.gate is not None:
+            result.judgement = self.gate.judge(result, criteria)
+        if self.recording:
+            self.measured.append(Measured(result=result, criteria=criteria))
+        return result
+
+    def review(self) -> list[PerfResult]:
+        """Bring every judgement up to date; returns the results that only now turned REGRESSED."""
+        if self.gate is None:
+            return []
+        final = self.gate.review()
+        late = []
+        for measured in self.measured:
+            result = measured.result
+            before = result.verdict
+            result.judgement = final[result.provenance.measurement]
+            if result.verdict is Verdict.REGRESSED and before is not Verdict.REGRESSED:
+                late.append(result)
+        return late
+
+    def save_baselines(self, name: str, document: Callable[[str, Sequence[Measured]], dict[str, object]]) -> list[Path]:
+        """Store what may be stored, one file per hardware key; `document` makes a file's content."""
+        by_key: dict[str, list[Measured]] = {}
+        for measured in self.measured:
+            if self.may_be_stored(measured.result):
+                by_key.setdefault(measured.result.provenance.hardware_key, []).append(measured)
+        return [self._baselines.save(name, key, document(key, group)) for key, group in by_key.items()]
+
+    def may_be_stored(self, result: PerfResult) -> bool:
+        """Valid, of a test that passed its own assertions, and not a regression nobody accepted."""
+        accepted = result.verdict not in (Verdict.REGRESSED, Verdict.INVALID_RUN)
+        return accepted and bool(result.validity) and result.provenance.test not in self.failed
+
+    def hardware_of(self, spec: EngineSpec | None) -> Hardware:
+        """The hardware that an engine runs on: this machine, what the user declared, or unknown."""
+        if spec is None or spec.url is None or self.hardware.declared:
+            return self.hardware
+        address = Address.parse(spec.url)
+        return self.hardware if address.is_loopback else remote(address.host)
+
+    def close(self) -> None:
+        """Stop every engine that still runs."""
+        self.pool.stop_all()
+
+    def _check_unused(self, nodeid: str, request: Request) -> None:
+        taken = [m.result.provenance for m in self.measured]
+        if any(p.test == nodeid and p.name == request.name for p in taken):
+            msg = (
+                f"{nodeid} measures {request.name or 'without a name'} twice; give each llm_perf call its own name=..."
+            )
+            raise ConfigurationError(msg)
+
+    def _criteria(self, nodeid: str, result: PerfResult) -> tuple[Criterion, ...]:
+        """What the marks ask, or of the defaults whatever was measured or has been before."""
+        test = self._tests.get(nodeid)
+        if test is not None and test.criteria:
+            return test.criteria
+        entries = self._baselines.entries(result.provenance.hardware_key) if self.gate is not None else []
+        stored = {entry.metric for entry in entries if entry.measurement == result.provenance.measurement}
+        return tuple(
+            Criterion(name)
+            for name in GATED_BY_DEFAULT
+            if name in stored or any(value is not None for value in result.value(METRICS[name]))
+        )
+
+    def _family_size(self) -> int:
+        """How many comparisons the session can make, counted before anything is measured."""
+        by_key: dict[str, list[PlannedTest]] = {}
+        for test in self._tests.values():
+            by_key.setdefault(self.hardware_of(test.spec).key, []).append(test)
+        return sum(
+            self._baselines.gated_pairs(key, [test.nodeid for test in tests], _gated(tests))
+            for key, tests in by_key.items()
+        )
+
+
+def _gated(tests: Sequence[PlannedTest]) -> Mapping[str, Sequence[str]]:
+    return {test.nodeid: [c.metric for c in test.criteria] or GATED_BY_DEFAULT for test in tests}
