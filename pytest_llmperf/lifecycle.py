@@ -113,7 +113,8 @@ class Lifecycle:
         if report.failed:
             self.suite.failed.add(item.nodeid)
         error = call.excinfo.value if call.excinfo is not None else None
-        outcome.apply(report, error, item.stash.get(_RESULTS_KEY, []), self.options.gate)
+        results: list[PerfResult] = item.stash.get(_RESULTS_KEY, [])
+        outcome.apply(report, error, results, self.options.gate)
         self._progress.clear()
 
     def test_done(self, item: pytest.Item) -> None:

@@ -126,9 +126,8 @@ def request_throughput(run: RunRecord) -> float | None:
 
 
 def cache_hit_rate(run: RunRecord) -> float | None:
-    """Share of the prompt tokens looked up that came from any cache tier, by the engine's counters."""
-    hits, queried = run.cache.hit_tokens, run.cache.queried_tokens
-    return _rate(hits, queried)
+    """Share of the prompt tokens that came from any cache tier, by the engine's counters."""
+    return run.cache.hit_rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         lifecycle.describe_machine(machine_info)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     lifecycle = config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is not None:

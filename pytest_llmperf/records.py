@@ -8,7 +8,8 @@ these rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -106,24 +107,42 @@ class CacheCounters:
     """KV bytes moved back to the device."""
     preemptions: int | None = None
 
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of the prompt tokens that came from any cache tier.
+
+        Of the tokens looked up; with prefix caching off none are, and what counts is that all
+        prompt tokens were computed.
+        """
+        if self.hit_tokens is not None and self.queried_tokens:
+            return self.hit_tokens / self.queried_tokens
+        total = sum((self.tokens_by_tier or {}).values())
+        return 1 - (self.tokens_by_tier or {})["recomputed"] / total if total else None
+
+    def plus(self, other: CacheCounters) -> CacheCounters:
+        """Both added up; what one of them does not say is not known of the sum."""
+        return self._combined(other, operator.add)
+
     def since(self, before: CacheCounters) -> CacheCounters:
         """The counts between `before` and this reading."""
+        return self._combined(before, operator.sub)
+
+    def _combined(self, other: CacheCounters, combine: Callable[[int, int], int]) -> CacheCounters:
+        def both(mine: int | None, theirs: int | None) -> int | None:
+            return None if mine is None or theirs is None else combine(mine, theirs)
+
         tiers = None
-        if self.tokens_by_tier is not None and before.tokens_by_tier is not None:
-            earlier = before.tokens_by_tier
-            tiers = {tier: count - earlier.get(tier, 0) for tier, count in self.tokens_by_tier.items()}
+        if self.tokens_by_tier is not None and other.tokens_by_tier is not None:
+            names = [*self.tokens_by_tier, *(tier for tier in other.tokens_by_tier if tier not in self.tokens_by_tier)]
+            tiers = {t: combine(self.tokens_by_tier.get(t, 0), other.tokens_by_tier.get(t, 0)) for t in names}
         return CacheCounters(
-            queried_tokens=_difference(self.queried_tokens, before.queried_tokens),
-            hit_tokens=_difference(self.hit_tokens, before.hit_tokens),
+            queried_tokens=both(self.queried_tokens, other.queried_tokens),
+            hit_tokens=both(self.hit_tokens, other.hit_tokens),
             tokens_by_tier=tiers,
-            offloaded_bytes=_difference(self.offloaded_bytes, before.offloaded_bytes),
-            restored_bytes=_difference(self.restored_bytes, before.restored_bytes),
-            preemptions=_difference(self.preemptions, before.preemptions),
+            offloaded_bytes=both(self.offloaded_bytes, other.offloaded_bytes),
+            restored_bytes=both(self.restored_bytes, other.restored_bytes),
+            preemptions=both(self.preemptions, other.preemptions),
         )
-
-
-def _difference(after: int | None, before: int | None) -> int | None:
-    return None if after is None or before is None else after - before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import metrics
@@ -155,15 +156,15 @@ class Figures:
     @property
     def cache(self) -> CacheResult:
         """Where prompt tokens came from."""
-        counters = [run.cache for run in self.records]
-        queried = _sum([c.queried_tokens for c in counters])
-        hits = _sum([c.hit_tokens for c in counters])
+        if not self.records:
+            return CacheResult(None, None, None, None, None)
+        counters = reduce(CacheCounters.plus, (run.cache for run in self.records))
         return CacheResult(
-            hit_rate=hits / queried if hits is not None and queried else None,
-            offloaded_bytes=_whole(_sum([c.offloaded_bytes for c in counters])),
-            restored_bytes=_whole(_sum([c.restored_bytes for c in counters])),
-            tiers=_tiers(counters),
-            preemptions=_whole(_sum([c.preemptions for c in counters])),
+            hit_rate=counters.hit_rate,
+            offloaded_bytes=counters.offloaded_bytes,
+            restored_bytes=counters.restored_bytes,
+            tiers=counters.tokens_by_tier,
+            preemptions=counters.preemptions,
         )
 
     @property
@@ -258,19 +259,6 @@ def _sum(values: Sequence[float | None]) -> float | None:
     """The sum, or None where nothing is there or a part is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) if known and len(known) == len(values) else None
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
-
-
-def _tiers(counters: Sequence[CacheCounters]) -> dict[str, int] | None:
-    total: Counter[str] = Counter()
-    for counter in counters:
-        if counter.tokens_by_tier is None:
-            return None
-        total.update(counter.tokens_by_tier)
-    return dict(total) if counters else None
 
 
 def _meets(request: RequestRecord, slo: Mapping[str, float]) -> bool:

@@ -6,7 +6,7 @@ import re
 import secrets
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from pytest_llmperf.clock import Clock
 from pytest_llmperf.driver import Driver
 from pytest_llmperf.engines.base import Engine
+from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
 from pytest_llmperf.load import Load, Schedule, round_robin
 from pytest_llmperf.metrics import LATENCIES
@@ -50,7 +51,7 @@ class Setting:
     hardware_key: str
     clock: Clock
     record_dir: Path
-    progress: Callable[[str], None]
+    progress: Progress
 
 
 def checked_request(
@@ -111,7 +112,7 @@ def measure(engine: Engine, request: Request, setting: Setting) -> PerfResult:
     the others could not mend it. Raises `EngineError` if the engine cannot be started or dies,
     `ConfigurationError` if the workload does not fit it.
     """
-    engine.start(setting.progress)
+    engine.start()
     _check_fit(engine, request)
     provenance = _provenance(engine, request, setting)
     path = setting.record_dir / f"{_file_stem(provenance.measurement)}.jsonl"
@@ -149,6 +150,7 @@ class _Runs:
         self._request = request
         self._setting = setting
         self._rows = rows
+        self._label = "run" if request.name is None else f"{request.name}: run"
         # A server that is not ours may still hold what an earlier session sent it.
         self._salt = "" if engine.is_ours else secrets.token_hex(8)
 
@@ -157,7 +159,7 @@ class _Runs:
         phase = Phase.WARMUP if index < 0 else Phase.MEASURED
         number = index + self._request.warmup_runs + 1
         total = self._request.runs + self._request.warmup_runs
-        self._setting.progress(f"run {number} of {total}{' (warm-up)' if index < 0 else ''}")
+        self._setting.progress(f"{self._label} {number} of {total}{' (warm-up)' if index < 0 else ''}")
         sessions = list(self._request.workload.within(self._namespace(f"run {index}")))
         prepared = self._prepare(index, sessions)
         before = self._engine.cache_counters()

@@ -17,6 +17,7 @@ from pytest_llmperf.clock import Clock
 from pytest_llmperf.engines import make_spec, words_of
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.pool import EnginePool
+from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.gate import Criterion, Gate, Verdict
 from pytest_llmperf.hardware.detect import Hardware, remote
@@ -54,7 +55,7 @@ class Suite:
         *,
         clock: Clock,
         output: Path,
-        progress: Callable[[str], None],
+        progress: Progress,
         recording: bool,
         problems: Sequence[str],
     ) -> None:
@@ -84,6 +85,7 @@ class Suite:
                 start_timeout_s=options.start_timeout_s,
                 silence_s=options.timeout_s,
                 api_key=options.api_key,
+                progress=progress,
             ),
             [test.spec for test in tests if test.spec is not None],
         )
@@ -112,7 +114,7 @@ class Suite:
                 known = {word: value for word, value in self.options.overrides.items() if word in words_of(kind)}
                 engine = self.pool.make(make_spec(kind, {**words, **known}))
                 engines.callback(engine.stop)
-                engine.start(self._progress)
+                engine.start()
                 return engine
 
             yield start
@@ -133,7 +135,7 @@ class Suite:
             hardware_key=hardware.key,
             clock=self._clock,
             record_dir=self.output / "records",
-            progress=lambda text: self._progress(f"{nodeid}: {text}"),
+            progress=self._progress,
         )
         result = measure(engine, request, setting)
         criteria = self._criteria(nodeid, result)

@@ -244,7 +244,7 @@ class Engine(Protocol):
         """
         ...
 
-    def start(self, progress: Progress) -> None:
+    def start(self) -> None:
         """Start or connect, and return when the engine has answered a request. Idempotent."""
         ...
 
@@ -285,3 +285,4 @@ class Surroundings:
     silence_s: float
     """How long a server may stay silent within a request."""
     api_key: str | None
+    progress: Progress

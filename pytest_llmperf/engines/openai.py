@@ -19,7 +19,6 @@ from pytest_llmperf.engines.completions import (
     read_answer,
     request_body,
 )
-from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.engines.vllm_metrics import SETTLE_S, CacheConfig, Metrics
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError
 from pytest_llmperf.records import CacheCounters
@@ -192,12 +191,13 @@ class OpenAIEngine:
         if spec.url is None:
             raise ConfigurationError("openai: url is missing; give url=... in the mark or --llmperf-url URL")
         self.spec = spec
+        self._surroundings = surroundings
         self._server = OpenAIServer(Address.parse(spec.url), surroundings)
         self._connected = False
 
-    def start(self, progress: Progress) -> None:
+    def start(self) -> None:
         if not self._connected:
-            progress(f"connecting to {self._server.address}")
+            self._surroundings.progress(f"connecting to {self._server.address}")
             self._server.connect(self.spec.model)
             self._connected = True
 
@@ -210,7 +210,7 @@ class OpenAIEngine:
     @property
     def server(self) -> OpenAIServer:
         """The connection, made if need be."""
-        self.start(lambda _: None)
+        self.start()
         return self._server
 
     @property

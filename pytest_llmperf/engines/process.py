@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pytest_llmperf.clock import Clock, seconds_between
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
@@ -21,8 +22,13 @@ LOG_TAIL_LINES = 40
 _POLL_S = 0.25
 _GUARD = Path(__file__).with_name("guard.py")
 
-Progress = Callable[[str], None]
-"""Told from time to time what is being waited for, in a few words."""
+
+class Progress(Protocol):
+    """Told from time to time what is going on."""
+
+    def __call__(self, step: str, detail: str = "") -> None:
+        """`step`: a few words; `detail`: what changes while the step lasts."""
+        ...
 
 
 def free_port() -> int:
@@ -95,7 +101,7 @@ class ServerProcess:
                     f"--llmperf-start-timeout sets the limit\n{self.report()}"
                 )
                 raise EngineStartError(msg)
-            progress(f"waiting for the server, {waited_s:.0f} s; log: {self.log}")
+            progress("waiting for the server", f"{waited_s:.0f} s, log: {self.log}")
             self._clock.sleep(_POLL_S)
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ from pytest_llmperf.client import Address
 from pytest_llmperf.engines import tiny_llama
 from pytest_llmperf.engines.base import COMMON_WORDS, Channel, EngineSpec, Surroundings
 from pytest_llmperf.engines.openai import OpenAIServer, describe, users_that_fit
-from pytest_llmperf.engines.process import Progress, ServerProcess, free_port
+from pytest_llmperf.engines.process import ServerProcess, free_port
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.records import CacheCounters
 
@@ -47,7 +47,7 @@ class VllmEngine:
         self._process: ServerProcess | None = None
         self._connected: OpenAIServer | None = None
 
-    def start(self, progress: Progress) -> None:
+    def start(self) -> None:
         if self._connected is not None and self._process is not None and self._process.returncode is None:
             return
         self.stop()
@@ -61,7 +61,7 @@ class VllmEngine:
             clock=self._surroundings.clock,
         )
         try:
-            self._process.wait_until(server.is_healthy, self._surroundings.start_timeout_s, progress)
+            self._process.wait_until(server.is_healthy, self._surroundings.start_timeout_s, self._surroundings.progress)
             server.connect(self._served_name)
         except BaseException:
             self.stop()
@@ -81,7 +81,7 @@ class VllmEngine:
     @property
     def server(self) -> OpenAIServer:
         """The connection to the running server, started if need be."""
-        self.start(lambda _: None)
+        self.start()
         assert self._connected is not None
         return self._connected
 

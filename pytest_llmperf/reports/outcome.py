@@ -30,19 +30,18 @@ def apply(
     found wanting, it was not measured. They come before an assertion that failed on such figures.
     """
     invalid = [result for result in results if not result.validity]
+    failing = [result for result in results if result.verdict in _FAILING.get(mode, ())]
     if isinstance(error, EngineError):
         make_error(report, f"{type(error).__name__}: {error}")
     elif invalid:
         if error is not None:
             report.sections.append(("the test itself then failed", report.longreprtext))
         make_error(report, _texts(invalid))
-    elif report.passed:
-        failing = [result for result in results if result.verdict in _FAILING.get(mode, ())]
-        if failing:
-            report.outcome = "failed"
-            report.longrepr = _texts(failing)
-    elif report.failed and results:
-        report.sections.append(("llmperf", _texts(results)))
+    elif failing and not report.skipped:
+        if report.failed:
+            report.sections.append(("the test itself failed, too", report.longreprtext))
+        report.outcome = "failed"
+        report.longrepr = _texts(failing)
     for result in results:
         if result.verdict is not None:
             report.user_properties.append(("llmperf_verdict", str(result.verdict)))

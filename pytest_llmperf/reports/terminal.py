@@ -44,11 +44,11 @@ class Progress:
         self._said_ns = 0
         self._silent = config.get_verbosity() < 0
 
-    def __call__(self, what: str) -> None:
-        """`what`: a few words, a step and after a comma how long it has taken."""
+    def __call__(self, step: str, detail: str = "") -> None:
+        """See `pytest_llmperf.engines.process.Progress`."""
         if self._silent or self._reporter is None:
             return
-        step, now_ns = what.partition(",")[0], self._clock.now_ns()
+        what, now_ns = f"{step}, {detail}" if detail else step, self._clock.now_ns()
         if self._reporter.isatty:
             self._write(f"\r\x1b[K{what[:_TTY_CHARACTERS]}")
         elif step != self._step or seconds_between(self._said_ns, now_ns) >= _REPEAT_S:
