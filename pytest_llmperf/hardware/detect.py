@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.hardware.parts import BY_KEY, BY_NAME, PARTS, Part
-from pytest_llmperf.units import GIB
+from pytest_llmperf.units import GIB, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ class Gpu:
         return f"{key}-MIG" if self.mig else key
 
     def __str__(self) -> str:
-        memory = "" if self.memory_bytes is None else f" ({self.memory_bytes / GIB:.0f} GiB)"
+        memory = "" if self.memory_bytes is None else f" ({size(self.memory_bytes)})"
         return f"{self.name}{memory}{', MIG enabled' if self.mig else ''}"
 
 
@@ -64,14 +64,14 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
     cuda: str | None = None
-    cpu: str
-    cpus: int
+    cpu: str | None = None
+    cpus: int | None = None
     problem: str | None = None
     declared: bool = False
     key: str = field(default="")
 
     def describe(self) -> str:
-        """One line for people: `1 x NVIDIA H200 (141 GiB)`, or why there is no GPU."""
+        """One line for people: `1 x NVIDIA H200 (140 GiB)`, or why there is no GPU."""
         if not self.gpus:
             return f"no GPU ({self.problem})" if self.problem else "no GPU"
         names = [str(gpu) for gpu in self.gpus]
@@ -97,19 +97,20 @@ def declared(key: str) -> Hardware:
 
     Raises `ConfigurationError` for a key that no known part has.
     """
-    count, _, name = key.rpartition("x-") if re.match(r"\d+x-", key) else ("1", "", key)
+    counted = re.match(r"([1-9][0-9]{0,3})x-", key)
+    count, name = (int(counted.group(1)), key[counted.end() :]) if counted else (1, key)
     part = BY_KEY.get(name)
     if part is None:
         known = ", ".join(part.key for part in PARTS)
         msg = f"unknown hardware key {key!r}; accepted: one of {known}, with a count in front as in 2x-NVIDIA-H200"
         raise ConfigurationError(msg)
-    gpus = (Gpu(name=part.nvml_names[0]),) * int(count)
-    return Hardware(gpus=gpus, cpu="unknown", cpus=0, declared=True, key=_gpu_key(gpus))
+    gpus = (Gpu(name=part.nvml_names[0]),) * count
+    return Hardware(gpus=gpus, declared=True, key=_gpu_key(gpus))
 
 
 def remote(host: str) -> Hardware:
     """The unknown machine behind a URL: results from it are kept apart by host name."""
-    return Hardware(cpu="unknown", cpus=0, problem=f"the server runs on {host}", key=f"remote-{_slug(host)}")
+    return Hardware(problem=f"the server runs on {host}", key=f"remote-{_slug(host)}")
 
 
 def _gpu_key(gpus: tuple[Gpu, ...]) -> str:
@@ -145,13 +146,13 @@ def _ask_nvml() -> tuple[tuple[Gpu, ...], str | None, str | None, str | None]:
         return (), None, None, "the package nvidia-ml-py is not installed"
     try:
         with _session(pynvml):
-            gpus = tuple(_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+            gpus = tuple(_gpu(pynvml, handle) for handle in _handles(pynvml))
             driver = _offered(pynvml, pynvml.nvmlSystemGetDriverVersion)
             version = _offered(pynvml, pynvml.nvmlSystemGetCudaDriverVersion_v2)
     except pynvml.NVMLError as error:
         return (), None, None, f"NVML: {error}"
     cuda = None if version is None else f"{version // 1000}.{version % 1000 // 10}"
-    return gpus, driver, cuda, None if gpus else "NVML lists no device"
+    return gpus, driver, cuda, None if gpus else "NVML lists no device that this process may use"
 
 
 @contextmanager
@@ -163,8 +164,13 @@ def _session(nvml: ModuleType) -> Iterator[None]:
         nvml.nvmlShutdown()
 
 
-def _gpu(nvml: ModuleType, index: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+def _handles(nvml: ModuleType) -> list[object]:
+    """The devices that this process may use; NVML counts those that a container withholds, too."""
+    found = [_offered(nvml, nvml.nvmlDeviceGetHandleByIndex, index) for index in range(nvml.nvmlDeviceGetCount())]
+    return [handle for handle in found if handle is not None]
+
+
+def _gpu(nvml: ModuleType, handle: object) -> Gpu:
     memory = _offered(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
     mig = _offered(nvml, nvml.nvmlDeviceGetMigMode, handle)
     return Gpu(

@@ -33,9 +33,14 @@ class Requirement:
     def _suits(self, gpu: Gpu) -> bool:
         return (
             all(gpu.part is not None and gpu.part.mark == mark for mark in self.parts)
-            and (self.memory_gib is None or (gpu.memory_bytes or 0) >= self.memory_gib * GIB)
+            and (self.memory_gib is None or self._has_memory(gpu, self.memory_gib))
             and (self.nvlink_c2c is None or gpu.nvlink_c2c is self.nvlink_c2c)
         )
+
+    @staticmethod
+    def _has_memory(gpu: Gpu, gib: float) -> bool:
+        """NVML gives a MIG-enabled GPU the memory of the whole part, of which a slice has some."""
+        return gpu.memory_bytes is not None and not gpu.mig and gpu.memory_bytes >= gib * GIB
 
     def __str__(self) -> str:
         what = " and ".join(mark.upper() for mark in self.parts) or "GPU"
@@ -49,15 +54,16 @@ class Requirement:
 def requirement_of(
     part_marks: Sequence[str], gpu_marks: Sequence[tuple[tuple[object, ...], Mapping[str, object]]]
 ) -> Requirement:
-    """Combine the parts' marks and the `gpu(...)` marks of one test.
+    """Combine the parts' marks and the `gpu(...)` marks of one test, closest first.
 
-    Raises `ConfigurationError` that lists every unknown or unusable argument.
+    A `gpu` mark without words asks for one GPU of any kind. Raises `ConfigurationError` that lists every unknown or unusable argument.
     """
     wanted: dict[str, object] = {}
     problems = []
     for positional, words in gpu_marks:
         if positional:
-            problems.append(f"gpu{positional!r}: the gpu mark takes keywords only, such as gpu(count=2)")
+            given = ", ".join(map(repr, positional))
+            problems.append(f"gpu({given}): the gpu mark takes keywords only, such as gpu(count=2)")
         for word, value in words.items():
             problem = _problem(word, value)
             if problem:
@@ -66,6 +72,8 @@ def requirement_of(
                 wanted.setdefault(word, value)
     if problems:
         raise ConfigurationError(*problems)
+    if gpu_marks:
+        wanted.setdefault("count", 1)
     return Requirement(parts=tuple(dict.fromkeys(part_marks)), **wanted)  # type: ignore[arg-type] # checked above
 
 

@@ -23,10 +23,17 @@ def measurement(result: PerfResult) -> Iterator[str]:
     if judgement is None:
         yield from (f"  doubt: {doubt}" for doubt in result.doubts)
         return
-    yield from (f"  {f.metric.name}: {f.note}" for f in judgement.findings if f.note is not None)
+    yield from (f"  {note}" for note in _notes(judgement.findings))
     yield from (f"  doubt: {doubt}" for doubt in judgement.doubts if result.validity)
     if judgement.advice is not None:
         yield f"  what to do: {judgement.advice}"
+
+
+def _notes(findings: Sequence[Finding]) -> Iterator[str]:
+    """Each note once, with the metrics that it is about."""
+    for note in dict.fromkeys(finding.note for finding in findings if finding.note is not None):
+        names = ", ".join(finding.metric.name for finding in findings if finding.note == note)
+        yield f"{names}: {note}"
 
 
 def verdict_line(result: PerfResult) -> str:

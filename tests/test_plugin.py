@@ -1,0 +1,371 @@
+"""The plugin as its users meet it: whole pytest runs, on an engine in virtual time."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+# A test directory of a user: one engine that answers as scripted, no process, no waiting.
+CONFTEST = """
+import pytest
+from fakes import Script, VirtualEngine
+
+SLOW = {slow}
+NOISE = (0.0, 0.001, -0.001, 0.002, -0.002)
+
+@pytest.fixture
+def engine():
+    def ttft_s(computed, number):
+        run = number // 8
+        return (0.010 + computed * 1e-5) * SLOW * (1 + NOISE[run % len(NOISE)])
+    return VirtualEngine(Script(ttft_s=ttft_s, itl_s=0.002 * {slow_decode}))
+"""
+
+TEST = """
+from pytest_llmperf import multi_round, round_robin
+
+def test_rounds(engine, llm_perf):
+    conversations = multi_round(users=4, rounds=2, context_tokens=256, input_tokens=16, output_tokens=8, seed=7)
+    result = llm_perf(engine, conversations, load=round_robin())
+    assert result.ttft.p50 > 0
+"""
+
+
+@pytest.fixture
+def suite(pytester):
+    """A directory with one performance test; `suite(slow=1.2)` makes the engine slower."""
+
+    def write(test=TEST, slow=1.0, slow_decode=1.0):
+        pytester.makeconftest(CONFTEST.format(slow=slow, slow_decode=slow_decode))
+        pytester.makepyfile(test_it=test)
+        return pytester
+
+    return write
+
+
+def run(pytester, *arguments):
+    """One pytest run, in a process of its own as everywhere else."""
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "default", *arguments)
+
+
+def test_without_a_baseline_the_test_passes_with_a_warning_that_says_how_to_store_one(suite):
+    """A first run is green with a warning, not a failure and not plain green."""
+    result = run(suite())
+
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*NoBaselineWarning: NO_BASELINE*", "*--llmperf-save-baseline NAME"])
+
+
+def test_a_stored_level_is_met_again(suite):
+    """The same engine against its own baseline: PASS, no warning, exit 0."""
+    run(suite(), "--llmperf-save-baseline", "main").assert_outcomes(passed=1, warnings=1)
+
+    result = run(suite())
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["PASS test_it.py::test_rounds, against 0001_main.json (5 + 5 runs)"])
+
+
+def test_a_slower_engine_fails_its_test(suite):
+    """A regression is the test's failure: exit 1, with metric, change, interval and what could be seen."""
+    run(suite(), "--llmperf-save-baseline", "main")
+
+    result = run(suite(slow=1.2), "--junitxml", "junit.xml")
+
+    result.assert_outcomes(failed=1)
+    assert 1 == result.ret
+    result.stdout.fnmatch_lines(
+        ["REGRESSED test_it.py::test_rounds, against 0001_main.json*", "*ttft_p50*+2?.? %*..*REGRESSED", "*what to do:*"]
+    )
+    case = ET.parse(suite().path / "junit.xml").find(".//testcase")
+    assert case.find("failure") is not None
+    assert "REGRESSED" in case.find("failure").get("message")
+
+
+def test_a_regressed_run_is_not_stored(suite):
+    """A baseline does not move with a regression, until someone accepts the new level."""
+    run(suite(), "--llmperf-save-baseline", "main")
+
+    refused = run(suite(slow=1.2), "--llmperf-save-baseline", "slow")
+    accepted = run(suite(slow=1.2), "--llmperf-save-baseline", "slow", "--llmperf-gate", "off")
+    after = run(suite(slow=1.2))
+
+    refused.stdout.fnmatch_lines(["not stored: REGRESSED*"])
+    accepted.stdout.fnmatch_lines(["stored as baseline: *0002_slow.json"])
+    after.assert_outcomes(passed=1)
+
+
+def test_a_faster_engine_is_green(suite):
+    """IMPROVED passes and says so."""
+    run(suite(), "--llmperf-save-baseline", "main")
+
+    result = run(suite(slow=0.7))
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["IMPROVED test_it.py::test_rounds*"])
+
+
+def test_gate_warn_does_not_fail(suite):
+    """With `--llmperf-gate warn` a regression is a warning."""
+    run(suite(), "--llmperf-save-baseline", "main")
+
+    result = run(suite(slow=1.2), "--llmperf-gate", "warn")
+
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*RegressionWarning: REGRESSED*"])
+
+
+def test_gate_off_judges_nothing(suite):
+    """With `--llmperf-gate off` there is no verdict and no warning."""
+    run(suite(), "--llmperf-save-baseline", "main")
+
+    result = run(suite(slow=1.2), "--llmperf-gate", "off")
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["not judged test_it.py::test_rounds (5 runs)"])
+
+
+def test_gate_strict_fails_what_could_not_be_judged(suite):
+    """With `--llmperf-gate strict` a missing baseline fails the test."""
+    result = run(suite(), "--llmperf-gate", "strict")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*NO_BASELINE test_it.py::test_rounds*"])
+
+
+def test_one_run_is_inconclusive(suite):
+    """A single run has no spread: INCONCLUSIVE with a warning, and what to do."""
+    run(suite(), "--llmperf-save-baseline", "main")
+
+    result = run(suite(), "--llmperf-runs", "1")
+
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*InconclusiveWarning: INCONCLUSIVE*--llmperf-runs 2 or more*"])
+
+
+def test_failed_requests_make_an_error_of_the_test(suite):
+    """INVALID_RUN is an error, not a failure, and never a number; the assertion behind it comes second."""
+    test = TEST.replace("    conv", "    engine.script.fail = lambda n: Failure('http_500', 'boom') if n > 20 else None\n    conv")
+    result = run(suite("from pytest_llmperf.records import Failure\n" + test), "--junitxml", "junit.xml")
+
+    result.assert_outcomes(errors=1)
+    assert 1 == result.ret
+    result.stdout.fnmatch_lines(["*INVALID_RUN*of 8 requests failed:*http_500 (boom)*"])
+    assert ET.parse(suite().path / "junit.xml").find(".//testcase/error") is not None
+
+
+def test_an_engine_that_dies_is_an_error_with_its_log(suite):
+    """A dead engine errors its test with the log's tail; the tests before it are in the JSON."""
+    dying = TEST + TEST.replace("test_rounds", "test_dying").replace("    conv", "    engine.dies_after = 20\n    engine.script.fail = lambda n: Failure('connection_reset', 'gone') if n > 20 else None\n    conv")
+    result = run(suite("from pytest_llmperf.records import Failure\n" + dying), "--benchmark-json", "out.json")
+
+    result.assert_outcomes(passed=1, errors=1, warnings=1)
+    result.stdout.fnmatch_lines(["*EngineDiedError: the server has ended: killed by SIGKILL", "*| boom"])
+    names = [row["fullname"] for row in json.loads((suite().path / "out.json").read_text())["benchmarks"]]
+    assert {"test_it.py::test_rounds"} == {name.rpartition("::")[0] for name in names}
+
+
+def test_a_failing_assertion_stays_a_failure_and_is_not_stored(suite):
+    """The test's own assertion fails as always; what it measured does not become a baseline."""
+    result = run(suite(TEST.replace("> 0", "< 0")), "--llmperf-save-baseline", "main")
+
+    result.assert_outcomes(failed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*assert 0.0* < 0", "not stored: *"])
+    assert [] == list(suite().path.glob("baselines/*/*.json"))
+
+
+def test_the_json_is_pytest_benchmarks_own(suite):
+    """One benchmark per gated metric with one value per run; throughput as seconds per token."""
+    run(suite(), "--benchmark-json", "out.json")
+
+    document = json.loads((suite().path / "out.json").read_text())
+    rows = {row["extra_info"]["llmperf"]["metric"]: row for row in document["benchmarks"]}
+    assert ["output_throughput", "tpot_p50", "ttft_p50"] == sorted(rows)
+    assert 5 == len(rows["ttft_p50"]["stats"]["data"])
+    assert rows["tpot_p50"]["stats"]["median"] == pytest.approx(0.002)
+    about = rows["output_throughput"]["extra_info"]["llmperf"]
+    assert 1 / about["result"]["runs"][0]["output_throughput"] == pytest.approx(
+        rows["output_throughput"]["stats"]["data"][0]
+    )
+    assert 2 == len(about["result"]["by_round"])
+    assert "NO_BASELINE" == about["judgement"]["verdict"]
+    assert document["machine_info"]["llmperf"]["hardware_key"] == about["provenance"]["hardware_key"]
+
+
+def test_pytest_benchmark_reads_the_baselines(suite, pytester):
+    """`pytest-benchmark list` and `compare` work on the folder as it is."""
+    run(suite(), "--llmperf-save-baseline", "main")
+    run(suite(), "--llmperf-save-baseline", "again")
+
+    (suite().path / "conftest.py").unlink()  # pytest-benchmark imports it, and knows nothing of pythonpath
+    command = (sys.executable, "-m", "pytest_benchmark", "--storage", "baselines")
+    listed = pytester.run(*command, "list")
+    compared = pytester.run(*command, "compare", "--columns", "median")
+
+    assert 2 == sum("0001_main.json" in line or "0002_again.json" in line for line in listed.outlines)
+    assert 0 == compared.ret
+    compared.stdout.fnmatch_lines(["*test_rounds::ttft_p50 (*0001_main)*", "*test_rounds::ttft_p50 (*0002_again)*"])
+
+
+def test_benchmark_save_and_compare_work(suite):
+    """pytest-benchmark's own storage and its own gate see the rows, too."""
+    run(suite(), "--benchmark-save", "before")
+
+    result = run(suite(slow=1.5), "--benchmark-compare", "0001", "--benchmark-compare-fail", "median:20%", "-W", "ignore")
+
+    assert result.ret != 0
+    assert "Performance has regressed" in result.stdout.str() + result.stderr.str()
+
+
+def test_benchmark_disable_runs_once_unrecorded(suite):
+    """`--benchmark-disable`: the workload runs once, nothing is recorded or judged, and that is said."""
+    result = run(suite(), "--benchmark-disable", "--benchmark-json", "out.json")
+
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*NotMeasuredWarning: *ran once, unrecorded and unjudged*"])
+    assert not (suite().path / "out.json").exists()
+
+
+def test_xdist_runs_once_unrecorded(suite, monkeypatch):
+    """Under `-n` measurements would disturb each other, so none is taken, and that is said."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+    result = suite().runpytest_subprocess("-n", "2", "-p", "no:cacheprovider")
+
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*NotMeasuredWarning: *xdist is active*"])
+
+
+def test_without_pytest_benchmark_the_gate_still_works(suite):
+    """`-p no:benchmark`: measured, stored and judged as ever, without the table and the JSON."""
+    run(suite(), "-p", "no:benchmark", "--llmperf-save-baseline", "main")
+
+    result = run(suite(slow=1.2), "-p", "no:benchmark")
+
+    result.assert_outcomes(failed=1)
+
+
+@pytest.mark.parametrize(("option", "outcome"), [("--benchmark-only", "passed"), ("--benchmark-skip", "skipped")])
+def test_benchmark_only_and_skip_know_our_tests(suite, option, outcome):
+    """A test that measures is a benchmark to `--benchmark-only` and `--benchmark-skip`."""
+    result = run(suite(TEST + "\ndef test_other():\n    pass\n"), option, "-W", "ignore")
+
+    other = "skipped" if outcome == "passed" else "passed"
+    result.assert_outcomes(**{outcome: 1, other: 1})
+
+
+def test_llm_gate_chooses_the_metrics(suite):
+    """With `llm_gate` marks exactly the named metrics are gated and stored."""
+    marked = TEST.replace("def test", "@pytest.mark.llm_gate(metric='e2e_p50', detect=0.05)\ndef test")
+    run(suite("import pytest\n" + marked), "--benchmark-json", "out.json")
+
+    rows = json.loads((suite().path / "out.json").read_text())["benchmarks"]
+    assert ["e2e_p50"] == [row["extra_info"]["llmperf"]["metric"] for row in rows]
+
+
+def test_a_slower_decode_fails_on_tpot_and_not_on_ttft(suite):
+    """The verdict names the metric that changed."""
+    run(suite(), "--llmperf-save-baseline", "main")
+
+    result = run(suite(slow_decode=1.3))
+
+    result.assert_outcomes(failed=1)
+    table = result.stdout.str()
+    assert re.search(r"tpot_p50 .*\+30\.0 %.*REGRESSED", table)
+    assert re.search(r"ttft_p50 .*PASS", table)
+
+
+def test_two_measurements_of_one_test_need_names(suite):
+    """The second unnamed measurement is refused in one sentence, before it is taken."""
+    twice = TEST.replace("    assert", "    llm_perf(engine, conversations)\n    assert")
+    result = run(suite(twice), "-W", "ignore")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ConfigurationError: *give each llm_perf call its own name=*"])
+
+
+def test_a_changed_workload_is_not_compared(suite):
+    """Another workload digest is NO_BASELINE, naming what differs."""
+    run(suite(), "--llmperf-save-baseline", "main")
+
+    result = run(suite(TEST.replace("seed=7", "seed=8")))
+
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*0001_main.json is not comparable: workload was *"])
+
+
+BAD_BASELINES = {
+    "not JSON": ("{", "*0001_main.json is not readable JSON*"),
+    "not ours": ('{"machine_info": {}, "benchmarks": []}', "*0001_main.json is not a result of pytest-llmperf*"),
+    "another schema": (
+        '{"machine_info": {"llmperf": {"schema_version": 99, "hardware_key": "KEY"}}, "benchmarks": []}',
+        "*has schema version 99, this release reads 1*",
+    ),
+    "another machine": (
+        '{"machine_info": {"llmperf": {"schema_version": 1, "hardware_key": "NVIDIA-L4"}}, "benchmarks": []}',
+        "*was measured on NVIDIA-L4, but lies in the folder of KEY*",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BASELINES)
+def test_a_bad_baseline_ends_the_session_before_anything_runs(suite, case):
+    """A baseline that cannot be used is a usage error in one sentence, and nothing was measured."""
+    content, message = BAD_BASELINES[case]
+    from pytest_llmperf.hardware import detect
+
+    key = detect().key
+    folder = suite().path / "baselines" / key
+    folder.mkdir(parents=True)
+    (folder / "0001_main.json").write_text(content.replace("KEY", key))
+
+    result = run(suite())
+
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines([message.replace("KEY", key)])
+    assert not (suite().path / ".llmperf").exists()
+
+
+def test_a_plain_suite_is_left_alone(pytester):
+    """Without performance tests the plugin prints nothing and makes nothing."""
+    pytester.makepyfile("def test_plain():\n    pass\n")
+
+    result = run(pytester)
+
+    result.assert_outcomes(passed=1)
+    assert "llmperf on" not in result.stdout.str()
+    assert not (pytester.path / ".llmperf").exists()
+
+
+def test_records_are_kept_whatever_the_outcome(suite):
+    """Every request of every run, warm-up included, is in the record file."""
+    from pytest_llmperf.records import Phase, read_requests
+
+    run(suite(), "--llmperf-runs", "2")
+
+    (path,) = suite().path.glob(".llmperf/*/records/*.jsonl")
+    requests = list(read_requests(path))
+    assert 3 * 8 == len(requests)
+    assert {Phase.WARMUP, Phase.MEASURED} == {request.phase for request in requests}
+
+
+def test_importing_the_plugin_imports_neither_numpy_nor_an_engine(pytester):
+    """Collecting an empty suite pulls in nothing heavy."""
+    pytester.makepyfile(
+        test_nothing="",
+        probe="""
+        import sys
+        def pytest_unconfigure():
+            heavy = [name for name in ("numpy", "scipy", "httptools", "pynvml", "prometheus_client", "vllm")
+                     if name in sys.modules]
+            print("HEAVY", heavy)
+        """,
+    )
+    result = pytester.runpytest_subprocess("-p", "probe", "--collect-only", "-p", "no:hypothesispytest")
+
+    result.stdout.fnmatch_lines(["*HEAVY []*"])
