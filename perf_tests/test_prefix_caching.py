@@ -1,23 +1,28 @@
-"""Prefix caching on a small model: runs on any machine that has vLLM."""
+"""Does a cached context save its prefill? On a small random-weight Llama: runs wherever vLLM does."""
 
 import pytest
 
 from pytest_llmperf import multi_round, round_robin
 
-pytestmark = pytest.mark.llm_engine(
+
+@pytest.mark.llm_engine(
     "vllm",
     model="tiny-llama",
     prefix_caching=True,
     max_model_len=20_000,
     args=["--enforce-eager", "--max-num-seqs", "32"],
-    env={"VLLM_CPU_KVCACHE_SPACE": "1"},
+    env={"VLLM_CPU_KVCACHE_SPACE": "1"},  # GiB; read on machines without a GPU only
 )
+@pytest.mark.llm_gate(metric="ttft_p50", detect=0.25)
+@pytest.mark.llm_gate(metric="output_throughput", detect=0.25)
+def test_cached_context(llm_engine, llm_perf):
+    """With their contexts cached, users wait at least ten times less for the first token."""
+    users = {"users": 6, "context_tokens": 8_000, "input_tokens": 64, "output_tokens": 16, "seed": 7}
 
+    cold = llm_perf(llm_engine, multi_round(rounds=1, **users), load=round_robin(), cache="cold", name="cold")
+    primed = llm_perf(
+        llm_engine, multi_round(rounds=5, **users), load=round_robin(), prefill_context=True, name="primed"
+    )
 
-@pytest.mark.llm_gate(metric="ttft_p50", detect=0.5)
-def test_later_rounds_find_their_context_cached(llm_engine, llm_perf):
-    conversations = multi_round(users=6, rounds=5, context_tokens=8_000, input_tokens=64, output_tokens=16, seed=7)
-    cold = llm_perf(llm_engine, conversations, load=round_robin(), cache="cold", name="cold", runs=2)
-    primed = llm_perf(llm_engine, conversations, load=round_robin(), prefill_context=True, name="primed")
     assert primed.cache.hit_rate > 0.9
-    assert primed.ttft.p50 * 10 < cold.by_round[0].ttft.p50
+    assert cold.ttft.p50 > 10 * primed.ttft.p50

@@ -1,9 +1,23 @@
 """Shared by all tests."""
 
 # pytester forgets the modules that an in-process run has imported, and numpy cannot be loaded twice.
+from pathlib import Path
+
 import pytest
 
 import pytest_llmperf.lifecycle  # noqa: F401
+
+
+TIMEOUT_S = 20
+
+
+def pytest_collection_modifyitems(items):
+    """In our own tests a warning is an error and no test takes long; performance tests may."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings("error"), append=False)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
 @pytest.fixture(autouse=True)

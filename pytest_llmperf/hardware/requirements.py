@@ -56,7 +56,8 @@ def requirement_of(
 ) -> Requirement:
     """Combine the parts' marks and the `gpu(...)` marks of one test, closest first.
 
-    A `gpu` mark without words asks for one GPU of any kind. Raises `ConfigurationError` that lists every unknown or unusable argument.
+    A `gpu` mark without words asks for one GPU of any kind. Raises `ConfigurationError` that lists
+    every unknown or unusable argument.
     """
     wanted: dict[str, object] = {}
     problems = []
@@ -72,8 +73,8 @@ def requirement_of(
                 wanted.setdefault(word, value)
     if problems:
         raise ConfigurationError(*problems)
-    if gpu_marks:
-        wanted.setdefault("count", 1)
+    if gpu_marks and not wanted:
+        wanted["count"] = 1
     return Requirement(parts=tuple(dict.fromkeys(part_marks)), **wanted)  # type: ignore[arg-type] # checked above
 
 
