@@ -76,21 +76,26 @@ class Driver:
             answers = self._channel.wait(WAIT_S)
             if not answers:
                 self._check_engine()
-            # Failures last: looking after the engine may end the run, and no answer shall be lost.
-            for answer in sorted(answers, key=lambda answer: answer.failure is not None):
-                state = states[answer.tag]
-                records = self._take(answer, state)
-                schedule.ended(answer.tag, more=not state.is_over)
-                if answer.failure is not None:
-                    self._write(records)
-                    records = []
-                    self._check_engine()
-                in_flight += self._dispatch(schedule, states, released_ns=answer.end_ns) - 1
-                self._write(records)
+            failed = [answer for answer in answers if answer.failure is not None]
+            records: list[RequestRecord] = []
+            for answer in answers:
+                if answer.failure is None:
+                    records += self._take(answer, states[answer.tag])
+                    in_flight += self._go_on(answer, schedule, states) - 1
+            for answer in failed:
+                records += self._take(answer, states[answer.tag])
+            for record in records:
+                self._record(record)
+            # Only now: looking after the engine may end the run, and no answer shall be lost.
+            if failed:
+                self._check_engine()
+            for answer in failed:
+                in_flight += self._go_on(answer, schedule, states) - 1
 
-    def _write(self, records: Sequence[RequestRecord]) -> None:
-        for record in records:
-            self._record(record)
+    def _go_on(self, answer: Answer, schedule: Schedule, states: Sequence[_Progress]) -> int:
+        """Tell the schedule that the answer's turn has ended, and send what is due then; returns how many."""
+        schedule.ended(answer.tag, more=not states[answer.tag].is_over)
+        return self._dispatch(schedule, states, released_ns=answer.end_ns)
 
     def _dispatch(self, schedule: Schedule, states: Sequence[_Progress], *, released_ns: int) -> int:
         """Send all that is due; returns how many. `released_ns`: the moment that made them due."""

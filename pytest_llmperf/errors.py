@@ -19,6 +19,9 @@ LLMPerfWarning
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class LLMPerfError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -56,6 +59,14 @@ class EngineDiedError(EngineError):
 
 class EngineAnswerError(EngineError):
     """The engine answered, but not as the protocol says."""
+
+
+def unknown(what: str, given: object, accepted: Iterable[str]) -> str:
+    """The sentence on a word that is not known: what is accepted, and what was probably meant."""
+    known = list(accepted)
+    near = difflib.get_close_matches(str(given), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {given!r}; {hint}accepted: {', '.join(known)}"
 
 
 class NoSamplesError(LLMPerfError):

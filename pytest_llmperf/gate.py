@@ -47,10 +47,16 @@ _SEVERITY = tuple(Verdict)
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """What is asked of one metric: the verdict PASS means that a change of `detect` would have shown."""
+    """What is asked of one metric, as shares: 0.1 is 10 %.
+
+    `detect`: PASS means that a change for the worse of that size would have been found.
+    `min_effect`: a change is REGRESSED or IMPROVED only if it is shown to be larger than this;
+    for what is known to differ from one server start, or one night, to the next.
+    """
 
     metric: str
     detect: float = DETECT
+    min_effect: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,14 +180,15 @@ class Gate:
         """Which (measurement, metric) pairs are worse, and which better, family-wise."""
         tests = {(key, name): test for key, group in self._tests.items() for name, test in group.items()}
         size = self.family_size
-        worse = {k: test.comparison.p_worse for k, test in tests.items()}
-        better = {k: test.comparison.p_better for k, test in tests.items()}
+        worse = {k: test.comparison.p_worse(_margin(test)) for k, test in tests.items()}
+        better = {k: test.comparison.p_better(_margin(test)) for k, test in tests.items()}
         return holm(worse, size, self.alpha), holm(better, size, self.alpha)
 
     def _finding(self, test: _Test, *, worse: bool, better: bool) -> Finding:
         metric, comparison = METRICS[test.criterion.metric], test.comparison
         share = self.alpha / self.family_size
-        detectable = comparison.detectable(share)
+        margin = _margin(test)
+        detectable = margin + comparison.detectable(share)
         wanted = math.log1p(test.criterion.detect)
         verdict, note = Verdict.PASS, None
         if worse:
@@ -190,7 +197,7 @@ class Gate:
             verdict = Verdict.IMPROVED
         elif detectable > wanted:
             verdict = Verdict.INCONCLUSIVE
-            runs = comparison.runs_to_detect(wanted, share)
+            runs = comparison.runs_to_detect(wanted - margin, share)
             note = f"could not have seen {test.criterion.detect:.0%}; " + (
                 f"at this noise that takes {runs} runs, here and in the baseline"
                 if runs is not None
@@ -204,7 +211,7 @@ class Gate:
             now=test.now,
             change=_own_change(metric, comparison.effect),
             interval=(low, high),
-            p=comparison.p_worse,
+            p=comparison.p_worse(margin),
             detectable=_own_change(metric, detectable),
             base_runs=comparison.base_count,
             new_runs=comparison.new_count,
@@ -220,6 +227,11 @@ _ADVICE = {
     Verdict.NO_BASELINE: "store this level with --llmperf-save-baseline NAME",
     Verdict.INCONCLUSIVE: "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show",
 }
+
+
+def _margin(test: _Test) -> float:
+    """The smallest effect that matters, on the log scale."""
+    return math.log1p(test.criterion.min_effect)
 
 
 def _typical(stored: Sequence[float], metric: Metric) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines import EngineSpec, check_kind, make_spec, words_of
-from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.gate import DETECT, Criterion
 from pytest_llmperf.hardware import MARKS, Requirement, requirement_of
 from pytest_llmperf.metrics import METRICS
@@ -80,16 +79,25 @@ def criteria(item: pytest.Item) -> tuple[Criterion, ...]:
 
 
 def _gate_problems(mark: pytest.Mark) -> list[str]:
-    unknown = [word for word in mark.kwargs if word not in ("metric", "detect")]
-    if mark.args or unknown or "metric" not in mark.kwargs:
+    unexpected = [word for word in mark.kwargs if word not in ("metric", "detect", "min_effect")]
+    if mark.args or unexpected or "metric" not in mark.kwargs:
         given = ", ".join([*map(repr, mark.args), *(f"{word}={value!r}" for word, value in mark.kwargs.items())])
-        return [f"llm_gate({given}): expected llm_gate(metric=NAME, detect=SHARE), detect being optional"]
+        return [
+            f"llm_gate({given}): expected llm_gate(metric=NAME, detect=SHARE, min_effect=SHARE), the shares optional"
+        ]
     problems = []
-    metric, detect = mark.kwargs["metric"], mark.kwargs.get("detect", DETECT)
+    metric = mark.kwargs["metric"]
+    detect, min_effect = mark.kwargs.get("detect", DETECT), mark.kwargs.get("min_effect", 0.0)
     if metric not in METRICS:
-        near = difflib.get_close_matches(str(metric), METRICS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        problems.append(f"llm_gate: unknown metric {metric!r}; {hint}accepted: {', '.join(METRICS)}")
-    if isinstance(detect, bool) or not isinstance(detect, (int, float)) or not 0 < detect < float("inf"):
+        problems.append(f"llm_gate: {unknown('metric', metric, METRICS)}")
+    if not _is_share(detect) or detect == 0:
         problems.append(f"llm_gate: detect must be a positive share such as 0.1 for 10 %, got {detect!r}")
+    if not _is_share(min_effect):
+        problems.append(f"llm_gate: min_effect must be a share of at least 0, got {min_effect!r}")
+    if not problems and detect <= min_effect:
+        problems.append(f"llm_gate: detect={detect} must be more than min_effect={min_effect}")
     return problems
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.errors import ConfigurationError, unknown
 
 if TYPE_CHECKING:
     import pytest
@@ -208,8 +208,7 @@ def _unknown_words(words: Mapping[str, Any]) -> list[str]:
         return []
     from pytest_llmperf.engines.base import WORDS  # noqa: PLC0415 - only a session that needs it pays for it
 
-    known = ", ".join(sorted(WORDS))
-    return [f"--llmperf-set: unknown word {word!r}; accepted: {known}" for word in words if word not in WORDS]
+    return [f"--llmperf-set: {unknown('word', word, sorted(WORDS))}" for word in words if word not in WORDS]
 
 
 def _engine(text: str) -> str:

@@ -30,7 +30,7 @@ LIFECYCLE_KEY = pytest.StashKey["Lifecycle"]()
 PART_MARKS = ("gh200", "h100", "h200", "a100", "l4", "l40s", "rtx4090", "b200", "gb200")
 MARKS = (
     "llm_engine(kind, **specification): the engine that the fixture llm_engine starts or reaches",
-    "llm_gate(metric=NAME, detect=0.1): gate this metric; a PASS must have been able to see that change",
+    "llm_gate(metric=NAME, detect=0.1, min_effect=0): gate this metric; a PASS could have seen a change of `detect`",
     "gpu(count=N, memory_gib=N, nvlink_c2c=BOOL): needs such GPUs; skips where they are not",
     *(f"{part}: needs this GPU; skips where it is not" for part in PART_MARKS),
 )

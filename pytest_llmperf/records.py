@@ -116,8 +116,9 @@ class CacheCounters:
         """
         if self.hit_tokens is not None and self.queried_tokens:
             return self.hit_tokens / self.queried_tokens
-        total = sum((self.tokens_by_tier or {}).values())
-        return 1 - (self.tokens_by_tier or {})["recomputed"] / total if total else None
+        tiers = self.tokens_by_tier or {}
+        total = sum(tiers.values())
+        return 1 - tiers["recomputed"] / total if total and "recomputed" in tiers else None
 
     def plus(self, other: CacheCounters) -> CacheCounters:
         """Both added up; what one of them does not say is not known of the sum."""
@@ -207,7 +208,8 @@ def read_requests(path: Path) -> Iterator[RequestRecord]:
     A last line cut short by a crash is left out. Raises `LLMPerfError` if the file is not one of
     ours or has another schema version.
     """
-    with path.open(encoding="utf-8") as stream:
+    # Ours are ASCII; another file's bytes shall be shown in the error, not raise one of their own.
+    with path.open(encoding="utf-8", errors="backslashreplace") as stream:
         _check_header(path, stream.readline())
         for line in stream:
             if not line.endswith("\n"):
@@ -221,8 +223,9 @@ def _check_header(path: Path, line: str) -> None:
     try:
         header = json.loads(line)
     except ValueError:
-        header = {}
-    if header.get("schema") != "pytest-llmperf-records" or header.get("version") != SCHEMA_VERSION:
+        header = None
+    ours = isinstance(header, dict) and header.get("schema") == "pytest-llmperf-records"
+    if not ours or header.get("version") != SCHEMA_VERSION:
         msg = f"{path} is not a record file of schema version {SCHEMA_VERSION}: its first line is {line[:80]!r}"
         raise LLMPerfError(msg)
 

@@ -148,10 +148,14 @@ class Figures:
 
     @property
     def goodput(self) -> float | None:
-        """Requests per second that met every limit of `slo`; None where none was given."""
+        """Requests per second that met every limit of `slo`.
+
+        None where none was given, or where a latency that it limits was not measured.
+        """
         if self.slo is None:
             return None
-        return self._per_second(sum(_meets(request, self.slo) for request in self._latencies.requests))
+        met = [_meets(request, self.slo) for request in self._latencies.requests]
+        return self._per_second(_sum(met))
 
     @property
     def cache(self) -> CacheResult:
@@ -261,8 +265,17 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if known and len(known) == len(values) else None
 
 
-def _meets(request: RequestRecord, slo: Mapping[str, float]) -> bool:
-    """Whether every limit holds; one that does not apply (TPOT of a single token) does."""
-    if not request.ok or request.output_tokens is None:
+def _meets(request: RequestRecord, slo: Mapping[str, float]) -> bool | None:
+    """Whether every limit holds, None if that is not known; one that does not apply does.
+
+    A single token has no gaps: TPOT and ITL do not apply to it.
+    """
+    if not request.ok:
         return False
-    return all(max(metrics.LATENCIES[name](request), default=limit) <= limit for name, limit in slo.items())
+    measured = {name: tuple(metrics.LATENCIES[name](request)) for name in slo}
+    if any(max(values) > slo[name] for name, values in measured.items() if values):
+        return False
+    unknown = [name for name, values in measured.items() if not values]
+    if unknown and not (request.output_tokens == 1 and set(unknown) <= {"tpot", "itl"}):
+        return None
+    return True

@@ -101,7 +101,7 @@ def _slo_problems(slo: object) -> list[str]:
     return [
         f"llm_perf: slo has {word!r}: {limit!r}; expected a positive number of seconds for one of {accepted}"
         for word, limit in slo.items()
-        if word not in LATENCIES or isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0
+        if word not in LATENCIES or isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0
     ]
 
 

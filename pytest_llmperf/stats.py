@@ -82,20 +82,18 @@ class Comparison:
     standard_error: float
     degrees: int
 
-    @property
-    def p_worse(self) -> float:
-        """One-sided: how often so large a rise would be seen if there were none."""
-        return self._p(self.effect)
+    def p_worse(self, margin: float = 0.0) -> float:
+        """One-sided: how often so large a rise would be seen if it were no more than `margin`."""
+        return self._p(self.effect - margin)
 
-    @property
-    def p_better(self) -> float:
+    def p_better(self, margin: float = 0.0) -> float:
         """One-sided, for a fall."""
-        return self._p(-self.effect)
+        return self._p(-self.effect - margin)
 
-    def _p(self, effect: float) -> float:
+    def _p(self, excess: float) -> float:
         if self.standard_error == 0:
-            return 0.0 if effect > 0 else 1.0
-        return float(special.stdtr(self.degrees, -effect / self.standard_error))
+            return 0.0 if excess > 0 else 1.0
+        return float(special.stdtr(self.degrees, -excess / self.standard_error))
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """Two-sided interval of the effect at level `1 - alpha`."""
@@ -124,6 +122,10 @@ def pooled_t(base: Sequence[float], new: Sequence[float]) -> Comparison:
     if min(n, m) < 2:
         raise NoSamplesError(f"a comparison needs at least 2 runs on each side, got {n} and {m}")
     degrees = n + m - 2
+    # Means of equal values differ in their last bit for different counts; measured from one of the
+    # values they are exact, so that equal runs have no effect and no spread.
+    origin = base[0]
+    base, new = [value - origin for value in base], [value - origin for value in new]
     variance = ((n - 1) * float(np.var(base, ddof=1)) + (m - 1) * float(np.var(new, ddof=1))) / degrees
     return Comparison(
         base_count=n,

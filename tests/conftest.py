@@ -1,12 +1,11 @@
 """Shared by all tests."""
 
-# pytester forgets the modules that an in-process run has imported, and numpy cannot be loaded twice.
 from pathlib import Path
 
 import pytest
 
+# pytester forgets the modules that an in-process run has imported, and numpy cannot be loaded twice.
 import pytest_llmperf.lifecycle  # noqa: F401
-
 
 TIMEOUT_S = 20
 

@@ -6,12 +6,15 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
+from importlib import resources
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 # A test directory of a user: one engine that answers as scripted, no process, no waiting.
 CONFTEST = """
+import jsonschema
 import pytest
 from fakes import Script, VirtualEngine
 
@@ -80,7 +83,11 @@ def test_a_slower_engine_fails_its_test(suite):
     result.assert_outcomes(failed=1)
     assert 1 == result.ret
     result.stdout.fnmatch_lines(
-        ["REGRESSED test_it.py::test_rounds, against 0001_main.json*", "*ttft_p50*+2?.? %*..*REGRESSED", "*what to do:*"]
+        [
+            "REGRESSED test_it.py::test_rounds, against 0001_main.json*",
+            "*ttft_p50*+2?.? %*..*REGRESSED",
+            "*what to do:*",
+        ]
     )
     case = ET.parse(suite().path / "junit.xml").find(".//testcase")
     assert case.find("failure") is not None
@@ -150,7 +157,9 @@ def test_one_run_is_inconclusive(suite):
 
 def test_failed_requests_make_an_error_of_the_test(suite):
     """INVALID_RUN is an error, not a failure, and never a number; the assertion behind it comes second."""
-    test = TEST.replace("    conv", "    engine.script.fail = lambda n: Failure('http_500', 'boom') if n > 20 else None\n    conv")
+    test = TEST.replace(
+        "    conv", "    engine.script.fail = lambda n: Failure('http_500', 'boom') if n > 20 else None\n    conv"
+    )
     result = run(suite("from pytest_llmperf.records import Failure\n" + test), "--junitxml", "junit.xml")
 
     result.assert_outcomes(errors=1)
@@ -161,7 +170,10 @@ def test_failed_requests_make_an_error_of_the_test(suite):
 
 def test_an_engine_that_dies_is_an_error_with_its_log(suite):
     """A dead engine errors its test with the log's tail; the tests before it are in the JSON."""
-    dying = TEST + TEST.replace("test_rounds", "test_dying").replace("    conv", "    engine.dies_after = 20\n    engine.script.fail = lambda n: Failure('connection_reset', 'gone') if n > 20 else None\n    conv")
+    dying = TEST + TEST.replace("test_rounds", "test_dying").replace(
+        "    conv",
+        "    engine.dies_after = 20\n    engine.script.fail = lambda n: Failure('connection_reset', 'gone') if n > 20 else None\n    conv",
+    )
     result = run(suite("from pytest_llmperf.records import Failure\n" + dying), "--benchmark-json", "out.json")
 
     result.assert_outcomes(passed=1, errors=1, warnings=1)
@@ -197,6 +209,18 @@ def test_the_json_is_pytest_benchmarks_own(suite):
     assert document["machine_info"]["llmperf"]["hardware_key"] == about["provenance"]["hardware_key"]
 
 
+def test_results_and_baselines_follow_the_schema(suite):
+    """Both files validate against the JSON Schema that the package ships."""
+    schema = json.loads(resources.files("pytest_llmperf.reports").joinpath("result.schema.json").read_text())
+    run(suite(), "--llmperf-save-baseline", "main", "--benchmark-json", "first.json")
+    run(suite(slow=1.2), "--benchmark-json", "second.json")
+
+    paths = [*suite().path.glob("*.json"), *suite().path.glob("baselines/*/*.json")]
+    assert 3 == len(paths)
+    for path in paths:
+        jsonschema.validate(json.loads(path.read_text()), schema)
+
+
 def test_pytest_benchmark_reads_the_baselines(suite, pytester):
     """`pytest-benchmark list` and `compare` work on the folder as it is."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -216,7 +240,9 @@ def test_benchmark_save_and_compare_work(suite):
     """pytest-benchmark's own storage and its own gate see the rows, too."""
     run(suite(), "--benchmark-save", "before")
 
-    result = run(suite(slow=1.5), "--benchmark-compare", "0001", "--benchmark-compare-fail", "median:20%", "-W", "ignore")
+    result = run(
+        suite(slow=1.5), "--benchmark-compare", "0001", "--benchmark-compare-fail", "median:20%", "-W", "ignore"
+    )
 
     assert result.ret != 0
     assert "Performance has regressed" in result.stdout.str() + result.stderr.str()

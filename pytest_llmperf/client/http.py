@@ -39,17 +39,19 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> Address:
         """Split `http://host:port/prefix`. Raises `ConfigurationError` for anything else."""
+        if "@" in url:
+            host = url.rpartition("@")[2]
+            msg = f"the URL of {host} carries credentials; set LLMPERF_API_KEY in the environment instead"
+            raise ConfigurationError(msg)
         problem = f"not a server's URL: {url!r}; expected http://HOST:PORT or https://HOST/PREFIX"
         try:
             parts = urlsplit(url)
             port = parts.port
+            (parts.hostname or "").encode("idna")  # as the resolver will do
         except ValueError as error:
             raise ConfigurationError(f"{problem} ({error})") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
             raise ConfigurationError(problem)
-        if parts.username or parts.password:
-            msg = f"the URL of {parts.hostname} carries credentials; set LLMPERF_API_KEY in the environment instead"
-            raise ConfigurationError(msg)
         tls = parts.scheme == "https"
         return cls(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
@@ -123,9 +125,12 @@ class _Connection:
             self.exchange.fragments.append((self._reading_ns, body))
 
     def on_message_complete(self) -> None:
-        if self._parser.get_status_code() >= 200:  # 1xx announces the real response
+        if self._parser.get_status_code() >= 200:
             self.complete = True
             self.reusable = bool(self._parser.should_keep_alive())
+        elif self.exchange is not None:  # 1xx announces the real response and says nothing about it
+            self.exchange.status, self.framed = None, False
+            self.exchange.headers.clear()
 
 
 class HttpClient:
@@ -162,6 +167,8 @@ class HttpClient:
             self._finished.append(Exchange(tag, now, end_ns=now, failure=_connect_failure(self.address, error)))
             return now
         exchange = Exchange(tag, self._clock.now_ns())
+        if not self._active:  # until now no arrival could be late
+            self._woke_ns = exchange.sent_ns
         connection.start(exchange, data)
         self._active.add(connection)
         self._selector.register(connection.sock, selectors.EVENT_READ, connection)
@@ -175,9 +182,9 @@ class HttpClient:
             now_ns = self._clock.now_ns()
             if deadline_ns is not None and now_ns >= deadline_ns:
                 break
-            self._expire(now_ns)
-            pause_s = 1.0 if deadline_ns is None else min(1.0, seconds_between(now_ns, deadline_ns))
-            self._poll(pause_s)
+            pause_s = min(1.0, self.silence_s)
+            self._poll(pause_s if deadline_ns is None else min(pause_s, seconds_between(now_ns, deadline_ns)))
+            self._expire(self._clock.now_ns())
         finished = list(self._finished)
         self._finished.clear()
         return finished
@@ -240,7 +247,7 @@ class HttpClient:
         if self._woke_ns is not None:
             self.busy_ns.append(self._clock.now_ns() - self._woke_ns)
         ready = self._selector.select(pause_s)
-        self._woke_ns = self._clock.now_ns() if ready else None
+        self._woke_ns = self._clock.now_ns()
         for key, mask in ready:
             connection: _Connection = key.data
             if mask & selectors.EVENT_WRITE:
@@ -278,7 +285,7 @@ class HttpClient:
                     return
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._finish(connection, Failure("not_http", f"{type(error).__name__}: {error.__context__ or error}"))
         except OSError as error:
             self._finish(connection, Failure("connection_reset", f"while receiving: {error}"))

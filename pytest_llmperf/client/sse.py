@@ -34,7 +34,7 @@ def _lines(fragments: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]
     after_cr = False
     for at_ns, raw in fragments:
         fragment = raw[1:] if after_cr and raw.startswith(b"\n") else raw  # a CRLF that was cut in two
-        after_cr = fragment.endswith(b"\r")
+        after_cr = fragment.endswith(b"\r") or (after_cr and not raw)
         text = (rest + fragment).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, rest = text.split(b"\n")
         for line in lines:

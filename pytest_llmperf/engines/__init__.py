@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import cast
 
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings, parse_spec
-from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.errors import ConfigurationError, unknown
 
 ENGINES: dict[str, tuple[str, str]] = {
     "openai": ("pytest_llmperf.engines.openai", "OpenAIEngine"),
@@ -20,9 +19,7 @@ ENGINES: dict[str, tuple[str, str]] = {
 def check_kind(kind: str) -> None:
     """Raise `ConfigurationError` unless `kind` is one of ours."""
     if kind not in ENGINES:
-        near = difflib.get_close_matches(kind, ENGINES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigurationError(f"unknown engine {kind!r}; {hint}accepted: {', '.join(ENGINES)}")
+        raise ConfigurationError(unknown("engine", kind, ENGINES))
 
 
 def words_of(kind: str) -> frozenset[str]:

@@ -7,15 +7,14 @@ cannot tell is None, never a guess.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 from pytest_llmperf.clock import Clock
 from pytest_llmperf.engines.process import Progress
-from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.records import Arrival, CacheCounters, Failure
 
 
@@ -73,7 +72,7 @@ def parse_spec(kind: str, words: Mapping[str, object], accepted: frozenset[str])
     checked: dict[str, Any] = {}
     for word, value in words.items():
         if word not in accepted:
-            problems.append(f"{kind}: unknown word {word!r}; {_hint(word, accepted)}")
+            problems.append(f"{kind}: {unknown('word', word, sorted(accepted))}")
         elif value is not None:
             expected, convert = WORDS[word]
             try:
@@ -83,12 +82,6 @@ def parse_spec(kind: str, words: Mapping[str, object], accepted: frozenset[str])
     if problems:
         raise ConfigurationError(*problems)
     return EngineSpec(kind=kind, **checked)
-
-
-def _hint(word: str, accepted: frozenset[str]) -> str:
-    near = difflib.get_close_matches(word, accepted, n=1)
-    known = f"accepted: {', '.join(sorted(accepted))}"
-    return f"did you mean {near[0]!r}? {known}" if near else known
 
 
 def _text(value: object) -> str:
@@ -143,7 +136,7 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
 
 COMMON_WORDS = frozenset(WORDS) - {"url", "executable"}
 
-assert set(WORDS) == {field.name for field in fields(EngineSpec)} - {"kind"}
+assert set(WORDS) == {word.name for word in fields(EngineSpec)} - {"kind"}
 
 
 TOKEN_IDS = range(1000, 2048)
@@ -284,5 +277,5 @@ class Surroundings:
     start_timeout_s: float
     silence_s: float
     """How long a server may stay silent within a request."""
-    api_key: str | None
+    api_key: str | None = field(repr=False)
     progress: Progress

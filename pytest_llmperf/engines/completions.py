@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from pytest_llmperf.client import Exchange, HttpClient, events
@@ -116,17 +117,22 @@ class _Stream:
         except ValueError:
             self._fail("not_json", data)
             return
-        if not isinstance(event, dict) or "error" in event:
+        if not isinstance(event, dict) or event.get("error") is not None:
             self._fail("stream_error", data)
+            return
+        choices = event.get("choices") or []
+        if not _are_choices(choices):
+            self._fail("not_completions", data)
             return
         usage = event.get("usage")
         if isinstance(usage, dict):
             self.usage = usage
-        choices = event.get("choices")
+            self.done = self.done or not choices  # with choices it is only the count so far
         if choices:
             self._choice(at_ns, choices[0], usage)
 
     def _choice(self, at_ns: int, choice: dict[str, Any], usage: dict[str, Any] | None) -> None:
+        self.done = self.done or choice.get("finish_reason") is not None
         ids = choice.get("token_ids")
         if ids is not None:
             self.has_token_ids = True
@@ -147,8 +153,8 @@ class _Stream:
         failure = self.failure
         if failure is None and not self.arrivals:
             failure = Failure("no_tokens", "the stream ended without a generated token")
-        if failure is None and not (self.done or self.usage):
-            failure = Failure("truncated", "the stream ended without [DONE] and without usage")
+        if failure is None and not self.done:
+            failure = Failure("truncated", "the stream ended without [DONE], a finish_reason or a final usage")
         output_tokens = len(self.token_ids) if self.has_token_ids else _number(self.usage, "completion_tokens")
         details = self.usage.get("prompt_tokens_details")
         return Answer(
@@ -162,6 +168,12 @@ class _Stream:
             cached_tokens=_number(details, "cached_tokens") if isinstance(details, dict) else None,
             failure=failure,
         )
+
+
+def _are_choices(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(choice, dict) and isinstance(choice.get("token_ids"), (list, NoneType)) for choice in value
+    )
 
 
 def _one_token_each(arrivals: list[Arrival], output_tokens: int | None) -> tuple[Arrival, ...]:

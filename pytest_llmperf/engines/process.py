@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shlex
@@ -119,6 +120,9 @@ class ServerProcess:
         except subprocess.TimeoutExpired:  # a process that SIGKILL cannot end is beyond us
             self._guard.kill()
             self._guard.wait()
+        if self._guard.returncode != 0 and self.pid is not None:  # killed, so the group is ours to end
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         code = self.returncode
         if self._guard.stdout is not None:
             self._guard.stdout.close()

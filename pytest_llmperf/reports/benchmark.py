@@ -62,15 +62,18 @@ def rows(item: pytest.Item, result: PerfResult, criteria: Sequence[Criterion]) -
     if not result.validity:
         return []
     made = []
+    figures = figures_json(result)
     for criterion in criteria:
         metric = METRICS[criterion.metric]
         values = [value for value in result.value(metric) if value is not None and value > 0]
         if len(values) == len(result.records):
-            made.append(_row(item, result, metric, [metric.stored(value) for value in values]))
+            made.append(_row(item, result, figures, metric, [metric.stored(value) for value in values]))
     return made
 
 
-def _row(item: pytest.Item, result: PerfResult, metric: Metric, stored: Sequence[float]) -> Row:
+def _row(
+    item: pytest.Item, result: PerfResult, figures: dict[str, Any], metric: Metric, stored: Sequence[float]
+) -> Row:
     provenance = result.provenance
     callspec = getattr(item, "callspec", None)
     suffix = metric.name if provenance.name is None else f"{provenance.name}::{metric.name}"
@@ -90,7 +93,7 @@ def _row(item: pytest.Item, result: PerfResult, metric: Metric, stored: Sequence
         "comparable": comparable(provenance),
         "engine_words": provenance.engine_words,
         "provenance": asdict(provenance),
-        "result": figures_json(result),
+        "result": figures,
     }
     row = pytest_benchmark.stats.Metadata(fixture, 1, {"timer": "llmperf", "disable_gc": False, "warmup": False})
     for value in stored:

@@ -1,0 +1,311 @@
+"""Detection through the real NVML binding, each in a fresh process, on machines that a stub makes up."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.hardware import PARTS, declared
+from pytest_llmperf.hardware.detect import remote
+
+MACHINES = {
+    ("gh200",): ("NVIDIA-GH200-96GB", ["gh200"], "1 x NVIDIA GH200 480GB (95.6 GiB)"),
+    ("gh200 144",): ("NVIDIA-GH200-144GB", ["gh200"], "1 x NVIDIA GH200 144G HBM3e (143 GiB)"),
+    ("h100",) * 8: ("8x-NVIDIA-H100-80GB-HBM3", ["h100"], "8 x NVIDIA H100 80GB HBM3 (79.6 GiB)"),
+    ("h100 pcie",): ("NVIDIA-H100-80GB-PCIe", ["h100"], "1 x NVIDIA H100 PCIe (79.6 GiB)"),
+    ("h200",): ("NVIDIA-H200", ["h200"], "1 x NVIDIA H200 (140 GiB)"),
+    ("a100",): ("NVIDIA-A100-SXM4-40GB", ["a100"], "1 x NVIDIA A100-SXM4-40GB (40.0 GiB)"),
+    ("a100 mig",): ("NVIDIA-A100-SXM4-40GB-MIG", [], "1 x NVIDIA A100-SXM4-40GB (40.0 GiB), MIG enabled"),
+    ("l4",): ("NVIDIA-L4", ["l4"], "1 x NVIDIA L4 (22.5 GiB)"),
+    ("rtx4090",): ("NVIDIA-RTX-4090", ["rtx4090"], "1 x NVIDIA GeForce RTX 4090 (24.0 GiB)"),
+    ("h200", "l4", "l4"): (
+        "NVIDIA-H200+2x-NVIDIA-L4",
+        ["h200", "l4"],
+        "1 x NVIDIA H200 (140 GiB), 2 x NVIDIA L4 (22.5 GiB)",
+    ),
+}
+
+NAMES = {
+    "NVIDIA GH200 480GB": ("NVIDIA-GH200-96GB", "gh200"),
+    "NVIDIA GH200 120GB": ("NVIDIA-GH200-96GB", "gh200"),
+    "NVIDIA GH200 144G HBM3e": ("NVIDIA-GH200-144GB", "gh200"),
+    "NVIDIA H100 80GB HBM3": ("NVIDIA-H100-80GB-HBM3", "h100"),
+    "NVIDIA H100 PCIe": ("NVIDIA-H100-80GB-PCIe", "h100"),
+    "NVIDIA H100 NVL": ("NVIDIA-H100-94GB-NVL", "h100"),
+    "NVIDIA H200": ("NVIDIA-H200", "h200"),
+    "NVIDIA H200 NVL": ("NVIDIA-H200-NVL", "h200"),
+    "NVIDIA A100-SXM4-40GB": ("NVIDIA-A100-SXM4-40GB", "a100"),
+    "NVIDIA A100-PCIE-40GB": ("NVIDIA-A100-PCIE-40GB", "a100"),
+    "NVIDIA A100-SXM4-80GB": ("NVIDIA-A100-SXM4-80GB", "a100"),
+    "NVIDIA A100 80GB PCIe": ("NVIDIA-A100-PCIE-80GB", "a100"),
+    "NVIDIA L4": ("NVIDIA-L4", "l4"),
+    "NVIDIA L40S": ("NVIDIA-L40S", "l40s"),
+    "NVIDIA GeForce RTX 4090": ("NVIDIA-RTX-4090", "rtx4090"),
+    "NVIDIA B200": ("NVIDIA-B200", "b200"),
+    "NVIDIA GB200": ("NVIDIA-GB200", "gb200"),
+}
+
+LOOKALIKES = {
+    "NVIDIA H100": "NVIDIA-H100",
+    "NVIDIA H20-3e": "NVIDIA-H20-3e",
+    "NVIDIA L40": "NVIDIA-L40",
+    "NVIDIA GeForce RTX 4090 D": "NVIDIA-GeForce-RTX-4090-D",
+    "NVIDIA GeForce RTX 4090 Laptop GPU": "NVIDIA-GeForce-RTX-4090-Laptop-GPU",
+    "NVIDIA GB300": "NVIDIA-GB300",
+    "GRID A100-10C": "GRID-A100-10C",
+}
+
+
+@pytest.mark.parametrize("gpus", MACHINES, ids=" + ".join)
+def test_a_machine_gets_its_key_its_marks_and_its_description(machine, found_on, gpus):
+    """Key, satisfied marks and one-line description follow from what NVML reports."""
+    key, marks, description = MACHINES[gpus]
+
+    found = found_on(machine(*gpus))
+
+    assert (found["key"], found["marks"], found["describe"]) == (key, marks, description)
+    assert found["problem"] is None
+    assert found["open_sessions"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_a_part_leads_to_its_key_and_its_mark_alone(machine, found_on, name):
+    """A part's NVML name, matched whole, gives the key of its baselines and no other part's mark."""
+    key, mark = NAMES[name]
+
+    found = found_on(machine({"name": name}))
+
+    assert (found["key"], found["marks"]) == (key, [mark])
+
+
+def test_the_golden_names_are_those_of_the_table():
+    """A part that is added to the table is added to the golden names, too."""
+    assert {name: (part.key, part.mark) for part in PARTS for name in part.nvml_names} == NAMES
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_a_part_with_a_similar_name_satisfies_no_mark(machine, found_on, name):
+    """A name that merely contains, or is contained in, a known one is another part with a key of its own."""
+    found = found_on(machine({"name": name, "memory_mib": 97887}))
+
+    assert (found["key"], found["marks"]) == (f"{LOOKALIKES[name]}-96GiB", [])
+
+
+def test_an_unknown_part_without_memory_figures_is_known_by_its_name(machine, found_on):
+    """A part whose memory calls are not supported, as on GB10, has no size in its key or description."""
+    found = found_on(machine({"name": "NVIDIA GB10"}))
+
+    assert (found["key"], found["describe"], found["marks"]) == ("NVIDIA-GB10", "1 x NVIDIA GB10", [])
+
+
+def test_the_fingerprint_holds_all_that_the_driver_says(machine, found_on):
+    """Name, memory, UUID, compute capability, C2C and MIG of each GPU, and the driver's versions."""
+    fingerprint = found_on(machine("gh200"))["fingerprint"]
+
+    assert fingerprint.pop("cpu")
+    assert fingerprint == {
+        "gpus": [
+            {
+                "name": "NVIDIA GH200 480GB",
+                "memory_bytes": 97871 * 2**20,
+                "uuid": "GPU-0",
+                "compute_capability": [9, 0],
+                "nvlink_c2c": True,
+                "mig": False,
+            }
+        ],
+        "driver": "570.133.20",
+        "cuda": "12.8",
+        "cpus": len(os.sched_getaffinity(0)),
+        "declared": False,
+        "key": "NVIDIA-GH200-96GB",
+    }
+
+
+def test_what_the_driver_does_not_say_is_absent(machine, found_on):
+    """A call that is not supported, or not permitted, leaves its field out: neither null, 0 nor false."""
+    gpu = {"name": "NVIDIA L4", "memory_mib": "error 3", "uuid": "error 4", "cc": "error 3", "c2c": "error 3"}
+
+    fingerprint = found_on(machine(gpu, driver=None, cuda=None))["fingerprint"]
+
+    assert fingerprint["gpus"] == [{"name": "NVIDIA L4"}]
+    assert fingerprint.keys() == {"gpus", "cpu", "cpus", "declared", "key"}
+
+
+def test_a_driver_without_the_late_functions_is_enough(machine, found_on):
+    """A function that the driver's library lacks costs its field and nothing else."""
+    found = found_on(machine("gh200", library="old"))
+
+    assert (found["key"], found["marks"], found["problem"]) == ("NVIDIA-GH200-96GB", ["gh200"], None)
+    assert found["fingerprint"]["driver"] == "570.133.20"
+    assert "cuda" not in found["fingerprint"]
+    assert found["fingerprint"]["gpus"][0].keys() == {"name", "memory_bytes", "uuid", "compute_capability"}
+
+
+def test_a_binding_without_the_c2c_call_is_enough(machine, found_on):
+    """Bindings before 12.550 lack `nvmlDeviceGetC2cModeInfoV`: the link is then unknown."""
+    found = found_on(machine("gh200"), before="import pynvml; del pynvml.nvmlDeviceGetC2cModeInfoV")
+
+    assert found["marks"] == ["gh200"]
+    assert "nvlink_c2c" not in found["fingerprint"]["gpus"][0]
+
+
+@pytest.mark.parametrize(("number", "version"), [(12040, "12.4"), (12080, "12.8"), (13000, "13.0")])
+def test_cuda_is_read_from_its_number(machine, found_on, number, version):
+    """NVML packs major and minor CUDA version into one number."""
+    assert found_on(machine("l4", cuda=number))["fingerprint"]["cuda"] == version
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ({"init_error": 4}, "NVML: Insufficient Permissions"),
+        ({"init_error": 9}, "NVML: Driver Not Loaded"),
+        ({"init_error": 18}, "NVML: RM has detected an NVML/RM version mismatch."),
+        ({"init_error": 27}, "NVML: stub error 27"),
+        ({"init_error": 999}, "NVML: Unknown Error"),
+        ({"count_error": 999}, "NVML: Unknown Error"),
+        ({"shutdown_error": 999}, "NVML: Unknown Error"),
+    ],
+    ids=str,
+)
+def test_a_driver_that_fails_is_a_problem_with_a_reason(machine, found_on, lines, problem):
+    """An error of NVML ends in a reason and no GPU, never in an exception."""
+    found = found_on(machine("h200", **lines))
+
+    assert found["problem"] == problem
+    assert found["describe"] == f"no GPU ({problem})"
+    assert (found["marks"], found["fingerprint"]["gpus"], found["open_sessions"]) == ([], [], 0)
+
+
+def test_a_lost_gpu_is_a_problem_with_a_reason(machine, found_on):
+    """A GPU that fell off the bus is said, not passed over, and NVML is shut down all the same."""
+    lost = {"name": "NVIDIA H200", "memory_mib": "error 15"}
+
+    found = found_on(machine("h200", lost))
+
+    assert (found["problem"], found["marks"], found["open_sessions"]) == ("NVML: GPU is lost", [], 0)
+
+
+def test_a_withheld_gpu_does_not_hide_the_others(machine, found_on):
+    """NVML counts devices that a container withholds and then refuses their handles; the rest is found."""
+    withheld = {"handle": "error 4", "name": "NVIDIA H200"}
+
+    found = found_on(machine(withheld, "h200", withheld))
+
+    assert (found["key"], found["problem"]) == ("NVIDIA-H200", None)
+    assert [gpu["uuid"] for gpu in found["fingerprint"]["gpus"]] == ["GPU-1"]
+
+
+@pytest.mark.parametrize("gpus", [(), ({"handle": "error 4", "name": "NVIDIA H200"},)], ids=["none", "withheld"])
+def test_a_driver_without_a_device_is_a_problem_with_a_reason(machine, found_on, gpus):
+    """A driver that offers this process no device is told apart from a missing driver."""
+    found = found_on(machine(*gpus))
+
+    assert found["describe"] == "no GPU (NVML lists no device that this process may use)"
+    assert found["fingerprint"]["driver"] == "570.133.20"
+
+
+def test_no_driver_is_a_problem_with_a_reason(no_driver, found_on):
+    """Without NVML's library there is no GPU, no driver, and the processor gives the key."""
+    found = found_on(no_driver)
+
+    assert found["describe"] == "no GPU (NVML: NVML Shared Library Not Found)"
+    assert found["marks"] == []
+    assert found["key"].startswith("CPU-")
+    assert found["fingerprint"].keys() == {"gpus", "cpu", "cpus", "problem", "declared", "key"}
+
+
+def test_no_binding_is_a_problem_with_a_reason(no_driver, found_on):
+    """Without the package nvidia-ml-py nothing is asked, and the reason names the package."""
+    found = found_on(no_driver, before="import sys; sys.modules['pynvml'] = None")
+
+    assert found["describe"] == "no GPU (the package nvidia-ml-py is not installed)"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "slug"),
+    [
+        ("processor : 0\nmodel name\t: Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz\n", "Intel-Xeon-Platinum-8480C"),
+        ("processor : 0\nmodel name\t: AMD EPYC 9654 96-Core Processor\n", "AMD-EPYC-9654-96-Core-Processor"),
+        ("processor : 0\nCPU implementer\t: 0x41\n", "aarch64"),
+        (None, "aarch64"),
+    ],
+)
+def test_without_a_gpu_the_processor_gives_the_key(no_driver, found_on, cpuinfo, slug):
+    """The key names the processor and the cores that this process may use; Arm names no model."""
+    text = "(_ for _ in ()).throw(FileNotFoundError())" if cpuinfo is None else repr(cpuinfo)
+    before = (
+        "import os, pathlib, platform\n"
+        f"pathlib.Path.read_text = lambda *_, **__: {text}\n"
+        "platform.processor, platform.machine = (lambda: ''), (lambda: 'aarch64')\n"
+        "os.sched_getaffinity = lambda pid: {0, 1, 2}\n"
+    )
+
+    assert found_on(no_driver, before=before)["key"] == f"CPU-{slug}-3-cores"
+
+
+def test_detecting_twice_finds_the_same(machine, found_on):
+    """NVML can be asked again in one process: nothing of the first session is left open."""
+    before = "from pytest_llmperf.hardware import detect; assert detect() == detect() and detect().gpus"
+
+    found = found_on(machine("h200"), before=before)
+
+    assert (found["key"], found["open_sessions"]) == ("NVIDIA-H200", 0)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.key)
+@pytest.mark.parametrize(("prefix", "count"), [("", 1), ("2x-", 2), ("16x-", 16)])
+def test_every_key_can_be_declared_with_and_without_a_count(part, prefix, count):
+    """A key names so many of a part, the hardware is marked as declared, and nothing more is claimed."""
+    hardware = declared(f"{prefix}{part.key}")
+
+    assert hardware.key == f"{prefix}{part.key}"
+    assert hardware.declared
+    assert [gpu.part for gpu in hardware.gpus] == [part] * count
+    assert hardware.fingerprint() == {
+        "gpus": [{"name": part.nvml_names[0]}] * count,
+        "declared": True,
+        "key": hardware.key,
+    }
+
+
+def test_a_declared_count_of_one_is_the_plain_key():
+    """`1x-` in front changes nothing, so that both spellings meet the same baselines."""
+    assert declared("1x-NVIDIA-H200") == declared("NVIDIA-H200")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "gh200",
+        "NVIDIA GH200 480GB",
+        "nvidia-h200",
+        "0x-NVIDIA-H200",
+        "-1x-NVIDIA-H200",
+        "2x-",
+        "2x-H200",
+        "1e9x-L4",
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_the_accepted_ones(key):
+    """The message repeats what was given, lists every key, and shows how a count is written."""
+    with pytest.raises(ConfigurationError) as caught:
+        declared(key)
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"unknown hardware key {key!r}; accepted: ")
+    assert all(part.key in problem for part in PARTS)
+    assert "2x-NVIDIA-H200" in problem
+
+
+def test_a_remote_machine_is_kept_apart_by_its_host():
+    """Behind a URL nothing is known but the host, and nothing is claimed."""
+    hardware = remote("gpu-7.example.com")
+
+    assert hardware.key == "remote-gpu-7.example.com"
+    assert hardware.describe() == "no GPU (the server runs on gpu-7.example.com)"
+    assert hardware.fingerprint().keys() == {"gpus", "problem", "declared", "key"}

@@ -1,0 +1,105 @@
+"""Options: the command line, ini twins, and every mistake at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llmperf.options import OPTIONS
+
+
+@pytest.fixture
+def run(pytester):
+    """A pytest run of one test that does not measure."""
+
+    def start(*arguments):
+        pytester.makepyfile("def test_plain():\n    pass\n")
+        return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
+
+    return start
+
+
+def test_every_option_is_in_the_help_with_its_ini_twin(run):
+    """`pytest --help` shows each option and each ini setting."""
+    text = run("--help").stdout.str()
+
+    assert [] == [option.flag for option in OPTIONS if option.flag not in text]
+    assert [] == [option.key for option in OPTIONS if option.key not in text]
+
+
+def test_all_mistakes_are_reported_at_once(run):
+    """Every wrong value is named with what is accepted; nothing runs."""
+    result = run(
+        *("--llmperf-runs", "0", "--llmperf-engine", "vlm", "--llmperf-hardware", "NVIDIA-H1000"),
+        *("--llmperf-set", "prefix_cachin=false", "--llmperf-set", "nonsense", "--llmperf-timeout", "soon"),
+        *("--llmperf-save-baseline", "../main", "--llmperf-url", "localhost:8000"),
+    )
+
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines_random(
+        [
+            "*--llmperf-runs: expected a whole number of at least 1, got '0'",
+            "*--llmperf-engine: unknown engine 'vlm'; did you mean 'vllm'? accepted: openai, vllm",
+            "*--llmperf-hardware: unknown hardware key 'NVIDIA-H1000'; accepted: *NVIDIA-H200*",
+            "*--llmperf-set: unknown word 'prefix_cachin'; accepted: *prefix_caching*",
+            "*--llmperf-set 'nonsense': expected WORD=VALUE*",
+            "*--llmperf-timeout: expected a positive number of seconds, got 'soon'",
+            "*--llmperf-save-baseline: '../main' cannot name a baseline*",
+            "*--llmperf-url: not a server's URL: 'localhost:8000'*",
+        ]
+    )
+
+
+def test_an_ini_setting_is_checked_like_its_option(pytester, run):
+    """A wrong ini value gives the option's own message."""
+    pytester.makeini("[pytest]\nllmperf_runs = many\nllmperf_gate = harsh\n")
+
+    result = run()
+
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines_random(
+        ["*--llmperf-runs: *got 'many'", "*--llmperf-gate: unknown mode 'harsh'; accepted: off, warn, fail, strict"]
+    )
+
+
+def test_the_command_line_wins_over_the_ini_file(pytester):
+    """An option given twice has the value of the command line; folders are relative to their source."""
+    from pytest_llmperf.options import read_options
+
+    pytester.makeini("[pytest]\nllmperf_runs = 7\nllmperf_warmup_runs = 0\nllmperf_baselines = stored\n")
+
+    options = read_options(pytester.parseconfig("--llmperf-runs", "3"), environ={})
+
+    assert (3, 0) == (options.runs, options.warmup_runs)
+    assert pytester.path / "stored" == options.baselines
+
+
+def test_words_are_python_or_json_literals_or_text(pytester):
+    """`--llmperf-set` takes numbers, booleans and lists as one would write them."""
+    from pytest_llmperf.options import read_options
+
+    words = ["prefix_caching=false", "kv_offload_gib=1.5", "dtype=float16", "args=['--a', 'b']", "tensor_parallel=2"]
+
+    options = read_options(
+        pytester.parseconfig(*(part for word in words for part in ("--llmperf-set", word))), environ={}
+    )
+
+    expected = {"prefix_caching": False, "kv_offload_gib": 1.5, "dtype": "float16", "args": ["--a", "b"]}
+    assert expected | {"tensor_parallel": 2} == options.overrides
+
+
+def test_the_api_key_is_read_from_the_environment_and_not_shown(pytester):
+    """The key reaches the options, and neither their repr nor a log."""
+    from pytest_llmperf.options import read_options
+
+    options = read_options(pytester.parseconfig(), environ={"LLMPERF_API_KEY": "s3cret"})
+
+    assert "s3cret" == options.api_key
+    assert "s3cret" not in repr(options)
+
+
+def test_a_url_goes_with_the_openai_engine_only(run):
+    """A URL for another kind of engine is refused."""
+    result = run("--llmperf-url", "http://localhost:1", "--llmperf-engine", "vllm")
+
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(["*--llmperf-url goes with the engine openai*"])

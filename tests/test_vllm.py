@@ -1,0 +1,316 @@
+"""The real vLLM, on a small random-weight Llama; on a CPU where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+
+import psutil
+import pytest
+
+from pytest_llmperf.clock import RealClock
+from pytest_llmperf.engines import Surroundings, make_engine, make_spec
+from pytest_llmperf.engines.base import Generation
+from pytest_llmperf.errors import ConfigurationError, EngineStartError
+from pytest_llmperf.load import closed_loop, round_robin
+from pytest_llmperf.records import Phase, read_requests
+from pytest_llmperf.session import Setting, checked_request, measure
+from pytest_llmperf.workloads import multi_round, shared_prefix
+
+PYTHON = os.environ.get("LLMPERF_TEST_VLLM", "")
+REQUIRED = os.environ.get("LLMPERF_TEST_REQUIRE_VLLM") == "1"
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        not REQUIRED and not shutil.which(PYTHON or "-"),
+        reason="LLMPERF_TEST_VLLM names no Python with vLLM; `make test` makes one",
+    ),
+]
+START_TIMEOUT_S = 300
+WORDS = {
+    "model": "tiny-llama",
+    "prefix_caching": True,
+    "max_model_len": 20_000,
+    "args": ["--enforce-eager", "--max-num-seqs", "32"],
+    "env": {"VLLM_CPU_KVCACHE_SPACE": "1"},
+    "executable": PYTHON,
+}
+
+# What a user's directory looks like; contexts short enough for an impatient reader.
+TEST = f"""
+import pytest
+from pytest_llmperf import multi_round, round_robin
+
+pytestmark = [
+    pytest.mark.llm_engine("vllm", **{WORDS!r}),
+    pytest.mark.llm_gate(metric="ttft_p50", detect=1.0, min_effect=0.3),
+]
+
+def measured(llm_perf, llm_engine, rounds):
+    users = multi_round(users=2, rounds=rounds, context_tokens=4000, input_tokens=64, output_tokens=8, seed=7)
+    return llm_perf(llm_engine, users, load=round_robin(), prefill_context=True)
+
+def test_first(llm_engine, llm_perf):
+    assert len(measured(llm_perf, llm_engine, rounds=2).by_round) == 2
+"""
+LONG_TEST = """
+def test_long(llm_engine, llm_perf):
+    measured(llm_perf, llm_engine, rounds=40)
+"""
+
+
+def surroundings(folder):
+    return Surroundings(
+        clock=RealClock(),
+        log_dir=folder / "log",
+        cache_dir=folder / "cache",
+        start_timeout_s=START_TIMEOUT_S,
+        silence_s=60,
+        api_key=None,
+        progress=lambda step, detail="": None,
+    )
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory):
+    return surroundings(tmp_path_factory.mktemp("vllm"))
+
+
+@pytest.fixture(scope="module")
+def engine(around):
+    """One server for the tests that only ask it things."""
+    made = make_engine(make_spec("vllm", WORDS), around)
+    yield made
+    made.stop()
+
+
+def measured(engine, folder, workload, **words):
+    given = {"load": None, "runs": 1, "warmup_runs": 0, "cache": "as_is", "prefill_context": False, "slo": None}
+    request = checked_request(workload, **{**given, "name": None, **words})
+    setting = Setting(
+        test=os.environ["PYTEST_CURRENT_TEST"],
+        hardware_key="test",
+        clock=RealClock(),
+        record_dir=folder,
+        progress=lambda step, detail="": None,
+    )
+    return measure(engine, request, setting)
+
+
+@pytest.mark.timeout(START_TIMEOUT_S)
+def test_the_engine_tells_what_it_is(engine):
+    """Model, limits, capacity in whole blocks, version and command are the server's own."""
+    assert ("tiny-llama", 20_000, True) == (engine.model, engine.max_model_len, engine.returns_token_ids)
+    assert engine.kv_capacity_tokens > 1_000_000
+    block = engine.describe()["kv_block_tokens"]
+    assert engine.kv_capacity_tokens // (8 * block) == engine.users_that_fit(8 * block)
+    assert engine.kv_capacity_tokens // (8 * block) == engine.users_that_fit(7 * block + 1)
+    assert engine.describe()["version"]
+    assert "--enable-prefix-caching" in engine.describe()["command"]
+
+
+@pytest.mark.timeout(60)
+def test_an_answer_has_exactly_the_tokens_asked_for(engine):
+    """Token ids, usage and arrivals agree; the same prompt again is served from the cache."""
+    ids = list(range(1000, 1600))
+    channel = engine.open_channel()
+    for _ in range(2):
+        channel.send(5, Generation(ids, 12, return_token_ids=True))
+        (answer,) = channel.wait(60)
+    channel.close()
+
+    assert (5, None) == (answer.tag, answer.failure)
+    assert (600, 12, 12) == (answer.prompt_tokens, answer.output_tokens, len(answer.token_ids))
+    assert [1] * 12 == [arrival.tokens for arrival in answer.arrivals]
+    assert answer.sent_ns < answer.arrivals[0].at_ns <= answer.arrivals[-1].at_ns <= answer.end_ns
+    assert 512 == answer.cached_tokens
+
+
+@pytest.mark.timeout(60)
+def test_the_cache_reset_is_proven_by_the_counters(engine):
+    """After a reset the same prompt is computed anew, by the server's counters."""
+    ids = list(range(2000, 1100, -1))
+    hits = []
+    for reset in (False, False, True):
+        assert not reset or engine.reset_cache()
+        before = engine.cache_counters()
+        channel = engine.open_channel()
+        channel.send(0, Generation(ids, 2, return_token_ids=False))
+        assert channel.wait(60)
+        channel.close()
+        hits.append(engine.cache_counters().since(before).tokens_by_tier["gpu"])
+
+    assert [0, 896, 0] == hits
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("barrier", [False, True])
+def test_later_rounds_reuse_what_the_engine_really_produced(engine, tmp_path, barrier):
+    """Each round's input is the last one, its answer and new tokens: only the new ones are computed."""
+    users = multi_round(users=3, rounds=4, context_tokens=2_000, input_tokens=150, output_tokens=150, seed=1)
+
+    result = measured(engine, tmp_path, users, load=round_robin(barrier=barrier), prefill_context=True)
+
+    assert ({}, 12, True) == (result.errors, result.requests, bool(result.validity))
+    assert 4 == len(result.by_round)
+    assert all(one.ttft.count == 3 for one in result.by_round)
+    assert result.cache.hit_rate > 0.85
+    requests = [request for request in result.records[0].requests if request.turn == 3]
+    assert {2_000 + 4 * 150 + 3 * 150} == {request.input_tokens for request in requests}
+    # All but the new tokens, the answer before them that no prompt has held yet, and one block.
+    assert all(request.cached_tokens >= request.input_tokens - 150 - 150 - 128 for request in requests)
+    assert {"gpu", "recomputed"} <= {tier for tier, tokens in result.cache.tiers.items() if tokens}
+
+
+@pytest.mark.timeout(120)
+def test_a_declared_cold_cache_is_cold(engine, tmp_path):
+    """`cache="cold"` serves no first turn from the cache, run after run."""
+    users = multi_round(users=2, rounds=2, context_tokens=1_000, input_tokens=16, output_tokens=4, seed=1)
+
+    result = measured(engine, tmp_path, users, cache="cold", runs=2)
+
+    assert bool(result.validity)
+    assert [0] * 4 == [r.cached_tokens for run in result.records for r in run.requests if r.turn == 0]
+    assert all(r.cached_tokens > 0 for run in result.records for r in run.requests if r.turn == 1)
+
+
+@pytest.mark.timeout(120)
+def test_any_url_will_do(engine, around, tmp_path):
+    """The kind `openai` reaches the same server by its URL and reads the same counters."""
+    other = make_engine(make_spec("openai", {"url": f"{engine.url}/v1"}), around)
+    prefixes = shared_prefix(prefixes=2, requests_per_prefix=4, prefix_tokens=512, input_tokens=20, output_tokens=4)
+
+    result = measured(other, tmp_path, prefixes, load=closed_loop(4), prefill_context=True)
+
+    assert ({}, 8) == (result.errors, result.requests)
+    assert result.cache.hit_rate > 0.8
+    assert (engine.model, engine.kv_capacity_tokens) == (other.model, other.kv_capacity_tokens)
+
+
+@pytest.mark.timeout(60)
+def test_what_the_server_cannot_serve_is_said_before_it_is_sent(engine, around, tmp_path):
+    """Too long a context, and a model that is not there: one sentence each."""
+    long = multi_round(users=1, rounds=1, context_tokens=20_000, input_tokens=1, output_tokens=1)
+    with pytest.raises(ConfigurationError, match=r"multi_round grows to 20002 tokens.*takes 20000"):
+        measured(engine, tmp_path, long)
+    with pytest.raises(ConfigurationError, match="does not have the model 'gpt-7'; it serves 'tiny-llama'"):
+        make_engine(make_spec("openai", {"url": engine.url, "model": "gpt-7"}), around).start()
+
+
+@pytest.mark.timeout(START_TIMEOUT_S)
+def test_a_failed_start_shows_the_engines_own_words(around):
+    """Command, exit code and the log's last lines; nothing is left running."""
+    engine = make_engine(make_spec("vllm", {**WORDS, "args": ["--no-such-flag"]}), around)
+
+    with pytest.raises(EngineStartError) as caught:
+        engine.start()
+
+    text = str(caught.value)
+    assert "the server ended before it was ready: exit code 2" in text
+    assert "command: VLLM_SERVER_DEV_MODE=1" in text
+    assert "unrecognized arguments: --no-such-flag" in text
+
+
+def pytest_process(folder, *arguments):
+    """pytest in a process of its own, as a user starts it."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llmperf-warmup-runs", "0", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finished(process):
+    output, _ = process.communicate(timeout=START_TIMEOUT_S)
+    return process.returncode, output
+
+
+@pytest.mark.timeout(4 * START_TIMEOUT_S)
+def test_a_lost_prefix_cache_is_a_regression(tmp_path):
+    """The whole job: store, meet the level again, lose the prefix cache, fail."""
+    (tmp_path / "test_user.py").write_text(TEST)
+
+    stored, _ = finished(pytest_process(tmp_path, "--llmperf-runs", "3", "--llmperf-save-baseline", "main"))
+    again, same = finished(pytest_process(tmp_path, "--llmperf-runs", "3"))
+    worse, slower = finished(
+        pytest_process(
+            tmp_path, "--llmperf-runs", "3", "--llmperf-set", "prefix_caching=false", "--junitxml", "junit.xml"
+        )
+    )
+
+    assert (0, 0, 1) == (stored, again, worse), same + slower
+    assert "PASS test_user.py::test_first, against 0001_main.json (3 + 3 runs)" in same
+    assert "REGRESSED test_user.py::test_first, against 0001_main.json (3 + 3 runs)" in slower
+    assert "the engine differs: prefix_caching True -> False" in slower
+    failure = ET.parse(tmp_path / "junit.xml").find(".//testcase/failure")
+    assert "ttft_p50" in failure.text
+
+
+def started_requests(folder, test):
+    """Requests of one test that are on record so far."""
+    paths = list(folder.glob(f".llmperf/*/records/*{test}*.jsonl"))
+    return sum(1 for _ in read_requests(paths[0])) if paths else 0
+
+
+def wait_for(condition, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def survivors(processes):
+    """Those that still run a little later."""
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+def test_an_engine_killed_in_mid_run_is_an_error_and_loses_nothing(tmp_path):
+    """kill -9: the test errors with the log's tail, earlier results are in the JSON, nothing is left."""
+    (tmp_path / "test_user.py").write_text(TEST + LONG_TEST)
+    process = pytest_process(tmp_path, "--llmperf-runs", "2", "--benchmark-json", "out.json")
+    wait_for(lambda: started_requests(tmp_path, "test_long") > 4 or process.poll() is not None, START_TIMEOUT_S)
+    family = psutil.Process(process.pid).children(recursive=True)
+    (server,) = [
+        child
+        for child in family
+        if "api_server" in " ".join(child.cmdline()) and "guard.py" not in " ".join(child.cmdline())
+    ][:1]
+
+    os.kill(server.pid, signal.SIGKILL)
+    code, output = finished(process)
+
+    assert 1 == code
+    assert "1 passed" in output
+    assert "1 error" in output
+    assert "EngineDiedError: the server has ended: killed by SIGKILL" in output
+    assert "last lines of" in output
+    rows = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    assert ["test_user.py::test_first::ttft_p50"] == [row["fullname"] for row in rows]
+    assert started_requests(tmp_path, "test_long") > 4
+    assert [] == survivors(family)
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+def test_an_interrupted_session_leaves_no_engine(tmp_path):
+    """Ctrl-C in mid-run: pytest ends, what was measured is kept, no process is left."""
+    (tmp_path / "test_user.py").write_text(TEST + LONG_TEST)
+    process = pytest_process(tmp_path, "--llmperf-runs", "2", "--benchmark-json", "out.json", "-k", "long")
+    wait_for(lambda: started_requests(tmp_path, "test_long") > 4 or process.poll() is not None, START_TIMEOUT_S)
+    family = psutil.Process(process.pid).children(recursive=True)
+
+    process.send_signal(signal.SIGINT)
+    code, _ = finished(process)
+
+    assert pytest.ExitCode.INTERRUPTED == code
+    (path,) = tmp_path.glob(".llmperf/*/records/*test_long*.jsonl")
+    assert {Phase.PREPARE, Phase.MEASURED} == {request.phase for request in read_requests(path)}
+    assert [] == survivors(family)
