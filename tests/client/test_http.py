@@ -213,6 +213,8 @@ class TestTimes:
         client = connect(server)
         before_ns = time.monotonic_ns()
         sent_ns = client.send(0, "GET", "/x")
+        while not server.sent_ns:
+            assert [] == client.wait(0.01)
         assert [] == client.wait(0.1)
         between_ns = time.monotonic_ns()
         go_on.set()
@@ -255,7 +257,7 @@ class TestTimes:
         client.send(0, "GET", "/x")
         time.sleep(0.1)
         client.wait(WAIT_S)
-        assert 1 == sum(busy_ns >= 100_000_000 for busy_ns in client.busy_ns)
+        assert max(client.busy_ns) >= 100_000_000
 
     def test_absence_after_a_vain_wait(self, serve, connect):
         """Being away after a wait in which nothing came is counted too."""
@@ -264,15 +266,15 @@ class TestTimes:
         assert [] == client.wait(0.01)
         time.sleep(0.15)
         client.wait(WAIT_S)
-        assert 1 == sum(busy_ns >= 150_000_000 for busy_ns in client.busy_ns)
+        assert max(client.busy_ns) >= 150_000_000
 
     def test_idleness_is_not_absence(self, serve, connect):
         """While nothing is in flight no arrival can be late."""
         client = connect(serve([Do.RECEIVE, OK, Do.RECEIVE, OK]))
         client.request("GET", "/x", timeout_s=WAIT_S)
-        time.sleep(0.15)
+        time.sleep(0.2)
         client.request("GET", "/x", timeout_s=WAIT_S)
-        assert [] == [busy_ns for busy_ns in client.busy_ns if busy_ns >= 150_000_000]
+        assert max(client.busy_ns) < 200_000_000
 
 
 class TestConnections:
@@ -505,8 +507,8 @@ class TestFailures:
 
     def test_speaking_in_time(self, get):
         """The limit is on silence, not on the length of an answer."""
-        pieces = [step for byte in OK[-5:] for step in (0.08, bytes([byte]))]
-        assert (200, b"hello", None) == outcome(get(Do.RECEIVE, OK[:-5], *pieces, silence_s=0.3))
+        pieces = [step for byte in OK[-5:] for step in (0.1, bytes([byte]))]
+        assert (200, b"hello", None) == outcome(get(Do.RECEIVE, OK[:-5], *pieces, silence_s=0.4))
 
     def test_request_timeout(self, serve, connect):
         """`request` gives up after its own limit, and says which request it was."""

@@ -134,6 +134,14 @@ def test_what_the_driver_does_not_say_is_absent(machine, found_on):
     assert fingerprint.keys() == {"gpus", "cpu", "cpus", "declared", "key"}
 
 
+def test_a_link_that_is_off_is_told_from_one_that_is_unknown(machine, found_on):
+    """C2C is false where the driver says so, and absent where it does not say."""
+    on, off, unknown = found_on(machine("gh200", "h200", "l4"))["fingerprint"]["gpus"]
+
+    assert (on["nvlink_c2c"], off["nvlink_c2c"]) == (True, False)
+    assert "nvlink_c2c" not in unknown
+
+
 def test_a_driver_without_the_late_functions_is_enough(machine, found_on):
     """A function that the driver's library lacks costs its field and nothing else."""
     found = found_on(machine("gh200", library="old"))
