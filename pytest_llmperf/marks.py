@@ -16,9 +16,25 @@ if TYPE_CHECKING:
 
 
 def requirement(item: pytest.Item) -> Requirement:
-    """The hardware that all marks of the test ask for together."""
-    parts = [mark.name for mark in item.iter_markers() if mark.name in MARKS]
-    return requirement_of(parts, [(mark.args, mark.kwargs) for mark in item.iter_markers("gpu")])
+    """The hardware that all marks of the test ask for together.
+
+    Raises `ConfigurationError` listing every mistake.
+    """
+    parts = [mark for mark in item.iter_markers() if mark.name in MARKS]
+    problems = [
+        f"{mark.name} takes no arguments; say how many with gpu(count=...)"
+        for mark in parts
+        if mark.args or mark.kwargs
+    ]
+    names = list(dict.fromkeys(mark.name for mark in parts))
+    if len(names) > 1:
+        problems.append(
+            f"is marked {' and '.join(names)}, and no GPU is both; parametrize the test with values that have a mark "
+            f"each, such as pytest.param({names[0]!r}, marks=pytest.mark.{names[0]})"
+        )
+    if problems:
+        raise ConfigurationError(*problems)
+    return requirement_of(names, [(mark.args, mark.kwargs) for mark in item.iter_markers("gpu")])
 
 
 def engine_spec(item: pytest.Item, options: Options) -> EngineSpec:

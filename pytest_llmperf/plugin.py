@@ -74,7 +74,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             raise pytest.UsageError(*error.problems) from None
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     lifecycle = item.config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is not None:

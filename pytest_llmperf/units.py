@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+MIB = 2**20
 GIB = 2**30
 
 SECONDS = "s"

@@ -244,6 +244,7 @@ class _HttpServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = LIMIT_S
+    disable_nagle_algorithm = True
     server: _HttpServer
 
     def do_GET(self) -> None:

@@ -107,7 +107,7 @@ def test_every_turn_is_sent_exactly_once(load, turns, data):
     """Whatever the order of the answers, each session sends each of its turns, one at a time."""
     sent = batches(load, turns, ends_first=lambda waiting: data.draw(st.sampled_from(sorted(waiting))))
 
-    assert Counter({session: count for session, count in enumerate(turns)}) == Counter(s for due in sent for s in due)
+    assert Counter(dict(enumerate(turns))) == Counter(s for due in sent for s in due)
     assert all(len(set(due)) == len(due) for due in sent)
 
 

@@ -65,6 +65,16 @@ def test_a_url_puts_the_openai_engine_in_place_and_keeps_common_words(item):
     assert "http://localhost:1" == spec.url
 
 
+def test_a_part_mark_takes_no_arguments_and_no_second_part(item):
+    """What no machine could meet, or what would be passed over, is a mistake."""
+    with pytest.raises(ConfigurationError) as caught:
+        marks.requirement(item("gh200(count=2)", "h100"))
+
+    assert "gh200 takes no arguments; say how many with gpu(count=...)" == caught.value.problems[0]
+    assert "is marked h100 and gh200, and no GPU is both" in caught.value.problems[1]
+    assert "1 x GH200 with 90 GiB" == str(marks.requirement(item("gh200", "gpu(memory_gib=90)")))
+
+
 def test_overrides_apply_to_the_kinds_that_know_them(item):
     """`--llmperf-set` changes a mark's word, and is passed over by a kind without it."""
     marked = item("llm_engine('openai', url='http://localhost:1', prefix_caching=True)")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.hardware.parts import BY_KEY, BY_NAME, PARTS, Part
-from pytest_llmperf.units import GIB, size
+from pytest_llmperf.units import GIB, MIB, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +104,8 @@ def declared(key: str) -> Hardware:
         known = ", ".join(part.key for part in PARTS)
         msg = f"unknown hardware key {key!r}; accepted: one of {known}, with a count in front as in 2x-NVIDIA-H200"
         raise ConfigurationError(msg)
-    gpus = (Gpu(name=part.nvml_names[0]),) * count
+    gpu = Gpu(name=part.nvml_names[0], memory_bytes=part.memory_mib * MIB, nvlink_c2c=part.nvlink_c2c)
+    gpus = (gpu,) * count
     return Hardware(gpus=gpus, declared=True, key=_gpu_key(gpus))
 
 
@@ -134,7 +135,7 @@ def _cpu_model() -> str:
 
 
 def _cpu_count() -> int:
-    """Processors this process may use; not those that a container hides."""
+    """Processors that this process may be scheduled on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -184,9 +185,16 @@ def _gpu(nvml: ModuleType, handle: object) -> Gpu:
 
 
 def _c2c(nvml: ModuleType, handle: object) -> bool | None:
+    """Whether NVLink-C2C joins GPU and CPU; a part that does not support the question has none."""
     call = getattr(nvml, "nvmlDeviceGetC2cModeInfoV", None)  # absent from bindings before 12.550
-    info = None if call is None else _offered(nvml, call, handle)
-    return None if info is None else bool(info.isC2cEnabled)
+    if call is None:
+        return None
+    try:
+        return bool(call(handle).isC2cEnabled)
+    except nvml.NVMLError_NotSupported:
+        return False
+    except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+        return None
 
 
 def _offered(nvml: ModuleType, call: Callable[..., Any], *arguments: object) -> Any:

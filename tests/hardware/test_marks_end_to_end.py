@@ -159,7 +159,7 @@ def test_declared_hardware_takes_the_place_of_what_is_found(machine, run_on):
         [
             "PASSED test_it.py::test_gh200",
             "PASSED test_it.py::test_two",
-            "SKIPPED * needs 1 x H200, found 2 x NVIDIA GH200 480GB",
+            "SKIPPED * needs 1 x H200, found 2 x NVIDIA GH200 480GB (95.6 GiB)",
         ]
     )
 

@@ -1,0 +1,490 @@
+"""`engines/openai.py`: finding out what a server at a URL is, and saying well why it cannot be used."""
+
+from __future__ import annotations
+
+import json
+import socket
+import traceback
+from pathlib import Path
+
+import pytest
+from servers import CompletionsServer, Do, RawServer
+
+from pytest_llmperf.clock import RealClock
+from pytest_llmperf.engines import openai
+from pytest_llmperf.engines.base import EngineSpec, Generation, Surroundings
+from pytest_llmperf.engines.openai import OpenAIEngine, OpenAIServer
+from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError
+from pytest_llmperf.records import CacheCounters
+
+KEY = "sk-very-s3cret"
+METRICS = """\
+vllm:prefix_cache_queries_total{engine="0",model_name="tiny"} 1000.0
+vllm:prefix_cache_hits_total{engine="0",model_name="tiny"} 600.0
+vllm:cache_config_info{block_size="16",num_gpu_blocks="100",enable_prefix_caching="True"} 1.0
+"""
+
+
+class SleeplessClock(RealClock):
+    """The real time, but for sleeps, which are only noted."""
+
+    def __init__(self):
+        self.slept_s = []
+
+    def sleep(self, duration_s):
+        self.slept_s.append(duration_s)
+
+
+class Steps(list):
+    """Notes the progress that an engine reports."""
+
+    def __call__(self, step, detail=""):
+        self.append((step, detail))
+
+
+def surroundings(**changes):
+    """What an engine needs to know, without anything on disk."""
+    known = {
+        "clock": SleeplessClock(),
+        "log_dir": Path("unused"),
+        "cache_dir": Path("unused"),
+        "start_timeout_s": 5.0,
+        "silence_s": 5.0,
+        "api_key": None,
+        "progress": Steps(),
+    }
+    return Surroundings(**(known | changes))
+
+
+def engine_at(url, *, model=None, **changes):
+    return OpenAIEngine(EngineSpec(kind="openai", url=url, model=model), surroundings(**changes))
+
+
+@pytest.fixture
+def server():
+    """A server that can all that vLLM can."""
+    with CompletionsServer(metrics=METRICS) as running:
+        yield running
+
+
+@pytest.fixture
+def short_limits(monkeypatch):
+    """No request but a generation may take longer than 0.2 s, and that not longer than 0.4 s."""
+    monkeypatch.setattr(openai, "CONTROL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(openai, "PROBE_TIMEOUT_S", 0.2)
+
+
+def answer_of(engine, *, output_tokens=3):
+    """The answer to one request through a channel of the engine."""
+    channel = engine.open_channel()
+    try:
+        channel.send(5, Generation(range(1000, 1020), output_tokens, return_token_ids=True))
+        (answer,) = channel.wait(5)
+    finally:
+        channel.close()
+    return answer
+
+
+class TestConnecting:
+    """What is found out about a server."""
+
+    def test_capable_server(self, server):
+        """A vLLM-like server tells its model, its limits, its capacity and its tokens."""
+        engine = engine_at(server.url)
+        assert "tiny" == engine.model
+        assert 4096 == engine.max_model_len
+        assert 1600 == engine.kv_capacity_tokens
+        assert engine.returns_token_ids is True
+        assert engine.is_ours is False
+        assert server.url == engine.url
+
+    def test_on_first_need(self, server):
+        """Nothing is sent before an attribute needs it, and then only once."""
+        engine = engine_at(server.url)
+        assert [] == server.requests
+        assert "tiny" == engine.model == engine.model
+        engine.start()
+        assert ["/v1/models", "/v1/completions", "/metrics"] == server.paths()
+
+    def test_after_stop(self, server):
+        """A stopped engine connects anew when it is needed again."""
+        engine = engine_at(server.url)
+        engine.start()
+        engine.stop()
+        engine.stop()
+        server.models = [{"id": "other"}]
+        assert "other" == engine.model
+
+    def test_progress(self, server):
+        """Connecting is reported."""
+        steps = Steps()
+        engine_at(server.url, progress=steps).start()
+        assert [(f"connecting to {server.url}", "")] == steps
+
+    @pytest.mark.parametrize("suffix", ["/", "/v1", "/v1/"])
+    def test_suffix(self, server, suffix):
+        """The URL may end in /v1, as OpenAI's own clients want it."""
+        engine = engine_at(server.url + suffix)
+        engine.start()
+        assert server.url == engine.url
+        assert ["/v1/models", "/v1/completions", "/metrics"] == server.paths()
+
+    def test_prefix(self, server):
+        """Any other path stays in front of the routes."""
+        server.routes["/team/v1/models"] = (200, b'{"data": []}')
+        with pytest.raises(ConfigurationError, match="/team serves no model"):
+            engine_at(f"{server.url}/team/v1").start()
+
+    def test_probe(self, server):
+        """The first prompt is long enough not to be special, and generates more than one token."""
+        engine_at(server.url).start()
+        body = server.requests[1].body
+        assert list(range(1000, 1032)) == body["prompt"]
+        assert 4 == body["max_tokens"]
+        assert body["ignore_eos"] is True
+
+    def test_no_token_ids(self, server):
+        """A server that passes over `return_token_ids` returns none, and is usable."""
+        server.token_ids = False
+        engine = engine_at(server.url)
+        assert engine.returns_token_ids is False
+        answer = answer_of(engine)
+        assert (None, 3, None) == (answer.token_ids, answer.output_tokens, answer.failure)
+
+    @pytest.mark.parametrize("status", [400, 422])
+    def test_extensions_refused(self, server, status):
+        """A server that refuses vLLM's words is asked without them, from then on."""
+        server.refuse_extensions = status
+        engine = engine_at(server.url)
+        engine.start()
+        assert engine.returns_token_ids is False
+        answer = answer_of(engine)
+        assert (3, None) == (answer.output_tokens, answer.failure)
+        bodies = [request.body for request in server.requests if request.path == "/v1/completions"]
+        assert [True, False, False] == ["ignore_eos" in body for body in bodies]
+
+    def test_without_metrics(self, server):
+        """A server without /metrics leaves capacity and counters unknown, and nothing waits for them."""
+        server.metrics = None
+        clock = SleeplessClock()
+        engine = engine_at(server.url, clock=clock)
+        assert engine.kv_capacity_tokens is None
+        assert CacheCounters() == engine.cache_counters()
+        assert [] == clock.slept_s
+
+    @pytest.mark.parametrize("text", ["<html>dashboard</html>", "sglang:num_running_reqs 0.0\n", ""])
+    def test_other_metrics(self, server, text):
+        """A /metrics that is not vLLM's, or no metrics at all, tells nothing."""
+        server.metrics = text
+        engine = engine_at(server.url)
+        assert engine.kv_capacity_tokens is None
+        assert CacheCounters() == engine.cache_counters()
+
+    def test_binary_metrics(self, server):
+        """A /metrics that is not even text tells nothing."""
+        server.routes["/metrics"] = (200, b"\xff\xfe")
+        assert engine_at(server.url).kv_capacity_tokens is None
+
+    def test_no_max_model_len(self, server):
+        """A server that does not tell its longest sequence has an unknown one."""
+        server.models = [{"id": "tiny", "max_model_len": None}]
+        assert engine_at(server.url).max_model_len is None
+
+    def test_channel(self, server):
+        """A channel's answers carry the tokens that were asked for."""
+        answer = answer_of(engine_at(server.url))
+        assert (5, 20, 3, (1001, 1002, 1003)) == (
+            answer.tag,
+            answer.prompt_tokens,
+            answer.output_tokens,
+            answer.token_ids,
+        )
+
+    def test_cache_counters(self, server):
+        """Counters are read after they had time to appear."""
+        clock = SleeplessClock()
+        counters = engine_at(server.url, clock=clock).cache_counters()
+        assert (1000, 600) == (counters.queried_tokens, counters.hit_tokens)
+        assert [openai.SETTLE_S] == clock.slept_s
+
+    def test_metrics_vanish(self, server):
+        """Counters that cannot be read any more are unknown."""
+        engine = engine_at(server.url)
+        engine.start()
+        server.metrics = None
+        assert CacheCounters() == engine.cache_counters()
+
+    def test_cache_is_left_alone(self, server):
+        """The cache of somebody else's server is not emptied."""
+        engine = engine_at(server.url)
+        assert engine.reset_cache() is False
+        assert not any("reset" in path for path in server.paths())
+
+    def test_check(self, server):
+        """There is no process of ours that could have died."""
+        assert engine_at(server.url).check() is None
+
+
+class TestModel:
+    """Which model is used."""
+
+    def test_named(self, server):
+        """A model that is named is taken from among several."""
+        server.models = [{"id": "a"}, {"id": "b", "max_model_len": 7}]
+        engine = engine_at(server.url, model="b")
+        assert ("b", 7) == (engine.model, engine.max_model_len)
+
+    def test_several_without_a_name(self, server):
+        """Several models and no name are a mistake that names them all."""
+        server.models = [{"id": "a"}, {"id": "b"}]
+        with pytest.raises(ConfigurationError) as caught:
+            engine_at(server.url).start()
+        expected = f"{server.url} serves 'a', 'b'; say which one with model=... or --llmperf-model"
+        assert expected == str(caught.value)
+
+    def test_none(self, server):
+        """A server without models cannot be used."""
+        server.models = []
+        with pytest.raises(ConfigurationError, match="serves no model; say which one"):
+            engine_at(server.url).start()
+
+    def test_unknown(self, server):
+        """A name that the server does not have is quoted beside those that it has."""
+        with pytest.raises(ConfigurationError) as caught:
+            engine_at(server.url, model="big").start()
+        expected = f"{server.url} does not have the model 'big'; it serves 'tiny' (--llmperf-model sets it)"
+        assert expected == str(caught.value)
+
+    @pytest.mark.parametrize(
+        "body", [b"<html>", b"[]", b"{}", b'{"data": null}', b'{"data": ["tiny"]}', b'{"data": [{"name": "tiny"}]}']
+    )
+    def test_no_list(self, server, body):
+        """An answer that is not a list of models is quoted."""
+        server.routes["/v1/models"] = (200, body)
+        with pytest.raises(EngineStartError) as caught:
+            engine_at(server.url).start()
+        expected = f"{server.url}/v1/models does not answer with a list of models: {body.decode()}"
+        assert expected == str(caught.value)
+
+
+class TestComplaints:
+    """What is said of a server that cannot be used, and what to do."""
+
+    def complaint(self, url, **changes):
+        with pytest.raises(EngineStartError) as caught:
+            engine_at(url, **changes).start()
+        return str(caught.value)
+
+    def test_url_missing(self):
+        """An engine without a URL says how to give one."""
+        with pytest.raises(ConfigurationError) as caught:
+            OpenAIEngine(EngineSpec(kind="openai"), surroundings())
+        assert "openai: url is missing; give url=... in the mark or --llmperf-url URL" == str(caught.value)
+
+    def test_bad_url(self):
+        """A bad URL is found before anything is sent."""
+        with pytest.raises(ConfigurationError, match="not a server's URL: 'localhost:8000'"):
+            engine_at("localhost:8000")
+
+    def test_refused(self):
+        """A port on which nothing listens is named, with what to look at."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        expected = (
+            f"{url} cannot be used, GET /v1/models: nothing listens at {url}. "
+            "Is the server running, and is the URL right?"
+        )
+        assert expected == self.complaint(url)
+
+    def test_hangs(self, short_limits):
+        """A server that accepts and says nothing is given up."""
+        with RawServer([Do.RECEIVE, Do.HOLD]) as raw:
+            assert "GET /v1/models: no byte for 0.2 s. Is the server running" in self.complaint(raw.url)
+
+    def test_not_http(self):
+        """A server of another protocol is told from one that is not there."""
+        with RawServer([b"SSH-2.0-OpenSSH_9.6\r\n", Do.HOLD]) as raw:
+            assert "GET /v1/models: HttpParserError: " in self.complaint(raw.url)
+
+    def test_generation_hangs(self, short_limits):
+        """A server that lists its models and then generates nothing is given up."""
+        models = b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"data": [{"id": "tiny"}]}'
+        with RawServer([Do.RECEIVE, models], [Do.RECEIVE, Do.HOLD]) as raw:
+            assert "POST /v1/completions: no byte for 0.2 s" in self.complaint(raw.url)
+
+    def test_generation_drips(self, short_limits):
+        """A server that only sends signs of life is given up as well."""
+        models = b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"data": [{"id": "tiny"}]}'
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+        pings = [step for _ in range(20) for step in (b": ping\n\n", 0.05)]
+        with RawServer([Do.RECEIVE, models], [Do.RECEIVE, head, *pings]) as raw:
+            assert f"{raw.url} had not finished 4 tokens after 0.2 s" == self.complaint(raw.url)
+
+    @pytest.mark.parametrize(("key", "verb"), [(None, "is not"), ("wrong-key", "is")])
+    def test_unauthorized(self, server, key, verb):
+        """A 401 says whether a key was sent, but not which."""
+        server.api_key = KEY
+        text = self.complaint(server.url, api_key=key)
+        assert (
+            f"{server.url} cannot be used, GET /v1/models answered 401: Unauthorized. "
+            f"It wants an API key: LLMPERF_API_KEY {verb} set in the environment."
+        ) == text
+
+    @pytest.mark.parametrize(
+        ("status", "advice"),
+        [
+            (403, "It refuses this API key: LLMPERF_API_KEY is not set in the environment."),
+            (404, "Expected the base URL of an OpenAI-compatible server, such as http://HOST:8000."),
+            (429, "It is limiting requests; a performance test needs a server without a rate limit."),
+            (500, "The server's own log says more."),
+            (503, "The server's own log says more."),
+        ],
+    )
+    @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/v1/completions")])
+    def test_status(self, server, method, path, status, advice):
+        """Each status comes with what the server said and with what to do."""
+        server.routes[path] = (status, b'{"error": {"message": "so it is"}}')
+        expected = f"{server.url} cannot be used, {method} {path} answered {status}: so it is. {advice}"
+        assert expected == self.complaint(server.url)
+
+    def test_plain_request_refused_too(self, server):
+        """A server that refuses the plain request as well is quoted."""
+        server.routes["/v1/completions"] = (400, b'{"message": "prompt must be a string"}')
+        assert "POST /v1/completions answered 400: prompt must be a string." in self.complaint(server.url)
+
+    def test_no_stream(self, server):
+        """A server that answers without generating a token cannot be used."""
+        server.routes["/v1/completions"] = (200, b"{}")
+        assert "answered 200: the stream ended without a generated token." in self.complaint(server.url)
+
+    def test_retried(self, server):
+        """An engine that could not connect tries again when it is next needed."""
+        server.routes["/v1/models"] = (503, b"loading")
+        engine = engine_at(server.url)
+        with pytest.raises(EngineStartError):
+            engine.start()
+        del server.routes["/v1/models"]
+        assert "tiny" == engine.model
+
+
+class TestApiKey:
+    """The key goes to the server and nowhere else."""
+
+    def test_sent(self, server):
+        """Every request carries the key."""
+        server.api_key = KEY
+        engine = engine_at(server.url, api_key=KEY)
+        answer = answer_of(engine)
+        engine.cache_counters()
+        engine.describe()
+        assert answer.failure is None
+        assert {f"Bearer {KEY}"} == {request.headers["authorization"] for request in server.requests}
+
+    def test_not_sent(self, server):
+        """Without a key no request has the header."""
+        engine_at(server.url).start()
+        assert not any("authorization" in request.headers for request in server.requests)
+
+    def test_not_shown(self, server):
+        """Nothing that is printed or stored shows the key."""
+        context = surroundings(api_key=KEY)
+        engine = OpenAIEngine(EngineSpec(kind="openai", url=server.url), context)
+        engine.start()
+        channel = engine.open_channel()
+        channel.close()
+        shown = [context, engine, engine.spec, engine.server, channel, engine.describe(), engine.spec.words()]
+        assert not any(KEY in repr(thing) + str(thing) for thing in shown)
+
+    def test_not_in_errors(self, server):
+        """No error shows the key, its traceback included."""
+        server.routes["/v1/models"] = (403, b"forbidden")
+        with pytest.raises(EngineStartError) as caught:
+            engine_at(server.url, api_key=KEY).start()
+        assert "LLMPERF_API_KEY is set" in str(caught.value)
+        assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+class TestUsersThatFit:
+    """How many sequences the device's KV cache holds."""
+
+    @pytest.mark.parametrize(
+        ("tokens", "users"), [(1, 100), (16, 100), (17, 50), (160, 10), (161, 9), (1600, 1), (1601, 0)]
+    )
+    def test_whole_blocks(self, server, tokens, users):
+        """Each sequence takes whole blocks: 100 of 16 tokens are there."""
+        assert users == engine_at(server.url).users_that_fit(tokens)
+
+    def test_unknown_block(self, server):
+        """Without a known block size tokens are counted."""
+        server.metrics = 'vllm:cache_config_info{kv_cache_size_tokens="1000"} 1.0\n'
+        assert 58 == engine_at(server.url).users_that_fit(17)
+
+    @pytest.mark.parametrize("text", [None, 'vllm:cache_config_info{block_size="16"} 1.0\n'])
+    def test_unknown_capacity(self, server, text):
+        """A server that does not tell its capacity is not guessed at."""
+        server.metrics = text
+        with pytest.raises(EngineAnswerError) as caught:
+            engine_at(server.url).users_that_fit(17)
+        assert f"{server.url} does not say how many tokens its KV cache holds; give the number of users instead" == str(
+            caught.value
+        )
+
+    @pytest.mark.parametrize("tokens", [0, -1])
+    def test_no_tokens(self, server, tokens):
+        """A user without tokens is a mistake."""
+        with pytest.raises(ConfigurationError, match=f"tokens_per_user must be at least 1, got {tokens}"):
+            engine_at(server.url).users_that_fit(tokens)
+
+
+class TestDescribe:
+    """What the result says of the engine."""
+
+    def test_all(self, server):
+        """All that is known is told."""
+        server.routes["/version"] = (200, b'{"version": "0.33.0"}')
+        assert {
+            "model": "tiny",
+            "version": "0.33.0",
+            "max_model_len": 4096,
+            "returns_token_ids": True,
+            "kv_capacity_tokens": 1600,
+            "kv_block_tokens": 16,
+            "prefix_caching": True,
+            "url": server.url,
+        } == engine_at(server.url).describe()
+
+    def test_little(self, server):
+        """What is not known is left out."""
+        server.metrics, server.models = None, [{"id": "tiny"}]
+        expected = {"model": "tiny", "returns_token_ids": True, "url": server.url}
+        assert expected == engine_at(server.url).describe()
+
+    @pytest.mark.parametrize("body", [b"0.33", b"oops", b'{"version": 33}', b"[]"])
+    def test_odd_version(self, server, body):
+        """A version of another form is unknown."""
+        server.routes["/version"] = (200, body)
+        assert "version" not in engine_at(server.url).describe()
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (503, False), (404, False)])
+def test_is_healthy(server, status, expected):
+    """A server is healthy if it says so at this moment."""
+    server.routes["/health"] = (status, b"")
+    assert expected is OpenAIServer(openai.Address.parse(server.url), surroundings()).is_healthy()
+
+
+def test_is_not_there():
+    """A server that is not there is not healthy."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = openai.Address("127.0.0.1", probe.getsockname()[1], False, "")
+    assert OpenAIServer(address, surroundings()).is_healthy() is False
+
+
+def test_control(server):
+    """A control request is one exchange on a connection of its own."""
+    server.routes["/reset"] = (200, json.dumps({"success": True}).encode())
+    exchange = OpenAIServer(openai.Address.parse(server.url), surroundings()).control("POST", "/reset")
+    assert (200, b'{"success": true}', None) == (exchange.status, exchange.body, exchange.failure)
+    assert ["POST"] == [request.method for request in server.requests]
