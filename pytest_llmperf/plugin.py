@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OPTIONS_KEY = pytest.StashKey[Options]()
 LIFECYCLE_KEY = pytest.StashKey["Lifecycle"]()
+MISTAKES_KEY = pytest.StashKey[str]()
 
 # The parts' names stand in hardware/parts.py, too, which is not imported here; a test compares them.
 PART_MARKS = ("gh200", "h100", "h200", "a100", "l4", "l40s", "rtx4090", "b200", "gb200")
@@ -71,10 +72,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         try:
             config.stash[LIFECYCLE_KEY] = Lifecycle(config, config.stash[OPTIONS_KEY], concerned)
         except ConfigurationError as error:
-            raise pytest.UsageError(*error.problems) from None
+            if not hasattr(config, "workerinput"):
+                raise pytest.UsageError(*error.problems) from None
+            for item in concerned:  # xdist turns a worker's usage error into an internal one without a text
+                item.stash[MISTAKES_KEY] = str(error)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    mistakes = item.stash.get(MISTAKES_KEY, None)
+    if mistakes is not None:
+        pytest.fail(mistakes, pytrace=False)
     lifecycle = item.config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is not None:
         lifecycle.check_hardware(item)

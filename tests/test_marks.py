@@ -72,6 +72,10 @@ def test_a_part_mark_takes_no_arguments_and_no_second_part(item):
 
     assert "gh200 takes no arguments; say how many with gpu(count=...)" == caught.value.problems[0]
     assert "is marked h100 and gh200, and no GPU is both" in caught.value.problems[1]
+
+
+def test_requirements_combine(item):
+    """A part's mark and the gpu mark ask for the same GPU."""
     assert "1 x GH200 with 90 GiB" == str(marks.requirement(item("gh200", "gpu(memory_gib=90)")))
 
 
@@ -110,24 +114,26 @@ def test_a_wrong_gate_mark_says_what_is_accepted(item, mark, message):
     assert message in str(caught.value)
 
 
+MISTAKES = """
+import pytest
+
+@pytest.mark.llm_engine("vlm")
+def test_kind(llm_engine, llm_perf): pass
+
+@pytest.mark.llm_engine("vllm", model="m", prefixcaching=1)
+def test_word(llm_engine, llm_perf): pass
+
+@pytest.mark.llm_gate(metric="speed")
+def test_metric(llm_perf): pass
+
+def test_none(llm_engine): pass
+"""
+
+
 def test_mistakes_in_marks_end_the_session_before_anything_starts(pytester):
     """All tests' mistakes are one usage error, each with its node id."""
-    pytester.makepyfile(
-        test_a="""
-        import pytest
+    pytester.makepyfile(test_a=MISTAKES)
 
-        @pytest.mark.llm_engine("vlm")
-        def test_kind(llm_engine, llm_perf): pass
-
-        @pytest.mark.llm_engine("vllm", model="m", prefixcaching=1)
-        def test_word(llm_engine, llm_perf): pass
-
-        @pytest.mark.llm_gate(metric="speed")
-        def test_metric(llm_perf): pass
-
-        def test_none(llm_engine): pass
-        """
-    )
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
 
     assert pytest.ExitCode.USAGE_ERROR == result.ret
@@ -139,3 +145,13 @@ def test_mistakes_in_marks_end_the_session_before_anything_starts(pytester):
             "*test_a.py::test_none: uses llm_engine, but has no llm_engine mark*",
         ]
     )
+
+
+def test_under_xdist_the_tests_say_what_is_wrong_with_the_marks(pytester):
+    """A worker's usage error would be lost as an internal one; there each test errs with all of it."""
+    pytester.makepyfile(test_a=MISTAKES)
+
+    result = pytester.runpytest_subprocess("-n", "1", "-p", "no:cacheprovider")
+
+    result.assert_outcomes(errors=4)
+    result.stdout.fnmatch_lines(["*test_a.py::test_kind: unknown engine 'vlm'*"])
