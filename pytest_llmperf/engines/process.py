@@ -75,7 +75,8 @@ class ServerProcess:
     @property
     def command_line(self) -> str:
         """The command as one could type it, with the environment that was added."""
-        return shlex.join([*(f"{name}={value}" for name, value in self._added_env.items()), *self.command])
+        added = [f"{name}={shlex.quote(value)}" for name, value in self._added_env.items()]
+        return " ".join([*added, shlex.join(self.command)])
 
     @property
     def returncode(self) -> int | None:

@@ -1,0 +1,389 @@
+"""Stored results: what is written, what is found again, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_llmperf.baselines import SCHEMA_VERSION, Baselines, Match, check_name, comparable, read
+from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.errors import BaselineError, ConfigurationError
+from pytest_llmperf.results import Provenance
+
+KEY = "NVIDIA-GH200-96GB"
+TEST = "perf_tests/test_it.py::test_rounds[4]"
+SPEC = EngineSpec(kind="vllm", model="m", prefix_caching=True, args=("--swap", "4"), env=(("A", "1"),))
+PROVENANCE = Provenance(
+    test=TEST,
+    name=None,
+    hardware_key=KEY,
+    workload="multi_round",
+    workload_digest="0123456789abcdef",
+    load="round_robin()",
+    cache="as_is",
+    engine_kind=SPEC.kind,
+    engine_identity={**SPEC.identity(), "model": "m"},
+    engine_words=SPEC.words(),
+    engine={},
+)
+
+
+def row(metric="ttft_p50", values=(0.01, 0.011), provenance=PROVENANCE):
+    """One benchmark of a result file, with what pytest-llmperf reads of it."""
+    return {
+        "fullname": f"{provenance.measurement}::{metric}",
+        "stats": {"data": list(values)},
+        "extra_info": {
+            "llmperf": {
+                "measurement": provenance.measurement,
+                "metric": metric,
+                "comparable": comparable(provenance),
+                "engine_words": provenance.engine_words,
+            }
+        },
+    }
+
+
+def document(*rows, key=KEY, version=SCHEMA_VERSION):
+    return {
+        "machine_info": {"llmperf": {"schema_version": version, "hardware_key": key}},
+        "benchmarks": list(rows),
+        "datetime": "2026-11-21T01:02:03+00:00",
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of baselines, not there yet."""
+    return tmp_path / "baselines"
+
+
+@pytest.fixture
+def stored(folder):
+    """Writes a file by hand, as whoever made it left it."""
+
+    def write(content, name="0001_main.json", key=KEY):
+        path = folder / key / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_what_was_saved_is_found_again(folder):
+    """A measurement's values come back exactly, with the file they lie in."""
+    path = Baselines(folder).save("main", KEY, document(row(values=(0.1, 1 / 3, 1e-7))))
+
+    found = Baselines(folder).find(PROVENANCE, "ttft_p50")
+
+    assert isinstance(found, Match)
+    assert ((0.1, 1 / 3, 1e-7), ()) == (found.entry.stored_values, found.differences)
+    assert (path, TEST, "ttft_p50") == (found.entry.path, found.entry.measurement, found.entry.metric)
+    assert "2026-11-21T01:02:03+00:00" == found.entry.saved_at
+
+
+@settings(deadline=None, max_examples=30)
+@given(values=st.lists(st.floats(min_value=1e-300, max_value=1e300), min_size=1, max_size=5))
+def test_any_positive_values_survive_the_file(tmp_path_factory, values):
+    """No digit is lost on the way through the file."""
+    folder = tmp_path_factory.mktemp("baselines")
+    path = Baselines(folder).save("main", KEY, document(row(values=values)))
+
+    (entry,) = read(path, KEY)
+
+    assert tuple(values) == entry.stored_values
+
+
+def test_files_are_numbered_as_they_come(folder):
+    """The first is 0001, and each next one follows the highest there is."""
+    baselines = Baselines(folder)
+
+    names = [baselines.save(name, KEY, document(row())).name for name in ("main", "main", "2026-11-21")]
+
+    assert ["0001_main.json", "0002_main.json", "0003_2026-11-21.json"] == names
+
+
+def test_numbers_follow_the_highest_and_not_the_count(folder, stored):
+    """A file that was removed does not let a new one take an old one's place in the order."""
+    stored(document(row()), "0041_old.json")
+
+    assert "0042_main.json" == Baselines(folder).save("main", KEY, document(row())).name
+
+
+def test_each_hardware_counts_for_itself(folder):
+    """Another key has another folder and begins at 0001."""
+    baselines = Baselines(folder)
+    baselines.save("main", KEY, document(row()))
+
+    path = baselines.save("main", "NVIDIA-L4-24GB", document(row(), key="NVIDIA-L4-24GB"))
+
+    assert folder / "NVIDIA-L4-24GB" / "0001_main.json" == path
+
+
+def test_nothing_but_the_file_is_left_of_saving(folder):
+    """Drafts are gone, and others may read what was saved."""
+    path = Baselines(folder).save("main", KEY, document(row()))
+
+    assert [path] == list((folder / KEY).iterdir())
+    assert 0o644 == path.stat().st_mode & 0o777
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
+    """An interruption leaves neither a half file nor a draft."""
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+
+    with pytest.raises(OSError, match="disk full"):
+        Baselines(folder).save("main", KEY, document(row()))
+
+    assert [] == list((folder / KEY).iterdir())
+
+
+def test_a_number_that_json_does_not_know_is_never_written(folder):
+    """NaN and infinity are no JSON; saving them fails before there is a file."""
+    with pytest.raises(ValueError, match="JSON"):
+        Baselines(folder).save("main", KEY, document(row(values=(float("nan"),))))
+
+    assert [] == list((folder / KEY).iterdir())
+
+
+def test_the_newest_file_comes_first(folder):
+    """Of several files the one with the highest number is compared with."""
+    baselines = Baselines(folder)
+    for name, value in (("zz", 0.1), ("mm", 0.2), ("aa", 0.3)):
+        baselines.save(name, KEY, document(row(values=(value, value))))
+
+    assert ["0003_aa.json", "0002_mm.json", "0001_zz.json"] == [entry.path.name for entry in baselines.entries(KEY)]
+    assert (0.3, 0.3) == baselines.find(PROVENANCE, "ttft_p50").entry.stored_values
+
+
+def test_an_older_file_serves_where_the_newest_has_nothing(folder):
+    """A file that holds other tests does not hide this one's baseline."""
+    baselines = Baselines(folder)
+    baselines.save("all", KEY, document(row()))
+    baselines.save("some", KEY, document(row(provenance=replace(PROVENANCE, test="other"))))
+
+    assert "0001_all.json" == baselines.find(PROVENANCE, "ttft_p50").entry.path.name
+
+
+def test_files_are_read_once(folder, stored):
+    """What a session compares with does not change while it runs."""
+    baselines = Baselines(folder)
+    stored(document(row()))
+    before = baselines.entries(KEY)
+
+    stored(document(row()), "0002_late.json")
+
+    assert before == baselines.entries(KEY)
+
+
+@pytest.mark.parametrize("name", ["notes.json", "0001.json", "1_main.json", "0001_main.txt", ".draft-abc"])
+def test_other_files_in_the_folder_are_left_alone(folder, stored, name):
+    """Only what is named as a stored result is read."""
+    stored("not JSON", name)
+
+    assert [] == Baselines(folder).entries(KEY)
+
+
+def test_a_folder_that_is_not_there_holds_nothing(folder):
+    """No baseline is stored yet, which is no error."""
+    found = Baselines(folder).find(PROVENANCE, "ttft_p50")
+
+    assert f"nothing is stored for {KEY} in {folder}" == found
+
+
+@pytest.mark.parametrize(
+    ("provenance", "metric"),
+    [
+        (replace(PROVENANCE, test="another"), "ttft_p50"),
+        (replace(PROVENANCE, name="cold"), "ttft_p50"),
+        (PROVENANCE, "tpot_p50"),
+    ],
+)
+def test_a_measurement_that_is_not_stored_is_said_to_be_missing(folder, stored, provenance, metric):
+    """There are files for this hardware, but none has this metric of this test."""
+    stored(document(row()))
+
+    found = Baselines(folder).find(provenance, metric)
+
+    assert f"no file for {KEY} in {folder} has {metric} of this test" == found
+
+
+def test_results_of_other_hardware_are_not_looked_at(folder, stored):
+    """Only the folder of the measurement's own key counts."""
+    stored(document(row(), key="NVIDIA-L4-24GB"), key="NVIDIA-L4-24GB")
+
+    assert f"nothing is stored for {KEY} in {folder}" == Baselines(folder).find(PROVENANCE, "ttft_p50")
+
+
+def identity(**words):
+    return {"engine_identity": {**PROVENANCE.engine_identity, **words}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"workload_digest": "f" * 16}, "workload was '0123456789abcdef', is 'ffffffffffffffff'"),
+        ({"load": "closed_loop(8)"}, "load was 'round_robin()', is 'closed_loop(8)'"),
+        ({"cache": "cold"}, "cache was 'as_is', is 'cold'"),
+        ({"engine_kind": "openai"}, "engine was 'vllm', is 'openai'"),
+        (identity(model="n"), "engine model was 'm', is 'n'"),
+        (identity(dtype="fp8"), "engine dtype was None, is 'fp8'"),
+        (identity(kv_cache_dtype="fp8"), "engine kv_cache_dtype was None, is 'fp8'"),
+        (identity(max_model_len=8), "engine max_model_len was None, is 8"),
+        (identity(tensor_parallel=2), "engine tensor_parallel was None, is 2"),
+        (
+            {"load": "closed_loop(8)", "cache": "cold"},
+            "load was 'round_robin()', is 'closed_loop(8)'; cache was 'as_is', is 'cold'",
+        ),
+    ],
+)
+def test_what_makes_two_results_incomparable_is_named(folder, stored, changed, what):
+    """Each word that has to be equal and is not is said, with both values."""
+    stored(document(row()))
+
+    found = Baselines(folder).find(replace(PROVENANCE, **changed), "ttft_p50")
+
+    assert f"0001_main.json is not comparable: {what}" == found
+
+
+@pytest.mark.parametrize(
+    ("spec", "differences"),
+    [
+        (SPEC, ()),
+        (replace(SPEC, prefix_caching=False), ("prefix_caching True -> False",)),
+        (replace(SPEC, kv_offload_gib=4.0), ("kv_offload_gib None -> 4.0",)),
+        (
+            replace(SPEC, prefix_caching=None, args=("--swap", "8")),
+            ("args ['--swap', '4'] -> ['--swap', '8']", "prefix_caching True -> None"),
+        ),
+        (replace(SPEC, env=(("A", "2"),)), ("env {'A': '1'} -> {'A': '2'}",)),
+    ],
+)
+def test_how_the_engine_differs_is_told_and_does_not_prevent_a_comparison(folder, stored, spec, differences):
+    """Prefix caching switched off by mistake is a regression to be found, not another test."""
+    stored(document(row()))
+
+    found = Baselines(folder).find(replace(PROVENANCE, engine_words=spec.words()), "ttft_p50")
+
+    assert differences == found.differences
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("not JSON", "is not readable JSON: "),
+        ("", "is not readable JSON: "),
+        ("[]", "is not a result of pytest-llmperf: no machine_info.llmperf"),
+        ("null", "is not a result of pytest-llmperf: no machine_info.llmperf"),
+        ({"machine_info": {"cpu": {}}, "benchmarks": []}, "is not a result of pytest-llmperf: no machine_info.llmperf"),
+        (document(version=99), "has schema version 99, this release reads 1"),
+        (document(key="NVIDIA-L4-24GB"), f"was measured on NVIDIA-L4-24GB, but lies in the folder of {KEY}"),
+        ({**document(), "benchmarks": {}}, "benchmarks is not a list"),
+        (document({"fullname": "x"}), "the benchmark x lacks what pytest-llmperf stores (KeyError: 'extra_info')"),
+        (document("text"), "the benchmark ? lacks what pytest-llmperf stores (TypeError: "),
+        (document({**row(), "stats": {}}), "lacks what pytest-llmperf stores (KeyError: 'data')"),
+        (document(row(values=("fast",))), "lacks what pytest-llmperf stores (ValueError: "),
+        (document(row(values=())), f"ttft_p50 of {TEST} holds values that are not positive numbers"),
+        (document(row(values=(0.1, 0.0))), f"ttft_p50 of {TEST} holds values that are not positive numbers"),
+        (document(row(values=(0.1, -0.1))), f"ttft_p50 of {TEST} holds values that are not positive numbers"),
+        (document(row(values=(0.1, float("nan")))), f"ttft_p50 of {TEST} holds values that are not positive numbers"),
+        (document(row(values=(0.1, float("inf")))), f"ttft_p50 of {TEST} holds values that are not positive numbers"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_its_name(folder, stored, content, complaint):
+    """The error says which file, and what is wrong with it."""
+    path = stored(content)
+
+    with pytest.raises(BaselineError, match=re.escape(str(path)) + ".*" + re.escape(complaint)):
+        Baselines(folder).entries(KEY)
+
+
+@pytest.mark.parametrize("content", ["{}", document(version=99), document(key="NVIDIA-L4-24GB")])
+def test_a_file_that_does_not_belong_here_comes_with_a_remedy(folder, stored, content):
+    """The error says what to do with it."""
+    stored(content)
+
+    with pytest.raises(BaselineError, match="move it away, or save a new one with --llmperf-save-baseline NAME"):
+        Baselines(folder).entries(KEY)
+
+
+def test_every_file_that_cannot_be_used_is_named_at_once(folder, stored):
+    """One error, one line for each."""
+    stored("not JSON", "0001_a.json")
+    stored(document(row()), "0002_b.json")
+    stored(document(version=99), "0003_c.json")
+
+    with pytest.raises(BaselineError) as caught:
+        Baselines(folder).entries(KEY)
+
+    assert ["0003_c.json", "0001_a.json"] == [
+        Path(line.partition(" ")[0]).name for line in str(caught.value).splitlines()
+    ]
+
+
+def test_a_file_in_another_encoding_is_refused(folder, stored):
+    """Bytes that are no text raise the same kind of error."""
+    stored("x").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(BaselineError, match="is not readable JSON"):
+        Baselines(folder).entries(KEY)
+
+
+OTHER = "perf_tests/test_it.py::test_other"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({TEST: ["ttft_p50", "tpot_p50"], OTHER: ["ttft_p50", "tpot_p50"]}, 4),
+        ({TEST: ["ttft_p50"], OTHER: ["ttft_p50"]}, 3),
+        ({TEST: ["ttft_p50", "e2e_p99"]}, 2),
+        ({OTHER: ["ttft_p50"]}, 1),
+        ({TEST: []}, 0),
+        ({}, 0),
+    ],
+)
+def test_what_can_be_compared_is_counted_before_measuring(folder, metrics, expected):
+    """Each gated metric of each named measurement counts once, however many files have it."""
+    baselines = Baselines(folder)
+    rows = [
+        row(),
+        row("tpot_p50"),
+        row(provenance=replace(PROVENANCE, name="cold")),
+        row("itl_p50"),
+        row(provenance=replace(PROVENANCE, test=OTHER)),
+        row(provenance=replace(PROVENANCE, test="perf_tests/test_it.py::test_not_collected")),
+    ]
+    baselines.save("one", KEY, document(*rows))
+    baselines.save("two", KEY, document(*rows))
+
+    assert expected == baselines.gated_pairs(KEY, list(metrics), metrics)
+
+
+def test_without_files_nothing_can_be_compared(folder):
+    """The family of comparisons is empty on new hardware."""
+    assert 0 == Baselines(folder).gated_pairs(KEY, [TEST], {TEST: ["ttft_p50"]})
+
+
+@pytest.mark.parametrize("name", ["main", "2026-11-21", "v1.2.3", "a", "9", "build+7_x"])
+def test_plain_names_are_accepted(name):
+    """Letters, digits and a few signs can stand in a file name anywhere."""
+    check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "../up", "a b", "ä", "a\n", "a\\b", "a:b", "*"])
+def test_names_that_would_not_make_one_file_are_refused(name):
+    """The error says what was given and what is accepted."""
+    with pytest.raises(ConfigurationError, match=re.escape(repr(name)) + " cannot name a baseline; use letters"):
+        check_name(name)

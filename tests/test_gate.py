@@ -1,0 +1,537 @@
+"""The gate: every verdict, and the error rate that all verdicts of a session share."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from pytest_llmperf.baselines import SCHEMA_VERSION, Baselines, comparable
+from pytest_llmperf.gate import ALPHA, Criterion, Gate, Verdict
+from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.records import Arrival, CacheCounters, Phase, RequestRecord, RunRecord
+from pytest_llmperf.results import PerfResult, Provenance, Validity
+
+KEY = "NVIDIA-TEST"
+PROVENANCE = Provenance(
+    test="test_it",
+    name=None,
+    hardware_key=KEY,
+    workload="multi_round",
+    workload_digest="0123456789abcdef",
+    load="round_robin()",
+    cache="as_is",
+    engine_kind="vllm",
+    engine_identity={"model": "m"},
+    engine_words={"kind": "vllm", "prefix_caching": True},
+    engine={},
+)
+TTFT = Criterion("ttft_p50")
+THROUGHPUT = Criterion("output_throughput")
+# Five runs whose logarithms have a standard deviation of exactly 1.
+SHAPE = tuple(v / math.sqrt(2.5) for v in (-2, -1, 0, 1, 2))
+
+
+def runs_of(typical, spread, shape=SHAPE):
+    """Values around `typical` whose logarithms have the standard deviation `spread`."""
+    return [typical * math.exp(spread * one) for one in shape]
+
+
+def at_p(p, typical=0.1, spread=0.01):
+    """Five values that are slower than `runs_of(typical, spread)` with exactly this one-sided p."""
+    return runs_of(typical * math.exp(scipy_stats.t.isf(p, 8) * spread * math.sqrt(2 / 5)), spread)
+
+
+def run(ttft_s, duration_s=1.0, tokens=100):
+    """A run of one request; without a TTFT of one that was answered all the same."""
+    arrivals = () if ttft_s is None else (Arrival(round(ttft_s * 1e9), 1), Arrival(round(duration_s * 1e9), 1))
+    request = RequestRecord(
+        run=0,
+        phase=Phase.MEASURED,
+        session=0,
+        turn=0,
+        released_ns=0,
+        sent_ns=0,
+        end_ns=round(duration_s * 1e9),
+        arrivals=arrivals,
+        new_tokens=4,
+        input_tokens=100,
+        output_tokens_asked=tokens,
+        output_tokens=tokens,
+    )
+    return RunRecord(index=0, phase=Phase.MEASURED, start_ns=0, end_ns=0, requests=(request,), cache=CacheCounters())
+
+
+def result(*runs, test="test_it", reasons=(), doubts=(), **provenance):
+    return PerfResult(
+        runs,
+        provenance=replace(PROVENANCE, test=test, **provenance),
+        validity=Validity(reasons),
+        doubts=doubts,
+    )
+
+
+def ttft(values, **words):
+    """A result whose runs have these TTFTs."""
+    return result(*(run(value) for value in values), **words)
+
+
+def throughput(values):
+    """A result whose runs have these throughputs, tokens per second."""
+    return result(*(run(0.01, duration_s=100 / value) for value in values))
+
+
+class Store:
+    """A folder of baselines, filled before the gate looks."""
+
+    def __init__(self, folder):
+        self.baselines = Baselines(folder)
+
+    def add(self, values, metric="ttft_p50", name="main", **provenance):
+        """Store values, given in the metric's own unit."""
+        of = replace(PROVENANCE, **provenance)
+        row = {
+            "stats": {"data": [METRICS[metric].stored(value) for value in values]},
+            "extra_info": {
+                "llmperf": {
+                    "measurement": of.measurement,
+                    "metric": metric,
+                    "comparable": comparable(of),
+                    "engine_words": of.engine_words,
+                }
+            },
+        }
+        about = {"llmperf": {"schema_version": SCHEMA_VERSION, "hardware_key": KEY}}
+        document = {"machine_info": about, "benchmarks": [row]}
+        return self.baselines.save(name, KEY, json.loads(json.dumps(document)))
+
+    def gate(self, family_size=1, alpha=ALPHA):
+        return Gate(self.baselines, family_size, alpha)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+def test_an_equal_measurement_passes(store):
+    """PASS comes with the change, its interval, and what would have been seen."""
+    store.add(runs_of(0.1, 0.01))
+
+    judgement = store.gate().judge(ttft(runs_of(0.1, 0.01)), [TTFT])
+
+    (finding,) = judgement.findings
+    assert (Verdict.PASS, Verdict.PASS) == (judgement.verdict, finding.verdict)
+    assert ("0001_main.json", (), None) == (judgement.against, judgement.doubts, judgement.advice)
+    assert (0.1, 0.1) == pytest.approx((finding.baseline, finding.now))
+    assert 0.0 == pytest.approx(finding.change, abs=1e-6)
+    assert 0.5 == pytest.approx(finding.p, abs=1e-4)
+    assert (5, 5, None) == (finding.base_runs, finding.new_runs, finding.note)
+    assert finding.interval[0] < 0 < finding.interval[1]
+    assert 0.01 < finding.detectable < 0.04
+
+
+def test_a_slower_measurement_has_regressed(store):
+    """REGRESSED says by how much, and what to do."""
+    store.add(runs_of(0.1, 0.01))
+
+    judgement = store.gate().judge(ttft(runs_of(0.12, 0.01)), [TTFT])
+
+    (finding,) = judgement.findings
+    assert Verdict.REGRESSED is judgement.verdict
+    assert (0.1, 0.12) == pytest.approx((finding.baseline, finding.now))
+    assert 0.2 == pytest.approx(finding.change)
+    assert finding.p < 1e-6
+    assert finding.interval[0] < 0.2 < finding.interval[1]
+    assert finding.interval[0] > 0.1
+    assert (
+        "look for the change that caused it; if it is accepted, store the new level with "
+        "--llmperf-gate off --llmperf-save-baseline NAME" == judgement.advice
+    )
+
+
+def test_a_faster_measurement_has_improved(store):
+    """IMPROVED is found with the same care as a regression."""
+    store.add(runs_of(0.1, 0.01))
+
+    judgement = store.gate().judge(ttft(runs_of(0.08, 0.01)), [TTFT])
+
+    assert Verdict.IMPROVED is judgement.verdict
+    assert -0.2 == pytest.approx(judgement.findings[0].change)
+    assert 1.0 == pytest.approx(judgement.findings[0].p)
+
+
+def test_without_a_baseline_the_level_is_told_and_nothing_judged(store):
+    """NO_BASELINE gives the number that would be stored, and says how."""
+    judgement = store.gate(0).judge(ttft(runs_of(0.1, 0.01)), [TTFT])
+
+    (finding,) = judgement.findings
+    assert (Verdict.NO_BASELINE, None) == (judgement.verdict, judgement.against)
+    assert 0.1 == pytest.approx(finding.now)
+    assert (None, None, None) == (finding.baseline, finding.change, finding.p)
+    assert f"nothing is stored for {KEY} in {store.baselines.directory}" == finding.note
+    assert "store this level with --llmperf-save-baseline NAME" == judgement.advice
+
+
+def test_another_workload_is_no_baseline(store):
+    """What may not be compared is not, and the reason is told."""
+    store.add(runs_of(0.1, 0.01), workload_digest="f" * 16)
+
+    judgement = store.gate().judge(ttft(runs_of(0.1, 0.01)), [TTFT])
+
+    assert Verdict.NO_BASELINE is judgement.verdict
+    assert "workload was 'ffffffffffffffff', is '0123456789abcdef'" in judgement.findings[0].note
+
+
+def test_a_comparison_that_is_too_noisy_is_inconclusive(store):
+    """INCONCLUSIVE says what could not have been seen and how many runs would see it."""
+    store.add(runs_of(0.1, 0.05))
+
+    judgement = store.gate().judge(ttft(runs_of(0.1, 0.05)), [TTFT])
+
+    (finding,) = judgement.findings
+    assert Verdict.INCONCLUSIVE is judgement.verdict
+    assert "could not have seen 10%; at this noise that takes 8 runs, here and in the baseline" == finding.note
+    assert finding.detectable > 0.1
+    assert "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show" == judgement.advice
+
+
+def test_noise_that_no_number_of_runs_overcomes_is_said_to_be_so(store):
+    """The advice is not a thousand runs."""
+    store.add(runs_of(0.1, 1.0))
+
+    judgement = store.gate().judge(ttft(runs_of(0.1, 1.0)), [TTFT])
+
+    assert "could not have seen 10%; at this noise no sensible number of runs can" == judgement.findings[0].note
+
+
+def test_noise_beyond_all_numbers_is_still_inconclusive(store):
+    """A change too large to be a number is infinite, not an error."""
+    store.add([1e-9, 1e9])
+
+    (finding,) = store.gate(20).judge(ttft([1e-9, 1e9]), [TTFT]).findings
+
+    assert (Verdict.INCONCLUSIVE, math.inf) == (finding.verdict, finding.detectable)
+
+
+def test_a_regression_is_found_however_noisy_the_comparison_is(store):
+    """What is significant is REGRESSED although smaller changes could not have been seen."""
+    store.add(runs_of(0.1, 0.05))
+
+    judgement = store.gate().judge(ttft(runs_of(0.2, 0.05)), [TTFT])
+
+    assert Verdict.REGRESSED is judgement.verdict
+    assert judgement.findings[0].detectable > 0.1
+
+
+def test_an_invalid_measurement_is_not_compared(store):
+    """INVALID_RUN has the reasons and no numbers."""
+    store.add(runs_of(0.1, 0.01))
+
+    judgement = store.gate().judge(ttft(runs_of(0.2, 0.01), reasons=("3 of 9 requests failed",)), [TTFT])
+
+    assert (Verdict.INVALID_RUN, (), None) == (judgement.verdict, judgement.findings, judgement.against)
+    assert ("3 of 9 requests failed",) == judgement.doubts
+    assert "nothing was compared; mend what is named above and measure again" == judgement.advice
+
+
+@pytest.mark.parametrize(("stored", "measured"), [(1, 5), (5, 1), (1, 1)])
+def test_one_run_on_a_side_is_inconclusive(store, stored, measured):
+    """One run has no spread: both levels are told, nothing is tested, and the remedy is named."""
+    store.add(runs_of(0.1, 0.01)[:stored])
+
+    judgement = store.gate().judge(ttft(runs_of(0.2, 0.01)[:measured]), [TTFT])
+
+    (finding,) = judgement.findings
+    assert Verdict.INCONCLUSIVE is judgement.verdict
+    assert "one run on a side has no spread to compare with; use --llmperf-runs 2 or more, better 5" == finding.note
+    assert 2.0 == pytest.approx(finding.now / finding.baseline, rel=0.05)
+    assert (None, None, None) == (finding.p, finding.change, finding.detectable)
+
+
+@pytest.mark.parametrize("values", [(0.1, None, 0.1), (None, None, None)])
+def test_a_metric_that_some_runs_did_not_measure_is_not_judged(store, values):
+    """A number from the other runs alone would be of another sample."""
+    store.add(runs_of(0.1, 0.01))
+
+    judgement = store.gate().judge(ttft(values), [TTFT])
+
+    (finding,) = judgement.findings
+    measured = sum(value is not None for value in values)
+    assert (Verdict.INVALID_RUN, Verdict.INVALID_RUN) == (judgement.verdict, finding.verdict)
+    assert f"measured in {measured} of 3 runs, so it cannot be judged" == finding.note
+
+
+def test_the_other_metrics_are_judged_all_the_same(store):
+    """A metric that is missing does not take the findings of another away."""
+    store.add(runs_of(0.1, 0.01))
+    store.add(runs_of(100.0, 0.01), "output_throughput", name="second")
+
+    judgement = store.gate(2).judge(ttft([None, 0.1, 0.1]), [TTFT, THROUGHPUT])
+
+    assert {"output_throughput": Verdict.PASS, "ttft_p50": Verdict.INVALID_RUN} == {
+        finding.metric.name: finding.verdict for finding in judgement.findings
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "expected", "change"),
+    [(100.0, Verdict.PASS, 0.0), (80.0, Verdict.REGRESSED, -0.2), (125.0, Verdict.IMPROVED, 0.25)],
+)
+def test_less_throughput_is_worse(store, now, expected, change):
+    """Where higher is better the sides are turned, and numbers stay in the metric's own unit."""
+    store.add(runs_of(100.0, 0.01), "output_throughput")
+
+    judgement = store.gate().judge(throughput(runs_of(now, 0.01)), [THROUGHPUT])
+
+    (finding,) = judgement.findings
+    assert expected is judgement.verdict
+    assert (100.0, now) == pytest.approx((finding.baseline, finding.now))
+    assert change == pytest.approx(finding.change, abs=1e-6)
+    assert finding.interval[0] < finding.change < finding.interval[1]
+    assert -0.04 < finding.detectable < -0.01
+
+
+def test_levels_are_geometric_means(store):
+    """What is shown is what the test on logarithms compares."""
+    store.add([0.1, 0.4])
+
+    (finding,) = store.gate().judge(ttft([0.2, 0.8]), [TTFT]).findings
+
+    assert (0.2, 0.4, 1.0) == pytest.approx((finding.baseline, finding.now, finding.change))
+
+
+def test_a_metric_without_any_spread_is_compared_exactly(store):
+    """Equal is PASS, whatever the numbers of runs; any rise is REGRESSED."""
+    store.add([0.1] * 10)
+
+    verdicts = [store.gate().judge(ttft([value] * 7), [TTFT]).verdict for value in (0.1, 0.1001, 0.0999)]
+
+    assert [Verdict.PASS, Verdict.REGRESSED, Verdict.IMPROVED] == verdicts
+
+
+@pytest.mark.parametrize(
+    ("family", "p", "expected"),
+    [
+        (1, 0.009, Verdict.REGRESSED),
+        (1, 0.011, Verdict.PASS),
+        (10, 0.009, Verdict.PASS),
+        (10, 0.0011, Verdict.PASS),
+        (10, 0.0009, Verdict.REGRESSED),
+    ],
+)
+def test_all_comparisons_of_a_session_share_the_error_rate(store, family, p, expected):
+    """The more comparisons were planned, the smaller a p-value has to be."""
+    store.add(runs_of(0.1, 0.01))
+
+    judgement = store.gate(family).judge(ttft(at_p(p)), [TTFT])
+
+    assert expected is judgement.verdict
+    assert p == pytest.approx(judgement.findings[0].p, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", [1, 10, 50])
+def test_what_would_have_been_seen_is_told_for_the_whole_family(store, family):
+    """With more comparisons the detectable change and the interval grow."""
+    store.add(runs_of(0.1, 0.01))
+
+    (finding,) = store.gate(family).judge(ttft(runs_of(0.1, 0.01)), [TTFT]).findings
+
+    reach = scipy_stats.t.isf(ALPHA / family / 2, 8) * 0.01 * math.sqrt(2 / 5)
+    assert (math.expm1(-reach), math.expm1(reach)) == pytest.approx(finding.interval, rel=1e-4)
+    noncentrality = math.log1p(finding.detectable) / (0.01 * math.sqrt(2 / 5))
+    critical = scipy_stats.t.isf(ALPHA / family, 8)
+    assert 0.8 == pytest.approx(scipy_stats.nct.sf(critical, 8, noncentrality), abs=1e-4)
+
+
+def test_a_family_that_was_planned_too_small_grows(store):
+    """What is compared after all counts."""
+    gate = store.gate(1)
+    for test in ("a", "b", "c"):
+        store.add(runs_of(0.1, 0.01), name=test, test=test)
+
+    for test in ("a", "b", "c"):
+        gate.judge(ttft(runs_of(0.1, 0.01), test=test), [TTFT])
+
+    assert 3 == gate.family_size
+
+
+def test_what_has_no_baseline_is_not_of_the_family(store):
+    """A measurement that cannot turn red takes no share of the error rate."""
+    gate = store.gate(0)
+
+    gate.judge(ttft(runs_of(0.1, 0.01)), [TTFT])
+
+    assert 0 == gate.family_size
+
+
+@pytest.mark.parametrize(
+    ("detect", "expected"), [(0.02, Verdict.INCONCLUSIVE), (0.024, Verdict.INCONCLUSIVE), (0.025, Verdict.PASS)]
+)
+def test_a_pass_must_have_been_able_to_see_what_was_asked(store, detect, expected):
+    """The same numbers pass or are inconclusive by the change that has to show."""
+    store.add(runs_of(0.1, 0.01))
+
+    judgement = store.gate().judge(ttft(runs_of(0.1, 0.01)), [Criterion("ttft_p50", detect=detect)])
+
+    assert expected is judgement.verdict
+    assert (expected is Verdict.PASS) == (judgement.findings[0].detectable <= detect)
+
+
+def test_a_change_smaller_than_what_matters_is_no_regression(store):
+    """With `min_effect` a change has to be shown to exceed it, in both directions."""
+    store.add(runs_of(0.1, 0.001))
+    criterion = Criterion("ttft_p50", min_effect=0.05)
+
+    verdicts = [
+        store.gate().judge(ttft(runs_of(value, 0.001)), [criterion]).verdict for value in (0.104, 0.11, 0.096, 0.09)
+    ]
+
+    assert [Verdict.PASS, Verdict.REGRESSED, Verdict.PASS, Verdict.IMPROVED] == verdicts
+
+
+def test_what_matters_adds_to_what_would_have_been_seen(store):
+    """A change has to exceed the least effect by what the noise hides."""
+    store.add(runs_of(0.1, 0.01))
+    measured = ttft(runs_of(0.1, 0.01))
+
+    (plain,) = store.gate().judge(measured, [TTFT]).findings
+    (with_margin,) = store.gate().judge(measured, [Criterion("ttft_p50", min_effect=0.05)]).findings
+
+    assert 1.05 * (1 + plain.detectable) == pytest.approx(1 + with_margin.detectable)
+
+
+def judged(store, p_values, family, alpha=0.05):
+    """The gate after measurements of these p-values, and which were red when each was judged."""
+    gate = store.gate(family, alpha)
+    red = {}
+    for test, p in p_values.items():
+        verdict = gate.judge(ttft(at_p(p), test=test), [TTFT]).verdict
+        red[test] = verdict is Verdict.REGRESSED
+    return gate, {test for test, is_red in red.items() if is_red}
+
+
+def reviewed(gate):
+    return {test for test, judgement in gate.review().items() if judgement.verdict is Verdict.REGRESSED}
+
+
+@pytest.mark.parametrize(
+    ("p_values", "at_once", "in_the_end"),
+    [
+        ({"a": 0.01, "b": 0.03}, {"a", "b"}, {"a", "b"}),
+        ({"a": 0.03, "b": 0.01}, {"b"}, {"a", "b"}),
+        ({"a": 0.03, "b": 0.04}, set(), set()),
+        ({"a": 0.01, "b": 0.06}, {"a"}, {"a"}),
+    ],
+)
+def test_the_review_grants_what_a_later_measurement_makes_possible(store, p_values, at_once, in_the_end):
+    """By Holm's rule a borderline p-value may be red once a smaller one has been."""
+    for test in p_values:
+        store.add(runs_of(0.1, 0.01), name=test, test=test)
+
+    gate, red = judged(store, p_values, family=2)
+
+    assert (at_once, in_the_end) == (red, reviewed(gate))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    p_values=st.dictionaries(st.sampled_from("abcdef"), st.sampled_from((0.002, 0.008, 0.012, 0.02, 0.04, 0.3))),
+    spare=st.integers(0, 2),
+)
+def test_the_review_only_adds(tmp_path_factory, p_values, spare):
+    """No measurement that was red when it was judged is cleared by what came later."""
+    store = Store(tmp_path_factory.mktemp("baselines"))
+    for test in p_values:
+        store.add(runs_of(0.1, 0.01), name=test, test=test)
+
+    gate, red = judged(store, p_values, family=len(p_values) + spare)
+
+    assert red <= reviewed(gate)
+    assert len(p_values) + spare == gate.family_size
+
+
+def test_metrics_of_one_measurement_are_tested_together(store):
+    """Two metrics are two comparisons of the family, and the worst finding is the verdict."""
+    store.add(runs_of(0.1, 0.01))
+    store.add(runs_of(100.0, 0.01), "output_throughput", name="second")
+    measured = result(*(run(one, duration_s=100 / 80 * one / 0.12) for one in runs_of(0.12, 0.01)))
+
+    gate = store.gate(0)
+    judgement = gate.judge(measured, [TTFT, THROUGHPUT])
+
+    assert (Verdict.REGRESSED, 2) == (judgement.verdict, gate.family_size)
+    assert [Verdict.REGRESSED, Verdict.REGRESSED] == [finding.verdict for finding in judgement.findings]
+    assert "0002_second.json" in judgement.against
+    assert "0001_main.json" in judgement.against
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (0.12, None, Verdict.REGRESSED),
+        (0.1, None, Verdict.NO_BASELINE),
+        (0.08, None, Verdict.NO_BASELINE),
+        (0.12, 100.0, Verdict.REGRESSED),
+        (0.08, 100.0, Verdict.IMPROVED),
+        (0.12, 125.0, Verdict.REGRESSED),
+    ],
+)
+def test_the_verdict_is_the_worst_of_the_findings(store, first, second, expected):
+    """What is red stays red beside what is better or unknown."""
+    store.add(runs_of(0.1, 0.01))
+    if second is not None:
+        store.add(runs_of(100.0, 0.01), "output_throughput", name="second")
+    measured = result(*(run(one, duration_s=100 / (second or 1.0)) for one in runs_of(first, 0.01)))
+
+    judgement = store.gate(2).judge(measured, [TTFT, THROUGHPUT])
+
+    assert expected is judgement.verdict
+
+
+def test_doubts_name_what_differs_in_the_engine(store):
+    """A comparison across different engine words is made and said; the result's own doubts come first."""
+    store.add(runs_of(0.1, 0.01))
+    words = {"kind": "vllm", "prefix_caching": False}
+
+    judgement = store.gate().judge(ttft(runs_of(0.1, 0.01), engine_words=words, doubts=("unverified",)), [TTFT])
+
+    assert Verdict.PASS is judgement.verdict
+    assert ("unverified", "the engine differs: prefix_caching True -> False") == judgement.doubts
+
+
+def test_measuring_again_replaces_what_was_measured(store):
+    """One measurement has one judgement, the last one."""
+    store.add(runs_of(0.1, 0.01))
+    gate = store.gate()
+
+    gate.judge(ttft(runs_of(0.12, 0.01)), [TTFT])
+    gate.judge(ttft(runs_of(0.1, 0.01)), [TTFT])
+
+    assert {"test_it": Verdict.PASS} == {key: judgement.verdict for key, judgement in gate.review().items()}
+    assert 1 == gate.family_size
+
+
+def test_an_invalid_measurement_stays_invalid_in_the_review(store):
+    """Nothing that is measured later makes it valid."""
+    store.add(runs_of(0.1, 0.01))
+    gate = store.gate()
+
+    gate.judge(ttft(runs_of(0.2, 0.01), reasons=("spoiled",)), [TTFT])
+
+    assert Verdict.INVALID_RUN is gate.review()["test_it"].verdict
+
+
+def test_nothing_measured_is_nothing_to_review(store):
+    """A session without measurements has no judgements."""
+    assert {} == store.gate(5).review()
+
+
+def test_a_verdict_is_shown_by_its_name():
+    """In reports it is the word that stands in the documentation."""
+    assert ["PASS", "IMPROVED", "NO_BASELINE", "INCONCLUSIVE", "REGRESSED", "INVALID_RUN"] == [str(v) for v in Verdict]
