@@ -132,7 +132,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         cache=_cache_folder(environ),
         timeout_s=reader.checked("timeout", _seconds, 300.0),
         start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
-        api_key=environ.get(API_KEY_VARIABLE) or None,
+        api_key=reader.api_key(environ),
     )
     if options.url and options.engine not in (None, "openai"):
         reader.problems.append(f"--llmperf-url goes with the engine openai, not with --llmperf-engine {options.engine}")
@@ -187,6 +187,14 @@ class _Reader:
             words[word.strip()] = _literal(value.strip())
         self.problems += _unknown_words(words)
         return words
+
+    def api_key(self, environ: Mapping[str, str]) -> str | None:
+        """The key, which has to fit into a header line; it is never quoted."""
+        key = environ.get(API_KEY_VARIABLE, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            self.problems.append(f"the environment variable {API_KEY_VARIABLE} holds characters that no key has")
+            return None
+        return key or None
 
 
 def _option(name: str) -> Option:

@@ -267,6 +267,16 @@ def test_a_metric_that_some_runs_did_not_measure_is_not_judged(store, values):
     assert f"measured in {measured} of 3 runs, so it cannot be judged" == finding.note
 
 
+def test_a_value_of_zero_has_no_logarithm_and_is_never_passed(store):
+    """A hit rate that has fallen to 0 in one run cannot be compared, and that is not green."""
+    store.add([0.5, 0.5], "cache_hit_rate")
+    hit, missed = (replace(run(0.1), cache=CacheCounters(queried_tokens=10, hit_tokens=tokens)) for tokens in (5, 0))
+
+    judgement = store.gate().judge(result(hit, missed), [Criterion("cache_hit_rate")])
+
+    assert Verdict.INVALID_RUN is judgement.verdict
+
+
 def test_the_other_metrics_are_judged_all_the_same(store):
     """A metric that is missing does not take the findings of another away."""
     store.add(runs_of(0.1, 0.01))
@@ -404,6 +414,19 @@ def test_what_matters_adds_to_what_would_have_been_seen(store):
     (with_margin,) = store.gate().judge(measured, [Criterion("ttft_p50", min_effect=0.05)]).findings
 
     assert 1.05 * (1 + plain.detectable) == pytest.approx(1 + with_margin.detectable)
+
+
+def test_the_runs_that_are_proposed_are_for_the_change_beyond_what_matters(store):
+    """To show 10 % where 5 % do not matter, the 5 % between them have to be found."""
+    store.add(runs_of(0.1, 0.05))
+    criteria = [
+        Criterion("ttft_p50", detect=detect, min_effect=m) for detect, m in ((1.1 / 1.05 - 1, 0.0), (0.1, 0.05))
+    ]
+
+    notes = [store.gate().judge(ttft(runs_of(0.1, 0.05)), [criterion]).findings[0].note for criterion in criteria]
+
+    assert "could not have seen 5%; at this noise that takes 25 runs, here and in the baseline" == notes[0]
+    assert notes[0].replace("5%", "10%") == notes[1]
 
 
 def judged(store, p_values, family, alpha=0.05):

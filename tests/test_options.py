@@ -40,7 +40,7 @@ def test_all_mistakes_are_reported_at_once(run):
             "*--llmperf-runs: expected a whole number of at least 1, got '0'",
             "*--llmperf-engine: unknown engine 'vlm'; did you mean 'vllm'? accepted: openai, vllm",
             "*--llmperf-hardware: unknown hardware key 'NVIDIA-H1000'; accepted: *NVIDIA-H200*",
-            "*--llmperf-set: unknown word 'prefix_cachin'; accepted: *prefix_caching*",
+            "*--llmperf-set: unknown word 'prefix_cachin'; did you mean 'prefix_caching'? accepted: *",
             "*--llmperf-set 'nonsense': expected WORD=VALUE*",
             "*--llmperf-timeout: expected a positive number of seconds, got 'soon'",
             "*--llmperf-save-baseline: '../main' cannot name a baseline*",
@@ -95,6 +95,25 @@ def test_the_api_key_is_read_from_the_environment_and_not_shown(pytester):
 
     assert "s3cret" == options.api_key
     assert "s3cret" not in repr(options)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(" s3cret\n", "s3cret"), ("  ", None)])
+def test_the_api_key_loses_its_margins(pytester, given, kept):
+    """White space around the key, as files and secrets managers leave it, is no part of it."""
+    from pytest_llmperf.options import read_options
+
+    assert kept == read_options(pytester.parseconfig(), environ={"LLMPERF_API_KEY": given}).api_key
+
+
+def test_an_unusable_api_key_is_refused_unquoted(pytester):
+    """A key that fits into no header is a mistake, and is not shown."""
+    from pytest_llmperf.errors import ConfigurationError
+    from pytest_llmperf.options import read_options
+
+    with pytest.raises(ConfigurationError, match="LLMPERF_API_KEY holds characters that no key has") as caught:
+        read_options(pytester.parseconfig(), environ={"LLMPERF_API_KEY": "s3cret\r\nX: y"})
+
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_url_goes_with_the_openai_engine_only(run):

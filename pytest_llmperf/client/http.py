@@ -23,7 +23,7 @@ from pytest_llmperf.records import Failure
 
 CONNECT_TIMEOUT_S = 10.0
 _READ_BYTES = 1 << 18
-# A response head beyond this is not one that a serving engine sends; it bounds memory.
+# A response with more headers than this is not one that a serving engine sends.
 _MAX_HEADERS = 200
 
 
@@ -92,12 +92,14 @@ class _Connection:
         self.complete = False
         self.reusable = False
         self.framed = False
+        self.send_error: OSError | None = None
         self._reading_ns = 0
         self._parser = httptools.HttpResponseParser(self)
 
     def start(self, exchange: Exchange, data: bytes) -> None:
         self.exchange, self.unsent, self.active_ns = exchange, memoryview(data), exchange.sent_ns
         self.complete = self.framed = False
+        self.send_error = None
 
     def feed(self, data: bytes, at_ns: int) -> None:
         """Give the parser what was read at `at_ns`; raises `httptools.HttpParserError`."""
@@ -107,25 +109,27 @@ class _Connection:
     # Callbacks of the parser.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.exchange is None:
+        if self.exchange is None or self.complete:
             return
         headers = self.exchange.headers
         if len(headers) >= _MAX_HEADERS:
-            raise ValueError(f"more than {_MAX_HEADERS} header lines")
+            raise ValueError(f"more than {_MAX_HEADERS} headers")
         key = name.decode("latin-1").lower()
         headers[key] = value.decode("latin-1")
         self.framed = self.framed or key in ("content-length", "transfer-encoding")
 
     def on_headers_complete(self) -> None:
-        if self.exchange is not None:
+        if self.exchange is not None and not self.complete:
             self.exchange.status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        if self.exchange is not None:
+        if self.exchange is not None and not self.complete:
             self.exchange.fragments.append((self._reading_ns, body))
 
     def on_message_complete(self) -> None:
-        if self._parser.get_status_code() >= 200:
+        if self.complete:  # bytes after the answer are no part of it, and the connection is not reused
+            self.reusable = False
+        elif self._parser.get_status_code() >= 200:
             self.complete = True
             self.reusable = bool(self._parser.should_keep_alive())
         elif self.exchange is not None:  # 1xx announces the real response and says nothing about it
@@ -180,11 +184,11 @@ class HttpClient:
         deadline_ns = None if timeout_s is None else self._clock.now_ns() + int(timeout_s * NS_PER_S)
         while not self._finished and self._active:
             now_ns = self._clock.now_ns()
-            if deadline_ns is not None and now_ns >= deadline_ns:
-                break
-            pause_s = min(1.0, self.silence_s)
-            self._poll(pause_s if deadline_ns is None else min(pause_s, seconds_between(now_ns, deadline_ns)))
+            left_s = self.silence_s if deadline_ns is None else seconds_between(now_ns, deadline_ns)
+            self._poll(max(0.0, min(1.0, self.silence_s, left_s)))
             self._expire(self._clock.now_ns())
+            if left_s <= 0:  # one look at what is there is due to every caller
+                break
         finished = list(self._finished)
         self._finished.clear()
         return finished
@@ -259,12 +263,14 @@ class HttpClient:
         try:
             while connection.unsent:
                 connection.unsent = connection.unsent[connection.sock.send(connection.unsent) :]
+                connection.active_ns = self._clock.now_ns()
             wanted = selectors.EVENT_READ
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             wanted = selectors.EVENT_READ | selectors.EVENT_WRITE
         except OSError as error:
-            self._finish(connection, Failure("connection_reset", f"while sending: {error}"))
-            return
+            # A server may answer early, 413 or 401, and close: what can still be read says more.
+            connection.unsent, connection.send_error = memoryview(b""), error
+            wanted = selectors.EVENT_READ
         if self._selector.get_key(connection.sock).events != wanted:
             self._selector.modify(connection.sock, wanted, connection)
 
@@ -294,6 +300,8 @@ class HttpClient:
         exchange = connection.exchange
         if exchange is not None and exchange.status is not None and not connection.framed:
             self._finish(connection, None)  # HTTP/1.0 style: the body ends with the connection
+        elif connection.send_error is not None:
+            self._finish(connection, Failure("connection_reset", f"while sending: {connection.send_error}"))
         else:
             self._finish(
                 connection, Failure("connection_closed", "the server closed it before the answer was complete")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pytest_llmperf.clock import Clock
-from pytest_llmperf.engines.process import Progress
+from pytest_llmperf.engines.process import Progress, shown
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.records import Arrival, CacheCounters, Failure
 
@@ -52,7 +52,7 @@ class EngineSpec:
         """Every word that was given, for the result file."""
         given = {name: value for name, value in asdict(self).items() if value not in (None, ())}
         if self.env:
-            given["env"] = dict(self.env)
+            given["env"] = {name: shown(name, value) for name, value in self.env}
         return given
 
     def __str__(self) -> str:

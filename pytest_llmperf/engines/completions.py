@@ -139,7 +139,7 @@ class _Stream:
             self.token_ids.extend(ids)
             tokens: int | None = len(ids)
         elif isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-            tokens = usage["completion_tokens"] - self.counted
+            tokens = max(0, usage["completion_tokens"] - self.counted)
         else:
             tokens = None if choice.get("text") else 0
         if tokens != 0:

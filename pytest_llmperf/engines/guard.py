@@ -76,6 +76,17 @@ class Guard:
             self.wait_until_gone()
         self.signal(signal.SIGKILL)
         self.wait_until_gone()
+        self.end_strays()
+
+    def end_strays(self) -> None:
+        """Kill what has left the group and was orphaned, so that it is our child now (Linux)."""
+        deadline = time.monotonic() + self.grace_s
+        while (strays := children()) and time.monotonic() < deadline:
+            for pid in strays:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.reap()
+            time.sleep(_POLL_S)
 
     def wait_for_end(self) -> None:
         """Return when the server has ended or the owner has let go."""
@@ -114,6 +125,19 @@ class Guard:
         except (ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
             return False
         return True
+
+
+def children() -> list[int]:
+    """Children of this process, zombies left out; nothing where there is no /proc."""
+    found = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if name.isdecimal():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="ascii", errors="replace") as stream:
+                # The command, in parentheses, may hold anything; state and parent follow it.
+                state, parent = stream.read().rpartition(")")[2].split()[:2]
+                if int(parent) == os.getpid() and state != "Z":
+                    found.append(int(name))
+    return found
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class OpenAIServer:
         Raises `EngineStartError` if it does not answer as a completions server would, and
         `ConfigurationError` if it does not have `model`.
         """
+        self._dialect, self.cache, self._has_vllm_metrics = Dialect(extended=True), None, False
         self._choose_model(model)
         self._probe()
         metrics = self.metrics()
@@ -254,11 +255,12 @@ def users_that_fit(server: OpenAIServer, tokens_per_user: int) -> int:
     if tokens_per_user < 1:
         raise ConfigurationError(f"users_that_fit: tokens_per_user must be at least 1, got {tokens_per_user}")
     cache = server.cache
-    if cache is None or cache.capacity_tokens is None:
+    if cache is None or cache.capacities is None:
         msg = f"{server.address} does not say how many tokens its KV cache holds; give the number of users instead"
         raise EngineAnswerError(msg)
     block = cache.block_tokens or 1
-    return cache.capacity_tokens // (-(-tokens_per_user // block) * block)
+    per_user = -(-tokens_per_user // block) * block
+    return sum(capacity // per_user for capacity in cache.capacities)
 
 
 def describe(server: OpenAIServer) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shlex
 import signal
@@ -21,6 +22,7 @@ GRACE_S = 20.0
 """How long a server may take to end after SIGTERM. vLLM 0.32 on a CPU was seen to need 1 to 3 s."""
 LOG_TAIL_LINES = 40
 _POLL_S = 0.25
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -38,6 +40,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def shown(name: str, value: str) -> str:
+    """The value of an environment variable as it may be shown: not that of a secret."""
+    return "***" if _SECRET.search(name) else value
 
 
 class ServerProcess:
@@ -75,7 +82,7 @@ class ServerProcess:
     @property
     def command_line(self) -> str:
         """The command as one could type it, with the environment that was added."""
-        added = [f"{name}={shlex.quote(value)}" for name, value in self._added_env.items()]
+        added = [f"{name}={shlex.quote(shown(name, value))}" for name, value in self._added_env.items()]
         return " ".join([*added, shlex.join(self.command)])
 
     @property
@@ -134,7 +141,10 @@ class ServerProcess:
         code = self.returncode
         if code is None:
             return "it is running"
-        return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        if code >= 0:
+            return f"exit code {code}"
+        named = {number.value: number.name for number in signal.Signals}  # real-time signals have no name
+        return f"killed by {named.get(-code, f'signal {-code}')}"
 
     def report(self) -> str:
         """The command and the last lines of the log, for a person to read."""
@@ -149,7 +159,11 @@ class ServerProcess:
 
     def _has_output(self) -> bool:
         stdout = self._guard.stdout
-        return stdout is not None and not stdout.closed and bool(select.select([stdout], [], [], 0)[0])
+        if stdout is None or stdout.closed:
+            return False
+        poll = select.poll()  # select() knows no descriptor beyond 1023
+        poll.register(stdout, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _read_line(self) -> tuple[str, int]:
         """The guard's next word and number; a guard that vanished reads as a kill."""

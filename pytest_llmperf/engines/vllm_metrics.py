@@ -6,6 +6,7 @@ None. Values of several engines behind one server (data parallel) are added up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,9 +26,15 @@ _TIERS = {"device": "gpu", "host": "host", "disk": "disk", "p2p": "p2p", "extern
 class CacheConfig:
     """The device's KV cache as vLLM has laid it out."""
 
-    capacity_tokens: int | None
+    capacities: tuple[int, ...] | None
+    """Tokens, by engine: more than one with data parallelism. A sequence lives in one of them."""
     block_tokens: int | None
     prefix_caching: bool | None
+
+    @property
+    def capacity_tokens(self) -> int | None:
+        """Tokens over all engines."""
+        return None if self.capacities is None else sum(self.capacities)
 
 
 class Metrics:
@@ -62,7 +69,7 @@ class Metrics:
             return None
         block = _whole(infos[0].get("block_size"))
         return CacheConfig(
-            capacity_tokens=_sum(_capacity(labels, block) for labels in infos),
+            capacities=_all_known([_capacity(labels, block) for labels in infos]),
             block_tokens=block,
             prefix_caching={"True": True, "False": False}.get(infos[0].get("enable_prefix_caching", "")),
         )
@@ -70,7 +77,7 @@ class Metrics:
     def _total(self, name: str, **labels: str) -> int | None:
         wanted = labels.items()
         return _sum(
-            int(sample.value)
+            int(sample.value) if math.isfinite(sample.value) else None
             for sample in self._samples
             if sample.name == f"vllm:{name}_total" and wanted <= sample.labels.items()
         )
@@ -99,14 +106,15 @@ def _capacity(labels: dict[str, str], block_tokens: int | None) -> int | None:
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
+    return int(text) if text is not None and text.isdecimal() and text.isascii() else None
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
     """The sum, or None of nothing or where a part is unknown: absent is not zero."""
-    total: int | None = None
-    for value in values:
-        if value is None:
-            return None
-        total = value if total is None else total + value
-    return total
+    known = _all_known(list(values))
+    return sum(known) if known else None
+
+
+def _all_known(values: list[int | None]) -> tuple[int, ...] | None:
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else None

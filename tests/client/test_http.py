@@ -474,6 +474,22 @@ class TestFailures:
         exchange = connect(server).request("POST", "/x", bytes(5_000_000), timeout_s=WAIT_S)
         assert (None, b"", "connection_reset") == outcome(exchange)
 
+    def test_an_early_answer_is_read(self, serve, connect):
+        """A server that refuses an upload and closes is quoted, not called a broken connection."""
+        refusal = b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge"
+        server = serve([Do.RECEIVE_HEAD, refusal])
+        exchange = connect(server).request("POST", "/x", bytes(5_000_000), timeout_s=WAIT_S)
+        assert (413, b"large") == (exchange.status, exchange.body)
+
+    def test_waiting_for_nothing_still_looks(self, serve, connect):
+        """`wait(0)` hands over what has arrived, and does not block for what has not."""
+        client = connect(serve([Do.RECEIVE, OK]))
+        client.send(7, "GET", "/x")
+        deadline = time.monotonic() + WAIT_S
+        while not (finished := client.wait(0)):
+            assert time.monotonic() < deadline
+        assert b"hello" == finished[0].body
+
     @pytest.mark.parametrize(
         "response",
         [
@@ -496,7 +512,7 @@ class TestFailures:
         exchange = get(Do.RECEIVE, b"HTTP/1.1 200 OK\r\n" + head + b"Content-Length: 5\r\n\r\nhello")
         assert kind == outcome(exchange)[2]
         if exchange.failure is not None:
-            assert exchange.failure.detail.endswith("more than 200 header lines")
+            assert exchange.failure.detail.endswith("more than 200 headers")
 
     @pytest.mark.parametrize("script", [[], [OK[:-2]]], ids=["from-the-start", "within-the-body"])
     def test_silence(self, get, script):

@@ -241,6 +241,14 @@ class TestStop:
         server.stop()
         assert [False, False] == [is_running(server.pid), is_running(pid)]
 
+    @pytest.mark.skipif(not Path("/proc").is_dir(), reason="strays are found in /proc")
+    def test_children_that_left_the_group(self, launch):
+        """A child with a session of its own is gone, too, with the server's end."""
+        server, pid = launch_parent(launch, f"import os; os.setsid(); {SLEEP}")
+        eventually(lambda: is_ready(server))
+        server.stop()
+        assert not is_running(pid)
+
     def test_children_of_a_killed_server(self, launch):
         """A server that is killed takes its processes with it."""
         server, pid = launch_parent(launch, STUBBORN)
@@ -300,6 +308,14 @@ def test_owner_ends(tmp_path, number):
             owner.send_signal(number)
         owner.wait(LIMIT_S)
     eventually(lambda: not any(is_running(pid) for pid in pids))
+
+
+def test_secrets_are_not_shown(launch):
+    """A secret in the environment reaches the server, and neither the log nor a report."""
+    server = launch("import os; print(len(os.environ['HF_TOKEN']), 'characters')", env={"HF_TOKEN": "s3cret", "A": "b"})
+    eventually(lambda: "6 characters" in server.log.read_text())
+    assert server.command_line.startswith("HF_TOKEN='***' A=b ")
+    assert "s3cret" not in server.report()
 
 
 class TestWaitUntil:

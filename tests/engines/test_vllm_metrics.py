@@ -148,7 +148,7 @@ class TestCacheConfig:
 
     def test_one_engine(self):
         """Capacity is the number of tokens that vLLM itself gives."""
-        expected = CacheConfig(capacity_tokens=1_043_566, block_tokens=128, prefix_caching=True)
+        expected = CacheConfig(capacities=(1_043_566,), block_tokens=128, prefix_caching=True)
         assert expected == metrics(cache_config()).cache_config()
 
     def test_two_engines(self):
