@@ -245,7 +245,7 @@ class TestStop:
     def test_children_that_left_the_group(self, launch):
         """A child with a session of its own is gone, too, with the server's end."""
         server, pid = launch_parent(launch, f"import os; os.setsid(); {SLEEP}")
-        eventually(lambda: is_ready(server))
+        eventually(lambda: os.getsid(pid) == pid)
         server.stop()
         assert not is_running(pid)
 
