@@ -32,9 +32,7 @@ TOKENS_PER_USER = 16_000 + 10 * (64 + 64)
 @pytest.mark.parametrize("users", range(2, 17))
 def test_kv_offload(part, users, llm_engine, llm_perf):
     """Every user's context is found again, on the GPU or in host memory; none is computed anew."""
-    sessions = multi_round(
-        users=users, rounds=10, context_tokens=16_000, input_tokens=64, output_tokens=64, seed=7
-    )
+    sessions = multi_round(users=users, rounds=10, context_tokens=16_000, input_tokens=64, output_tokens=64, seed=7)
 
     result = llm_perf(llm_engine, sessions, load=round_robin(), prefill_context=True)
 

@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_llmperf.gate import Verdict
     from pytest_llmperf.load import closed_loop, round_robin
     from pytest_llmperf.results import PerfResult
+    from pytest_llmperf.verdicts import Verdict
     from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
 
 _HOMES = {
     "PerfResult": "pytest_llmperf.results",
-    "Verdict": "pytest_llmperf.gate",
+    "Verdict": "pytest_llmperf.verdicts",
     "closed_loop": "pytest_llmperf.load",
     "multi_round": "pytest_llmperf.workloads",
     "round_robin": "pytest_llmperf.load",

@@ -11,31 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from pytest_llmperf.baselines import Baselines, Match
 from pytest_llmperf.metrics import METRICS, Metric
 from pytest_llmperf.results import PerfResult
-from pytest_llmperf.stats import POWER, Comparison, holm, pooled_t
+from pytest_llmperf.stats import Comparison, holm, pooled_t
+from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
 ALPHA = 0.01
 """Family-wise probability of failing a healthy build in one session."""
 DETECT = 0.10
 """The slowdown that a PASS must have been able to see, unless `llm_gate(detect=...)` says otherwise."""
-
-
-class Verdict(str, Enum):
-    """What is said of a measurement. Only PASS and IMPROVED are green by themselves."""
-
-    PASS = "PASS"
-    IMPROVED = "IMPROVED"
-    NO_BASELINE = "NO_BASELINE"
-    INCONCLUSIVE = "INCONCLUSIVE"
-    REGRESSED = "REGRESSED"
-    INVALID_RUN = "INVALID_RUN"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 _Pair = tuple[str, str]
@@ -57,36 +43,6 @@ class Criterion:
     metric: str
     detect: float = DETECT
     min_effect: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What was found for one metric, in its own unit and direction; None where there is no number."""
-
-    metric: Metric
-    verdict: Verdict
-    baseline: float | None = None
-    now: float | None = None
-    change: float | None = None
-    interval: tuple[float, float] | None = None
-    p: float | None = None
-    detectable: float | None = None
-    """The smallest change for the worse that would have been found with probability 0.8."""
-    base_runs: int | None = None
-    new_runs: int | None = None
-    note: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """The verdict on one measurement, with what it rests on."""
-
-    verdict: Verdict
-    findings: tuple[Finding, ...] = ()
-    against: str | None = None
-    """The baseline's file."""
-    doubts: tuple[str, ...] = ()
-    advice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +201,3 @@ def _own_change(metric: Metric, effect: float) -> float:
         return math.expm1(-effect if metric.higher_is_better else effect)
     except OverflowError:
         return math.inf
-
-
-__all__ = ["ALPHA", "DETECT", "POWER", "Criterion", "Finding", "Gate", "Judgement", "Verdict"]

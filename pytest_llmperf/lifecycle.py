@@ -18,12 +18,13 @@ from pytest_llmperf.errors import (
     NotMeasuredWarning,
     RegressionWarning,
 )
-from pytest_llmperf.gate import Criterion, Verdict
+from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware, declared, detect
 from pytest_llmperf.options import GateMode, Options
 from pytest_llmperf.reports import benchmark, outcome, terminal, text
 from pytest_llmperf.session import checked_request
 from pytest_llmperf.suite import Measured, PlannedTest, Suite
+from pytest_llmperf.verdicts import Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,15 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_llmperf import metrics
 from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.records import CacheCounters, RequestRecord, RunRecord
 from pytest_llmperf.stats import Sample
-
-if TYPE_CHECKING:
-    from pytest_llmperf.gate import Judgement, Verdict
+from pytest_llmperf.verdicts import Judgement, Verdict
 
 
 @dataclass(frozen=True, slots=True)

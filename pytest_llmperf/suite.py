@@ -19,12 +19,13 @@ from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.pool import EnginePool
 from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import BaselineError, ConfigurationError
-from pytest_llmperf.gate import Criterion, Gate, Verdict
+from pytest_llmperf.gate import Criterion, Gate
 from pytest_llmperf.hardware.detect import Hardware, remote
 from pytest_llmperf.metrics import GATED_BY_DEFAULT, METRICS
 from pytest_llmperf.options import GateMode, Options
 from pytest_llmperf.results import PerfResult
 from pytest_llmperf.session import Request, Setting, measure
+from pytest_llmperf.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

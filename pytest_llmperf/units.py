@@ -41,7 +41,7 @@ def change(ratio: float) -> str:
         return "x∞"
     if ratio >= 1:
         return f"x{_significant(1 + ratio)}"
-    return f"{100 * ratio:+.1f} %"
+    return f"{round(100 * ratio, 1) + 0.0:+.1f} %"  # + 0.0: no change has no negative sign
 
 
 def share(ratio: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -10,19 +11,23 @@ from importlib import resources
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
+from scipy import special
 
 # A test directory of a user: one engine that answers as scripted, no process, no waiting.
 CONFTEST = """
 import jsonschema
+import numpy as np
 import pytest
+from scipy import special
 from fakes import Script, VirtualEngine
 
-SLOW = {slow}
 NOISE = (0.0, 0.001, -0.001, 0.002, -0.002)
 
 @pytest.fixture
-def engine():
+def engine(request):
+    SLOW = {slow}
     def ttft_s(computed, number):
         run = number // 8
         return (0.010 + computed * 1e-5) * SLOW * (1 + NOISE[run % len(NOISE)])
@@ -170,16 +175,49 @@ def test_failed_requests_make_an_error_of_the_test(suite):
 
 def test_an_engine_that_dies_is_an_error_with_its_log(suite):
     """A dead engine errors its test with the log's tail; the tests before it are in the JSON."""
-    dying = TEST + TEST.replace("test_rounds", "test_dying").replace(
-        "    conv",
-        "    engine.dies_after = 20\n    engine.script.fail = lambda n: Failure('connection_reset', 'gone') if n > 20 else None\n    conv",
-    )
+    death = "engine.dies_after = 20; engine.script.fail = lambda n: Failure('reset', 'gone') if n > 20 else None"
+    dying = TEST + TEST.replace("test_rounds", "test_dying").replace("    conv", f"    {death}\n    conv")
     result = run(suite("from pytest_llmperf.records import Failure\n" + dying), "--benchmark-json", "out.json")
 
     result.assert_outcomes(passed=1, errors=1, warnings=1)
     result.stdout.fnmatch_lines(["*EngineDiedError: the server has ended: killed by SIGKILL", "*| boom"])
     names = [row["fullname"] for row in json.loads((suite().path / "out.json").read_text())["benchmarks"]]
     assert {"test_it.py::test_rounds"} == {name.rpartition("::")[0] for name in names}
+
+
+def test_a_metric_missing_in_some_runs_is_an_error(suite):
+    """A gated metric that not every run has cannot be judged: INVALID_RUN, not a pass by absence."""
+    marked = TEST.replace("def test", "@pytest.mark.llm_gate(metric='tpot_p50')\ndef test")
+    run(suite("import pytest\n" + marked), "--llmperf-save-baseline", "main")
+
+    result = run(suite("import pytest\n" + marked.replace("output_tokens=8", "output_tokens=1")))
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*tpot_p50: measured in 0 of 5 runs, so it cannot be judged"])
+
+
+def test_a_verdict_that_only_the_whole_session_settles(suite, pytester):
+    """A borderline regression fails its test when a clear one, later, has left it a larger share of the error.
+
+    Two comparisons share 1 %, so the first test's p of 0.0075 is not enough while the second's is unknown.
+    """
+    spread = float(np.std([math.log1p(noise) for noise in (0.0, 0.001, -0.001, 0.002, -0.002)], ddof=1))
+    borderline = math.exp(-special.stdtrit(8, 0.0075) * spread * math.sqrt(2 / 5))
+    tests = "import pytest\n" + "".join(
+        TEST.replace("def test_rounds", f"@pytest.mark.llm_gate(metric='ttft_p50')\ndef test_{name}") for name in "ab"
+    )
+    run(suite(tests), "--llmperf-save-baseline", "main")
+
+    alone = run(suite(tests, slow=borderline), "-k", "test_b")
+    together = run(
+        suite(tests, slow=f"{{'test_a': {borderline}, 'test_b': 1.2}}[request.node.name]"), "--junitxml", "junit.xml"
+    )
+
+    alone.assert_outcomes(failed=1, deselected=1)
+    together.assert_outcomes(failed=2)
+    together.stdout.fnmatch_lines(["REGRESSED test_it.py::test_b*", "REGRESSED test_it.py::test_a*"])
+    failures = ET.parse(pytester.path / "junit.xml").findall(".//testcase/failure")
+    assert 2 == len(failures)
 
 
 def test_a_failing_assertion_stays_a_failure_and_is_not_stored(suite):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pytest_llmperf.errors import NoSamplesError
-from pytest_llmperf.gate import Judgement, Verdict
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.records import Arrival, CacheCounters, ClientStats, Failure, Phase, RequestRecord, RunRecord
 from pytest_llmperf.results import CacheResult, ClientResult, Figures, PerfResult, Provenance, Validity
+from pytest_llmperf.verdicts import Judgement, Verdict
 
 MS = 1_000_000
 PROVENANCE = Provenance(

@@ -429,6 +429,13 @@ def test_after_failures_a_dying_engine_gets_a_moment_to_be_seen_dead(run):
         run(Dying(failing(3), clock=VirtualClock()), SINGLE)
 
 
+def test_without_failures_nothing_is_waited_for(run):
+    """The moment is taken only where something failed."""
+    first, second = run(VirtualEngine(), runs=2).records
+
+    assert first.end_ns == second.start_ns
+
+
 def test_when_the_engine_dies_the_record_file_holds_what_had_ended(run, tmp_path):
     """The error comes through; everything before it can be read, the failure included."""
     engine = VirtualEngine(failing(*range(9, 100), kind="connection_reset"), dies_after=9)
@@ -708,6 +715,13 @@ def test_a_load_that_was_not_called_is_refused(load):
     """`load=round_robin` without parentheses is a mistake that is named."""
     with pytest.raises(ConfigurationError, match="load must be a load model such as"):
         ask(load=load)
+
+
+def test_limits_may_be_any_positive_number_of_seconds():
+    """Fractions are the usual case; 0 is not positive."""
+    assert {"ttft": 0.5, "tpot": 1} == ask(slo={"ttft": 0.5, "tpot": 1}).slo
+    with pytest.raises(ConfigurationError, match="slo has 'ttft': 0; expected a positive number"):
+        ask(slo={"ttft": 0})
 
 
 def test_limits_that_are_no_mapping_are_refused():

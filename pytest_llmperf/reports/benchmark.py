@@ -18,11 +18,12 @@ import pytest_benchmark.utils
 
 from pytest_llmperf.baselines import SCHEMA_VERSION, comparable
 from pytest_llmperf.clock import timestamp
-from pytest_llmperf.gate import Criterion, Finding, Judgement
+from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware
 from pytest_llmperf.metrics import METRICS, STATISTICS, Metric
 from pytest_llmperf.results import Figures, Latencies, PerfResult
 from pytest_llmperf.stats import Sample
+from pytest_llmperf.verdicts import Finding, Judgement
 
 if TYPE_CHECKING:
     import pytest

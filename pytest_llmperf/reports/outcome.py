@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import EngineError
-from pytest_llmperf.gate import Verdict
 from pytest_llmperf.options import GateMode
 from pytest_llmperf.reports import text
+from pytest_llmperf.verdicts import Verdict
 
 if TYPE_CHECKING:
     import pytest
@@ -29,7 +29,7 @@ def apply(
     An engine that failed and a measurement that is invalid are errors: the code under test was not
     found wanting, it was not measured. They come before an assertion that failed on such figures.
     """
-    invalid = [result for result in results if not result.validity]
+    invalid = [result for result in results if not result.validity or result.verdict is Verdict.INVALID_RUN]
     failing = [result for result in results if result.verdict in _FAILING.get(mode, ())]
     if isinstance(error, EngineError):
         make_error(report, f"{type(error).__name__}: {error}")

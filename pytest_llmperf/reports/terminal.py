@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.clock import Clock, seconds_between
-from pytest_llmperf.gate import Verdict
 from pytest_llmperf.reports import text
+from pytest_llmperf.verdicts import Verdict
 
 if TYPE_CHECKING:
     import pytest
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _TTY_CHARACTERS = 79
 _REPEAT_S = 15.0
-"""In a log, a line that only says how long something takes is repeated this often."""
+"""How often a log is told what is going on."""
 
 _COLOURS = {
     Verdict.PASS: {"green": True},
@@ -32,16 +32,15 @@ _COLOURS = {
 class Progress:
     """Says what a test is doing while it runs; nothing under `-q`.
 
-    A terminal gets one line that is rewritten, a log one line per step and a sign of life from
-    time to time.
+    A terminal gets one line that is rewritten, a log a sign of life from time to time.
     """
 
     def __init__(self, config: pytest.Config, clock: Clock) -> None:
         self._reporter: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
         self._capture: Any = config.pluginmanager.get_plugin("capturemanager")
         self._clock = clock
-        self._step: str | None = None
-        self._said_ns = 0
+        self._said_ns: int | None = None
+        self._dirty = False
         self._silent = config.get_verbosity() < 0
 
     def __call__(self, step: str, detail: str = "") -> None:
@@ -51,16 +50,16 @@ class Progress:
         what, now_ns = f"{step}, {detail}" if detail else step, self._clock.now_ns()
         if self._reporter.isatty:
             self._write(f"\r\x1b[K{what[:_TTY_CHARACTERS]}")
-        elif step != self._step or seconds_between(self._said_ns, now_ns) >= _REPEAT_S:
+            self._dirty = True
+        elif self._said_ns is None or seconds_between(self._said_ns, now_ns) >= _REPEAT_S:
             self._write(f"\nllmperf: {what}")
-            self._said_ns = now_ns
-        self._step = step
+            self._said_ns, self._dirty = now_ns, True
 
     def clear(self) -> None:
         """Make room for what pytest writes next."""
-        if self._step is not None and self._reporter is not None:
+        if self._dirty and self._reporter is not None:
             self._write("\r\x1b[K" if self._reporter.isatty else "\n")
-            self._step = None
+            self._dirty = False
 
     def _write(self, what: str) -> None:
         with self._capture.global_and_fixture_disabled() if self._capture else nullcontext():

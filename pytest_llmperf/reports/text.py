@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pytest_llmperf import units
-from pytest_llmperf.gate import Finding
 from pytest_llmperf.results import Figures, PerfResult
 from pytest_llmperf.stats import Sample
+from pytest_llmperf.verdicts import Finding
 
 _HEADINGS = ("metric", "baseline", "now", "change", "interval", "could see", "p", "verdict")
 _ABSENT = "-"

@@ -1,0 +1,52 @@
+"""What is said of a measurement; the gate decides which it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from pytest_llmperf.metrics import Metric
+
+
+class Verdict(str, Enum):
+    """What is said of a measurement. Only PASS and IMPROVED are green by themselves."""
+
+    PASS = "PASS"
+    IMPROVED = "IMPROVED"
+    NO_BASELINE = "NO_BASELINE"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    REGRESSED = "REGRESSED"
+    INVALID_RUN = "INVALID_RUN"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What was found for one metric, in its own unit and direction; None where there is no number."""
+
+    metric: Metric
+    verdict: Verdict
+    baseline: float | None = None
+    now: float | None = None
+    change: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    detectable: float | None = None
+    """The smallest change for the worse that would have been found with probability 0.8."""
+    base_runs: int | None = None
+    new_runs: int | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The verdict on one measurement, with what it rests on."""
+
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    against: str | None = None
+    """The baseline's file."""
+    doubts: tuple[str, ...] = ()
+    advice: str | None = None
