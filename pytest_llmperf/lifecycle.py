@@ -113,9 +113,8 @@ class Lifecycle:
             return
         if report.failed:
             self.suite.failed.add(item.nodeid)
-        error = call.excinfo.value if call.excinfo is not None else None
         results: list[PerfResult] = item.stash.get(_RESULTS_KEY, [])
-        outcome.apply(report, error, results, self.options.gate)
+        outcome.apply(report, call.excinfo, results, self.options.gate)
         self._progress.clear()
 
     def test_done(self, item: pytest.Item) -> None:

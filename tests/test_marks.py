@@ -49,10 +49,11 @@ def test_all_mistakes_of_a_mark_are_reported_at_once(item):
             item("llm_engine('vllm', prefix_cachin=True, max_model_len=0, kv_offload_gib='4')"), options()
         )
 
-    assert 3 == len(caught.value.problems)
-    assert "did you mean 'prefix_caching'?" in caught.value.problems[0]
-    assert "max_model_len=0; expected a whole number of tokens, at least 1" in caught.value.problems[1]
-    assert "kv_offload_gib='4'; expected a positive number of GiB" in caught.value.problems[2]
+    missing, unknown, length, offload = caught.value.problems
+    assert "vllm: model is missing; give model=... in the mark or --llmperf-model MODEL" == missing
+    assert "did you mean 'prefix_caching'?" in unknown
+    assert "max_model_len=0; expected a whole number of tokens, at least 1" in length
+    assert "kv_offload_gib='4'; expected a positive number of GiB" in offload
 
 
 def test_a_url_puts_the_openai_engine_in_place_and_keeps_common_words(item):

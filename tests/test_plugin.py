@@ -350,7 +350,20 @@ def test_two_measurements_of_one_test_need_names(suite):
     result = run(suite(twice), "-W", "ignore")
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*ConfigurationError: *give each llm_perf call its own name=*"])
+    result.stdout.fnmatch_lines(["test_it.py:6: ConfigurationError: *give each llm_perf call its own name=*"])
+
+
+def test_a_mistake_in_the_test_is_told_by_its_line(suite):
+    """All arguments out of range in one go, without the plugin's own frames."""
+    result = run(suite(TEST.replace("users=4, rounds=2", "users=0, rounds=0")))
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "test_it.py:4: ConfigurationError: multi_round: users must be a whole number of at least 1, got 0",
+            "multi_round: rounds must be a whole number of at least 1, got 0",
+        ]
+    )
 
 
 def test_a_changed_workload_is_not_compared(suite):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import cast
 
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings, parse_spec
@@ -13,7 +14,11 @@ ENGINES: dict[str, tuple[str, str]] = {
     "openai": ("pytest_llmperf.engines.openai", "OpenAIEngine"),
     "vllm": ("pytest_llmperf.engines.vllm", "VllmEngine"),
 }
-"""Kind: module and class. The module's `WORDS` are the specification's words that it accepts."""
+"""Kind: module and class.
+
+The module's `WORDS` are the specification's words that it accepts, its `REQUIRED` those that it
+cannot do without, each with the way to give it.
+"""
 
 
 def check_kind(kind: str) -> None:
@@ -24,19 +29,22 @@ def check_kind(kind: str) -> None:
 
 def words_of(kind: str) -> frozenset[str]:
     """The specification's words that this kind of engine accepts."""
-    check_kind(kind)
-    return cast("frozenset[str]", importlib.import_module(ENGINES[kind][0]).WORDS)
+    return cast("frozenset[str]", _module(kind).WORDS)
 
 
 def make_spec(kind: str, words: Mapping[str, object]) -> EngineSpec:
     """Check a mark's words. Raises `ConfigurationError` listing every mistake."""
-    return parse_spec(kind, words, words_of(kind))
+    return parse_spec(kind, words, words_of(kind), _module(kind).REQUIRED)
 
 
 def make_engine(spec: EngineSpec, surroundings: Surroundings) -> Engine:
-    """Make an engine, not yet started. Raises `ConfigurationError` if a word is missing."""
-    module, name = ENGINES[spec.kind]
-    return cast("Engine", getattr(importlib.import_module(module), name)(spec, surroundings))
+    """Make an engine, not yet started."""
+    return cast("Engine", getattr(_module(spec.kind), ENGINES[spec.kind][1])(spec, surroundings))
+
+
+def _module(kind: str) -> ModuleType:
+    check_kind(kind)
+    return importlib.import_module(ENGINES[kind][0])
 
 
 __all__ = ["ENGINES", "Engine", "EngineSpec", "Surroundings", "check_kind", "make_engine", "make_spec", "words_of"]

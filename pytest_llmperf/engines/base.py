@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from pytest_llmperf.client import Address
 from pytest_llmperf.clock import Clock
 from pytest_llmperf.engines.process import Progress, shown
 from pytest_llmperf.errors import ConfigurationError, unknown
@@ -63,12 +64,15 @@ class EngineSpec:
 IDENTITY_WORDS = ("model", "dtype", "kv_cache_dtype", "max_model_len", "tensor_parallel")
 
 
-def parse_spec(kind: str, words: Mapping[str, object], accepted: frozenset[str]) -> EngineSpec:
+def parse_spec(
+    kind: str, words: Mapping[str, object], accepted: frozenset[str], required: Mapping[str, str]
+) -> EngineSpec:
     """Check the words of a mark and make a specification of them.
 
-    `accepted`: the words that this kind knows. Raises `ConfigurationError` listing every mistake.
+    `accepted`: the words that this kind knows; `required`: those that it cannot do without, each
+    with the way to give it. Raises `ConfigurationError` listing every mistake.
     """
-    problems = []
+    problems = [f"{kind}: {word} is missing; {how}" for word, how in required.items() if words.get(word) is None]
     checked: dict[str, Any] = {}
     for word, value in words.items():
         if word not in accepted:
@@ -108,6 +112,15 @@ def _positive(value: object) -> float:
     return value
 
 
+def _address(value: object) -> str:
+    text = _text(value)
+    try:
+        Address.parse(text)
+    except ConfigurationError as error:
+        raise ValueError from error
+    return text
+
+
 def _arguments(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError
@@ -130,7 +143,7 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "tensor_parallel": ("a whole number of GPUs, at least 1", _whole),
     "args": ("a list of command-line arguments", _arguments),
     "env": ("a dict of environment variables", _environment),
-    "url": ("a server's URL", _text),
+    "url": ("http://HOST:PORT or https://HOST/PREFIX", _address),
     "executable": ("the path of a Python", _text),
 }
 

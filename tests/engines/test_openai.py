@@ -11,7 +11,7 @@ import pytest
 from servers import CompletionsServer, Do, RawServer
 
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.engines import openai
+from pytest_llmperf.engines import make_spec, openai
 from pytest_llmperf.engines.base import EngineSpec, Generation, Surroundings
 from pytest_llmperf.engines.openai import OpenAIEngine, OpenAIServer
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError
@@ -278,7 +278,7 @@ class TestComplaints:
     def test_url_missing(self):
         """An engine without a URL says how to give one."""
         with pytest.raises(ConfigurationError) as caught:
-            OpenAIEngine(EngineSpec(kind="openai"), surroundings())
+            make_spec("openai", {})
         assert "openai: url is missing; give url=... in the mark or --llmperf-url URL" == str(caught.value)
 
     def test_bad_url(self):

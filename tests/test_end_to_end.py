@@ -1,0 +1,139 @@
+"""The whole job on the real vLLM, as a user does it: pytest in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+
+import psutil
+import pytest
+from real_vllm import MARKS, START_TIMEOUT_S, WORDS
+
+from pytest_llmperf.records import Phase, read_requests
+
+pytestmark = MARKS
+
+# What a user's directory looks like; contexts short enough for an impatient reader.
+TEST = f"""
+import pytest
+from pytest_llmperf import multi_round, round_robin
+
+pytestmark = [
+    pytest.mark.llm_engine("vllm", **{WORDS!r}),
+    pytest.mark.llm_gate(metric="ttft_p50", detect=3.0, min_effect=0.5),
+]
+
+def measured(llm_perf, llm_engine, rounds):
+    users = multi_round(users=2, rounds=rounds, context_tokens=4000, input_tokens=64, output_tokens=8, seed=7)
+    return llm_perf(llm_engine, users, load=round_robin(), prefill_context=True)
+
+def test_first(llm_engine, llm_perf):
+    assert len(measured(llm_perf, llm_engine, rounds=4).by_round) == 4
+"""
+LONG_TEST = """
+def test_long(llm_engine, llm_perf):
+    measured(llm_perf, llm_engine, rounds=40)
+"""
+
+
+def pytest_process(folder, *arguments):
+    """pytest in a process of its own, as a user starts it."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llmperf-warmup-runs", "0", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finished(process):
+    output, _ = process.communicate(timeout=START_TIMEOUT_S)
+    return process.returncode, output
+
+
+@pytest.mark.timeout(4 * START_TIMEOUT_S)
+def test_a_lost_prefix_cache_is_a_regression(tmp_path):
+    """The whole job: store, meet the level again, lose the prefix cache, fail."""
+    (tmp_path / "test_user.py").write_text(TEST)
+
+    stored, _ = finished(pytest_process(tmp_path, "--llmperf-runs", "3", "--llmperf-save-baseline", "main"))
+    again, same = finished(pytest_process(tmp_path, "--llmperf-runs", "3"))
+    worse, slower = finished(
+        pytest_process(
+            tmp_path, "--llmperf-runs", "3", "--llmperf-set", "prefix_caching=false", "--junitxml", "junit.xml"
+        )
+    )
+
+    assert (0, 0, 1) == (stored, again, worse), same + slower
+    assert "PASS test_user.py::test_first, against 0001_main.json (3 + 3 runs)" in same
+    assert "REGRESSED test_user.py::test_first, against 0001_main.json (3 + 3 runs)" in slower
+    assert "the engine differs: prefix_caching True -> False" in slower
+    failure = ET.parse(tmp_path / "junit.xml").find(".//testcase/failure")
+    assert "ttft_p50" in failure.text
+
+
+def started_requests(folder, test):
+    """Requests of one test that are on record so far."""
+    paths = list(folder.glob(f".llmperf/*/records/*{test}*.jsonl"))
+    return sum(1 for _ in read_requests(paths[0])) if paths else 0
+
+
+def wait_for(condition, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def survivors(processes):
+    """Those that still run a little later."""
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+def test_an_engine_killed_in_mid_run_is_an_error_and_loses_nothing(tmp_path):
+    """kill -9: the test errors with the log's tail, earlier results are in the JSON, nothing is left."""
+    (tmp_path / "test_user.py").write_text(TEST + LONG_TEST)
+    process = pytest_process(tmp_path, "--llmperf-runs", "2", "--benchmark-json", "out.json")
+    wait_for(lambda: started_requests(tmp_path, "test_long") > 4 or process.poll() is not None, START_TIMEOUT_S)
+    family = psutil.Process(process.pid).children(recursive=True)
+    (server,) = [
+        child
+        for child in family
+        if "api_server" in " ".join(child.cmdline()) and "guard.py" not in " ".join(child.cmdline())
+    ][:1]
+
+    os.kill(server.pid, signal.SIGKILL)
+    code, output = finished(process)
+
+    assert 1 == code
+    assert "1 passed" in output
+    assert "1 error" in output
+    assert "EngineDiedError: the server has ended: killed by SIGKILL" in output
+    assert "last lines of" in output
+    rows = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    assert ["test_user.py::test_first::ttft_p50"] == [row["fullname"] for row in rows]
+    assert started_requests(tmp_path, "test_long") > 4
+    assert [] == survivors(family)
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+def test_an_interrupted_session_leaves_no_engine(tmp_path):
+    """Ctrl-C in mid-run: pytest ends, what was measured is kept, no process is left."""
+    (tmp_path / "test_user.py").write_text(TEST + LONG_TEST)
+    process = pytest_process(tmp_path, "--llmperf-runs", "2", "--benchmark-json", "out.json", "-k", "long")
+    wait_for(lambda: started_requests(tmp_path, "test_long") > 4 or process.poll() is not None, START_TIMEOUT_S)
+    family = psutil.Process(process.pid).children(recursive=True)
+
+    process.send_signal(signal.SIGINT)
+    code, _ = finished(process)
+
+    assert pytest.ExitCode.INTERRUPTED == code
+    (path,) = tmp_path.glob(".llmperf/*/records/*test_long*.jsonl")
+    assert {Phase.PREPARE, Phase.MEASURED} == {request.phase for request in read_requests(path)}
+    assert [] == survivors(family)
