@@ -52,7 +52,8 @@ def interpreter() -> str | None:
     """This Python if vLLM runs on it, else another one on the path."""
     if (3, 11) <= sys.version_info[:2] <= (3, 14):
         return sys.executable
-    return next((found for name in PYTHONS if (found := shutil.which(name))), None)
+    # A version manager's shim may be on the path for a version that it would refuse to run.
+    return next((found for name in PYTHONS if (found := shutil.which(name)) and run(found, "-c", "")), None)
 
 
 def install_cuda(python: Path) -> bool:

@@ -167,7 +167,9 @@ def test_a_file_that_is_not_ours_is_refused_by_its_first_line(tmp_path, line):
 
 def test_a_request_knows_its_first_and_last_token():
     """They are the stamps of the first and the last arrival."""
-    assert (5, 8) == (request().first_token_ns, request().last_token_ns)
+    record = request(arrivals=(Arrival(5, 1), Arrival(7, 1), Arrival(8, 1)))
+
+    assert (5, 8) == (record.first_token_ns, record.last_token_ns)
 
 
 def test_a_request_without_an_arrival_has_no_token_times():
