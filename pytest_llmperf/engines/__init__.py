@@ -10,14 +10,14 @@ from typing import cast
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings, parse_spec
 from pytest_llmperf.errors import ConfigurationError, unknown
 
-ENGINES: dict[str, tuple[str, str]] = {
-    "openai": ("pytest_llmperf.engines.openai", "OpenAIEngine"),
-    "vllm": ("pytest_llmperf.engines.vllm", "VllmEngine"),
+ENGINES: dict[str, str] = {
+    "openai": "pytest_llmperf.engines.openai",
+    "vllm": "pytest_llmperf.engines.vllm",
 }
-"""Kind: module and class.
+"""Kind: module.
 
 The module's `WORDS` are the specification's words that it accepts, its `REQUIRED` those that it
-cannot do without, each with the way to give it.
+cannot do without, each with the way to give it; its `make(spec, surroundings)` makes the engine.
 """
 
 
@@ -39,12 +39,12 @@ def make_spec(kind: str, words: Mapping[str, object]) -> EngineSpec:
 
 def make_engine(spec: EngineSpec, surroundings: Surroundings) -> Engine:
     """Make an engine, not yet started."""
-    return cast("Engine", getattr(_module(spec.kind), ENGINES[spec.kind][1])(spec, surroundings))
+    return cast("Engine", _module(spec.kind).make(spec, surroundings))
 
 
 def _module(kind: str) -> ModuleType:
     check_kind(kind)
-    return importlib.import_module(ENGINES[kind][0])
+    return importlib.import_module(ENGINES[kind])
 
 
 __all__ = ["ENGINES", "Engine", "EngineSpec", "Surroundings", "check_kind", "make_engine", "make_spec", "words_of"]

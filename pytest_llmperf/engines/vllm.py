@@ -1,4 +1,4 @@
-"""vLLM as a server process of our own."""
+"""The engine kind `vllm`: a server process of our own."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.client import Address
 from pytest_llmperf.engines import tiny_llama
-from pytest_llmperf.engines.base import COMMON_WORDS, Channel, EngineSpec, Surroundings
-from pytest_llmperf.engines.openai import OpenAIServer, describe, users_that_fit
+from pytest_llmperf.engines.base import COMMON_WORDS, Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.process import ServerProcess, free_port
+from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.records import CacheCounters
 
 WORDS = COMMON_WORDS | {"executable"}
 REQUIRED = {"model": "give model=... in the mark or --llmperf-model MODEL"}
@@ -35,125 +34,74 @@ _ENVIRONMENT = {
 }
 
 
-class VllmEngine:
-    """The engine kind `vllm`."""
+def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
+    """A vLLM server of our own, not yet started."""
+    return ServedEngine(spec, VllmHost(spec, surroundings), _served_name(spec), surroundings)
+
+
+class VllmHost:
+    """A vLLM server process."""
 
     is_ours = True
 
     def __init__(self, spec: EngineSpec, surroundings: Surroundings) -> None:
-        self.spec = spec
+        self._spec = spec
         self._surroundings = surroundings
         self._process: ServerProcess | None = None
-        self._connected: OpenAIServer | None = None
 
-    def start(self) -> None:
-        if self._connected is not None and self._process is not None and self._process.returncode is None:
-            return
-        self.stop()
+    def launch(self) -> Address:
         self._check_installed()
         port = free_port()
-        server = OpenAIServer(Address.parse(f"http://127.0.0.1:{port}"), self._surroundings)
         self._process = ServerProcess(
             self._command(port),
-            env={**_ENVIRONMENT, **dict(self.spec.env)},
+            env={**_ENVIRONMENT, **dict(self._spec.env)},
             log=_unused_path(self._surroundings.log_dir, "vllm"),
             clock=self._surroundings.clock,
         )
-        try:
-            self._process.wait_until(server.is_healthy, self._surroundings.start_timeout_s, self._surroundings.progress)
-            server.connect(self._served_name)
-        except BaseException:
-            self.stop()
-            raise
-        self._connected = server
+        return Address.parse(f"http://127.0.0.1:{port}")
 
-    def stop(self) -> None:
-        self._connected = None
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
+    def wait_until_ready(self, is_healthy: Callable[[], bool]) -> None:
+        assert self._process is not None
+        self._process.wait_until(is_healthy, self._surroundings.start_timeout_s, self._surroundings.progress)
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
 
     def check(self) -> None:
         if self._process is not None:
             self._process.check()
 
-    @property
-    def server(self) -> OpenAIServer:
-        """The connection to the running server, started if need be."""
-        self.start()
-        assert self._connected is not None
-        return self._connected
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
 
-    @property
-    def process(self) -> ServerProcess | None:
-        """The server's process; None before the start and after the stop."""
-        return self._process
-
-    @property
-    def url(self) -> str:
-        return str(self.server.address)
-
-    @property
-    def model(self) -> str:
-        return self.server.model
-
-    @property
-    def max_model_len(self) -> int | None:
-        return self.server.max_model_len
-
-    @property
-    def returns_token_ids(self) -> bool:
-        return self.server.returns_token_ids
-
-    @property
-    def kv_capacity_tokens(self) -> int | None:
-        return self.server.cache.capacity_tokens if self.server.cache else None
-
-    def users_that_fit(self, tokens_per_user: int) -> int:
-        return users_that_fit(self.server, tokens_per_user)
-
-    def open_channel(self) -> Channel:
-        return self.server.open_channel()
-
-    def cache_counters(self) -> CacheCounters:
-        return self.server.cache_counters()
-
-    def reset_cache(self) -> bool:
+    def reset_cache(self, server: OpenAIServer) -> bool:
         """Empty device cache and outer tiers; vLLM refuses while requests or stores are in flight."""
         for _ in range(_RESET_ATTEMPTS):
-            exchange = self.server.control("POST", "/reset_prefix_cache?reset_external=true")
+            exchange = server.control("POST", "/reset_prefix_cache?reset_external=true")
             if exchange.status == 200 and _says_success(exchange.body):
                 return True
             self._surroundings.clock.sleep(_RESET_PAUSE_S)
         return False
 
     def describe(self) -> dict[str, Any]:
-        known = describe(self.server)
-        if self._process is not None:
-            known["command"] = self._process.command_line
-        return known
-
-    @property
-    def _served_name(self) -> str:
-        """The model's name in requests: the word of the specification, or the folder's name."""
-        assert self.spec.model is not None
-        folder = Path(self.spec.model)
-        return folder.name if folder.is_dir() else self.spec.model
+        return {} if self._process is None else {"command": self._process.command_line}
 
     @property
     def _python(self) -> str:
-        return self.spec.executable or sys.executable
+        return self._spec.executable or sys.executable
 
     def _command(self, port: int) -> list[str]:
-        model = str(tiny_llama.ensure(self._surroundings.cache_dir)) if self.spec.model == tiny_llama.NAME else None
+        model = str(tiny_llama.ensure(self._surroundings.cache_dir)) if self._spec.model == tiny_llama.NAME else None
         return [
             *(self._python, "-m", _MODULE),
-            *("--model", model or str(self.spec.model)),
-            *("--served-model-name", self._served_name),
+            *("--model", model or str(self._spec.model)),
+            *("--served-model-name", _served_name(self._spec)),
             *("--host", "127.0.0.1", "--port", str(port)),
             "--enable-prompt-tokens-details",
-            *_flags(self.spec),
-            *self.spec.args,
+            *_flags(self._spec),
+            *self._spec.args,
         ]
 
     def _check_installed(self) -> None:
@@ -168,6 +116,13 @@ class VllmEngine:
                 "that has it with executable=... in the mark or --llmperf-set executable=PATH"
             )
             raise ConfigurationError(msg)
+
+
+def _served_name(spec: EngineSpec) -> str:
+    """The model's name in requests: the word of the specification, or its folder's name."""
+    assert spec.model is not None, "REQUIRED has been checked"
+    folder = Path(spec.model)
+    return folder.name if folder.is_dir() else spec.model
 
 
 def _has_vllm(python: str) -> bool:

@@ -1,4 +1,4 @@
-"""`engines/openai.py`: finding out what a server at a URL is, and saying well why it cannot be used."""
+"""`engines/openai.py` and `engines/server.py`: finding out what a server is, or why it cannot be used."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from servers import CompletionsServer, Do, RawServer
 
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.engines import make_spec, openai
+from pytest_llmperf.engines import make_engine, make_spec
+from pytest_llmperf.engines import server as openai
 from pytest_llmperf.engines.base import EngineSpec, Generation, Surroundings
-from pytest_llmperf.engines.openai import OpenAIEngine, OpenAIServer
+from pytest_llmperf.engines.server import OpenAIServer
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError
 from pytest_llmperf.records import CacheCounters
 
@@ -57,7 +58,7 @@ def surroundings(**changes):
 
 
 def engine_at(url, *, model=None, **changes):
-    return OpenAIEngine(EngineSpec(kind="openai", url=url, model=model), surroundings(**changes))
+    return make_engine(EngineSpec(kind="openai", url=url, model=model), surroundings(**changes))
 
 
 @pytest.fixture
@@ -389,7 +390,7 @@ class TestApiKey:
     def test_not_shown(self, server):
         """Nothing that is printed or stored shows the key."""
         context = surroundings(api_key=KEY)
-        engine = OpenAIEngine(EngineSpec(kind="openai", url=server.url), context)
+        engine = make_engine(EngineSpec(kind="openai", url=server.url), context)
         engine.start()
         channel = engine.open_channel()
         channel.close()

@@ -1,0 +1,317 @@
+"""Servers with the OpenAI completions route: the connection to one, and an engine made of it.
+
+What a server can tell is found out when connecting: its models, its limits, whether it takes vLLM's
+extensions and whether it has vLLM's metrics. What it cannot tell stays unknown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pytest_llmperf.client import Address, Exchange, HttpClient
+from pytest_llmperf.engines.base import TOKEN_IDS, Channel, EngineSpec, Generation, Surroundings
+from pytest_llmperf.engines.completions import (
+    PATH,
+    CompletionsChannel,
+    Dialect,
+    error_text,
+    read_answer,
+    request_body,
+)
+from pytest_llmperf.engines.vllm_metrics import SETTLE_S, CacheConfig, Metrics
+from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError
+from pytest_llmperf.records import CacheCounters
+
+CONTROL_TIMEOUT_S = 10.0
+"""For every request but the probe: these answer at once or something is wrong."""
+PROBE_TIMEOUT_S = 120.0
+"""For the first generation, which may compile kernels."""
+# The first prompt of a server must not be very short: 3 tokens killed vLLM 0.32's CPU worker with
+# bfloat16 on a processor with AMX (7 of 7 starts), 8 and more did not.
+_PROBE_IDS = tuple(TOKEN_IDS)[:32]
+_PROBE_OUTPUT_TOKENS = 4
+_UNUSABLE_EXTENSIONS = (400, 422)
+
+
+class OpenAIServer:
+    """A connection to a server that runs already."""
+
+    def __init__(self, address: Address, surroundings: Surroundings) -> None:
+        prefix = address.prefix.removesuffix("/v1")
+        self.address = Address(address.host, address.port, address.tls, prefix)
+        self.max_model_len: int | None = None
+        self.model = ""
+        self.returns_token_ids = False
+        self.cache: CacheConfig | None = None
+        self._has_vllm_metrics = False
+        self._surroundings = surroundings
+        self._dialect = Dialect(extended=True)
+
+    def connect(self, model: str | None) -> None:
+        """Find out what the server is.
+
+        Raises `EngineStartError` if it does not answer as a completions server would, and
+        `ConfigurationError` if it does not have `model`.
+        """
+        self._choose_model(model)
+        self._probe()
+        metrics = self.metrics()
+        if metrics is not None:
+            self._has_vllm_metrics = metrics.is_vllm
+            self.cache = metrics.cache_config()
+
+    def is_healthy(self) -> bool:
+        """Whether `GET /health` answers 200 at this moment."""
+        return self.control("GET", "/health").status == 200
+
+    def control(self, method: str, path: str) -> Exchange:
+        """One request beside the measured ones, on a connection of its own."""
+        client = self._client(CONTROL_TIMEOUT_S)
+        try:
+            return client.request(method, path, timeout_s=CONTROL_TIMEOUT_S)
+        finally:
+            client.close()
+
+    def open_channel(self) -> CompletionsChannel:
+        return CompletionsChannel(self._client(self._surroundings.silence_s), self.model, self._dialect)
+
+    def metrics(self) -> Metrics | None:
+        """A reading of `/metrics`; None where there is no such route."""
+        exchange = self.control("GET", "/metrics")
+        if exchange.status != 200:
+            return None
+        try:
+            return Metrics(exchange.body.decode())
+        except ValueError:
+            return None
+
+    def cache_counters(self) -> CacheCounters:
+        if not self._has_vllm_metrics:
+            return CacheCounters()
+        self._surroundings.clock.sleep(SETTLE_S)
+        metrics = self.metrics()
+        return CacheCounters() if metrics is None else metrics.counters()
+
+    def version(self) -> str | None:
+        """What `GET /version` says, which vLLM has."""
+        exchange = self.control("GET", "/version")
+        if exchange.status != 200:
+            return None
+        try:
+            content = json.loads(exchange.body)
+        except ValueError:
+            return None
+        version = content.get("version") if isinstance(content, dict) else None
+        return version if isinstance(version, str) else None
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of the server, unknown things left out."""
+        cache = self.cache
+        known = {
+            "model": self.model,
+            "version": self.version(),
+            "max_model_len": self.max_model_len,
+            "returns_token_ids": self.returns_token_ids,
+            "kv_capacity_tokens": cache.capacity_tokens if cache else None,
+            "kv_block_tokens": cache.block_tokens if cache else None,
+            "prefix_caching": cache.prefix_caching if cache else None,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+    def _client(self, silence_s: float) -> HttpClient:
+        key = self._surroundings.api_key
+        headers = {"Accept": "*/*"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        return HttpClient(self.address, self._surroundings.clock, headers=headers, silence_s=silence_s)
+
+    def _choose_model(self, wanted: str | None) -> None:
+        exchange = self.control("GET", "/v1/models")
+        if exchange.failure is not None or exchange.status != 200:
+            raise EngineStartError(self._complaint("GET /v1/models", exchange))
+        models = self._models(exchange)
+        if wanted is None and len(models) != 1:
+            msg = f"{self.address} serves {_list(models)}; say which one with model=... or --llmperf-model"
+            raise ConfigurationError(msg)
+        name = next(iter(models)) if wanted is None else wanted
+        if name not in models:
+            msg = (
+                f"{self.address} does not have the model {name!r}; it serves {_list(models)} (--llmperf-model sets it)"
+            )
+            raise ConfigurationError(msg)
+        self.model = name
+        limit = models[name].get("max_model_len")
+        self.max_model_len = limit if isinstance(limit, int) else None
+
+    def _models(self, exchange: Exchange) -> dict[str, dict[str, Any]]:
+        try:
+            return {entry["id"]: entry for entry in json.loads(exchange.body)["data"]}
+        except (ValueError, KeyError, TypeError):
+            msg = f"{self.address}/v1/models does not answer with a list of models: {error_text(exchange.body)}"
+            raise EngineStartError(msg) from None
+
+    def _probe(self) -> None:
+        """Generate a few tokens: the server's own warm-up, and the test of what it understands."""
+        exchange = self._generate(Dialect(extended=True))
+        if exchange.status in _UNUSABLE_EXTENSIONS:
+            self._dialect = Dialect(extended=False)
+            exchange = self._generate(self._dialect)
+        answer = read_answer(exchange)
+        if answer.failure is not None:
+            raise EngineStartError(self._complaint(f"POST {PATH}", exchange, answer.failure.detail))
+        self.returns_token_ids = answer.token_ids is not None
+
+    def _generate(self, dialect: Dialect) -> Exchange:
+        generation = Generation(_PROBE_IDS, _PROBE_OUTPUT_TOKENS, return_token_ids=True)
+        client = self._client(PROBE_TIMEOUT_S)
+        try:
+            client.send(0, "POST", PATH, request_body(self.model, generation, dialect))
+            finished = client.wait(PROBE_TIMEOUT_S + CONTROL_TIMEOUT_S)
+        finally:
+            client.close()
+        if not finished:
+            msg = f"{self.address} had not finished {_PROBE_OUTPUT_TOKENS} tokens after {PROBE_TIMEOUT_S:g} s"
+            raise EngineStartError(msg)
+        return finished[0]
+
+    def _complaint(self, request: str, exchange: Exchange, detail: str | None = None) -> str:
+        """One sentence on a server that does not answer as it should, and what to do."""
+        where = f"{self.address} cannot be used, {request}"
+        if exchange.failure is not None:
+            return f"{where}: {exchange.failure.detail}. Is the server running, and is the URL right?"
+        what = f"{where} answered {exchange.status}: {detail or error_text(exchange.body)}"
+        advice = _ADVICE.get(exchange.status or 0, "The server's own log says more.")
+        return f"{what}. {advice.format(key='is' if self._surroundings.api_key else 'is not')}"
+
+
+_ADVICE = {
+    401: "It wants an API key: LLMPERF_API_KEY {key} set in the environment.",
+    403: "It refuses this API key: LLMPERF_API_KEY {key} set in the environment.",
+    404: "Expected the base URL of an OpenAI-compatible server, such as http://HOST:8000.",
+    429: "It is limiting requests; a performance test needs a server without a rate limit.",
+}
+
+
+def _list(models: dict[str, dict[str, Any]]) -> str:
+    return ", ".join(repr(name) for name in models) or "no model"
+
+
+class Host(Protocol):
+    """Who runs the server of a `ServedEngine`."""
+
+    is_ours: bool
+
+    def launch(self) -> Address:
+        """Start the server if it is to be started by us; returns where it will listen."""
+        ...
+
+    def wait_until_ready(self, is_healthy: Callable[[], bool]) -> None:
+        """Return when it may be connected to. Raises `EngineStartError`."""
+        ...
+
+    def is_running(self) -> bool:
+        """False if a process of ours has ended, or was never started."""
+        ...
+
+    def check(self) -> None:
+        """Raise `EngineDiedError` if a process of ours has ended."""
+        ...
+
+    def stop(self) -> None:
+        """End what we have started. Idempotent."""
+        ...
+
+    def reset_cache(self, server: OpenAIServer) -> bool:
+        """Empty the prefix cache, outer tiers included; False where there is no way."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What only the host knows."""
+        ...
+
+
+class ServedEngine:
+    """An engine behind the completions protocol, whoever runs it."""
+
+    def __init__(self, spec: EngineSpec, host: Host, model: str | None, surroundings: Surroundings) -> None:
+        """`model`: the name to ask for; None: the only one that the server has."""
+        self.spec = spec
+        self.host = host
+        self._model = model
+        self._surroundings = surroundings
+        self._connected: OpenAIServer | None = None
+
+    def start(self) -> None:
+        if self._connected is not None and self.host.is_running():
+            return
+        self.stop()
+        try:
+            server = OpenAIServer(self.host.launch(), self._surroundings)
+            self.host.wait_until_ready(server.is_healthy)
+            server.connect(self._model)
+        except BaseException:
+            self.stop()
+            raise
+        self._connected = server
+
+    def stop(self) -> None:
+        self._connected = None
+        self.host.stop()
+
+    def check(self) -> None:
+        self.host.check()
+
+    @property
+    def is_ours(self) -> bool:
+        return self.host.is_ours
+
+    @property
+    def server(self) -> OpenAIServer:
+        """The connection, made if need be."""
+        self.start()
+        assert self._connected is not None
+        return self._connected
+
+    @property
+    def url(self) -> str:
+        return str(self.server.address)
+
+    @property
+    def model(self) -> str:
+        return self.server.model
+
+    @property
+    def max_model_len(self) -> int | None:
+        return self.server.max_model_len
+
+    @property
+    def returns_token_ids(self) -> bool:
+        return self.server.returns_token_ids
+
+    @property
+    def kv_capacity_tokens(self) -> int | None:
+        return self.server.cache.capacity_tokens if self.server.cache else None
+
+    def users_that_fit(self, tokens_per_user: int) -> int:
+        """Whole sequences in the device's KV cache, each in whole blocks."""
+        if tokens_per_user < 1:
+            raise ConfigurationError(f"users_that_fit: tokens_per_user must be at least 1, got {tokens_per_user}")
+        cache = self.server.cache
+        if cache is None or cache.capacities is None:
+            msg = f"{self.url} does not say how many tokens its KV cache holds; give the number of users instead"
+            raise EngineAnswerError(msg)
+        block = cache.block_tokens or 1
+        per_user = -(-tokens_per_user // block) * block
+        return sum(capacity // per_user for capacity in cache.capacities)
+
+    def open_channel(self) -> Channel:
+        return self.server.open_channel()
+
+    def cache_counters(self) -> CacheCounters:
+        return self.server.cache_counters()
+
+    def reset_cache(self) -> bool:
+        return self.host.reset_cache(self.server)
+
+    def describe(self) -> dict[str, Any]:
+        return self.server.describe() | self.host.describe()
