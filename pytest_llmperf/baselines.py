@@ -92,7 +92,7 @@ class Baselines:
     def find(self, provenance: Provenance, metric: str) -> Match | str:
         """The newest comparable entry, or a sentence on why there is none."""
         wanted = comparable(provenance)
-        reason = f"nothing is stored for {provenance.hardware_key} in {self.directory}"
+        reason: str | None = None
         for entry in self.entries(provenance.hardware_key):
             if entry.measurement != provenance.measurement or entry.metric != metric:
                 continue
@@ -100,17 +100,15 @@ class Baselines:
             if not differing:
                 return Match(entry, _differences(entry.engine_words, provenance.engine_words))
             what = "; ".join(f"{name} was {entry.comparable.get(name)!r}, is {wanted[name]!r}" for name in differing)
-            return f"{entry.path.name} is not comparable: {what}"
-        if self.entries(provenance.hardware_key):
+            reason = reason or f"{entry.path.name} is not comparable: {what}"
+        if reason is None and self.entries(provenance.hardware_key):
             reason = f"no file for {provenance.hardware_key} in {self.directory} has {metric} of this test"
-        return reason
+        return reason or f"nothing is stored for {provenance.hardware_key} in {self.directory}"
 
     def save(self, name: str, hardware_key: str, document: dict[str, Any]) -> Path:
         """Write a result file under the next number; it appears complete or not at all."""
         folder = self.directory / hardware_key
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(found.group(1)) for path in folder.iterdir() if (found := _NUMBERED.fullmatch(path.name))]
-        path = folder / f"{max(numbers, default=0) + 1:04d}_{name}.json"
         text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
         descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
         try:
@@ -119,11 +117,9 @@ class Baselines:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(draft, 0o644)
-            os.replace(draft, path)
-        except BaseException:
+            return _publish(Path(draft), folder, name)
+        finally:
             Path(draft).unlink(missing_ok=True)
-            raise
-        return path
 
     def _load(self, hardware_key: str) -> list[Entry]:
         folder = self.directory / hardware_key
@@ -138,6 +134,18 @@ class Baselines:
         if problems:
             raise BaselineError("\n".join(problems))
         return entries
+
+
+def _publish(draft: Path, folder: Path, name: str) -> Path:
+    """Give a finished file the next free number; whoever comes second takes the one after."""
+    while True:
+        numbers = [int(found.group(1)) for path in folder.iterdir() if (found := _NUMBERED.fullmatch(path.name))]
+        path = folder / f"{max(numbers, default=0) + 1:04d}_{name}.json"
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            continue
+        return path
 
 
 def check_name(name: str) -> None:

@@ -27,8 +27,16 @@ DETECT = 0.10
 _Pair = tuple[str, str]
 """A measurement and one of its metrics."""
 
-# A measurement's verdict is the last of these that any of its metrics has.
-_SEVERITY = tuple(Verdict)
+# A measurement's verdict is the last of these that any of its metrics has: a regression that was
+# shown is not hidden by another metric that could not be judged.
+_SEVERITY = (
+    Verdict.PASS,
+    Verdict.IMPROVED,
+    Verdict.NO_BASELINE,
+    Verdict.INCONCLUSIVE,
+    Verdict.INVALID_RUN,
+    Verdict.REGRESSED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +101,7 @@ class Gate:
         found = self._baselines.find(result.provenance, metric.name)
         usable = [value for value in values if value is not None and 0 < value < math.inf]
         if len(usable) < len(values):
-            note = f"measured in {len(usable)} of {len(values)} runs, so it cannot be judged"
-            self._fixed[key].append(Finding(metric=metric, verdict=Verdict.INVALID_RUN, note=note))
+            self._fixed[key].append(_unusable(metric, values, found))
             return
         now = _typical([metric.stored(value) for value in usable], metric)
         if isinstance(found, str):
@@ -122,7 +129,8 @@ class Gate:
             for name, test in tests.items()
         ]
         findings += self._fixed[key]
-        verdict = max((finding.verdict for finding in findings), key=_SEVERITY.index, default=Verdict.PASS)
+        # Nothing to compare is not a pass.
+        verdict = max((finding.verdict for finding in findings), key=_SEVERITY.index, default=Verdict.NO_BASELINE)
         matches = {test.match.entry.path: test.match for test in tests.values()}
         return Judgement(
             verdict=verdict,
@@ -183,6 +191,19 @@ _ADVICE = {
     Verdict.NO_BASELINE: "store this level with --llmperf-save-baseline NAME",
     Verdict.INCONCLUSIVE: "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show",
 }
+
+
+def _unusable(metric: Metric, values: Sequence[float | None], found: Match | str) -> Finding:
+    """What can be said where a logarithm cannot be taken of every run's value."""
+    if metric.higher_is_better and not isinstance(found, str) and all(value == 0 for value in values):
+        baseline = _typical(found.entry.stored_values, metric)
+        note = "has fallen to 0 in every run"
+        return Finding(metric=metric, verdict=Verdict.REGRESSED, baseline=baseline, now=0.0, change=-1.0, note=note)
+    measured = sum(value is not None for value in values)
+    note = f"measured in {measured} of {len(values)} runs, so it cannot be judged"
+    if measured == len(values):
+        note = "is 0 in some runs, which cannot be compared by its ratio"
+    return Finding(metric=metric, verdict=Verdict.INVALID_RUN, note=note)
 
 
 def _margin(test: _Test) -> float:

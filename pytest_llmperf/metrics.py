@@ -31,9 +31,18 @@ def e2e_s(request: RequestRecord) -> float | None:
 
 
 def tpot_s(request: RequestRecord) -> float | None:
-    """Time per output token, the first left out: (last - first token) / (output tokens - 1)."""
+    """Time per output token, the first left out: (last - first token) / (output tokens - 1).
+
+    None where all tokens came at once: then no time between tokens was seen.
+    """
     tokens = request.output_tokens
-    if tokens is None or tokens < 2 or request.first_token_ns is None or request.last_token_ns is None:
+    if (
+        tokens is None
+        or tokens < 2
+        or len(request.arrivals) < 2
+        or request.first_token_ns is None
+        or request.last_token_ns is None
+    ):
         return None
     return seconds_between(request.first_token_ns, request.last_token_ns) / (tokens - 1)
 

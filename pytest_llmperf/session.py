@@ -79,6 +79,13 @@ def checked_request(
     if prefill_context and cache not in ("as_is", "primed"):
         problems.append(f"llm_perf: prefill_context=True is cache='primed'; it cannot go with cache={cache!r}")
     problems += _slo_problems(slo)
+    if name is not None and (not str(name) or "::" in str(name)):
+        problems.append(f"llm_perf: name must not be empty and not contain '::', got {name!r}")
+    if not problems and (prefill_context or cache in ("primed", "evicted")) and not _has_context(workload):
+        problems.append(
+            f"llm_perf: {workload.name} has no context to prefill; use multi_round or shared_prefix, or another cache "  # type: ignore[attr-defined]
+            "state"
+        )
     if problems:
         raise ConfigurationError(*problems)
     return Request(
@@ -90,6 +97,11 @@ def checked_request(
         slo=slo,  # type: ignore[arg-type]
         name=None if name is None else str(name),
     )
+
+
+def _has_context(workload: object) -> bool:
+    """Whether the workload's first session begins with something to send ahead."""
+    return bool(next(iter(workload)).context)  # type: ignore[call-overload] # a workload, as was checked
 
 
 def _slo_problems(slo: object) -> list[str]:
@@ -162,20 +174,28 @@ class _Runs:
         self._setting.progress(f"{self._label} {number} of {total}{' (warm-up)' if index < 0 else ''}")
         sessions = list(self._request.workload.within(self._namespace(f"run {index}")))
         prepared = self._prepare(index, sessions)
+        unprepared = tuple(_failures(prepared, "could not be prepared"))
+        if unprepared:
+            self._look_after_engine()
+            now_ns = self._setting.clock.now_ns()
+            return RunRecord(index=index, phase=phase, start_ns=now_ns, end_ns=now_ns, requests=()), unprepared
         before = self._engine.cache_counters()
         load = self._request.load.schedule([len(session.turns) for session in sessions])
         record = self._drive(index, phase, sessions, load)
         cache = self._engine.cache_counters().since(before)
         spoiled = (
-            *_failures(prepared, "could not be prepared"),
             *_failures(record.requests, "failed"),
             *self._wrong_cache(record, sessions),
             *self._no_offload(cache),
         )
         if any(not request.ok for request in record.requests):
-            self._setting.clock.sleep(_DYING_S)
-            self._engine.check()
+            self._look_after_engine()
         return replace(record, cache=cache), spoiled
+
+    def _look_after_engine(self) -> None:
+        """Raise if it was the engine's end that made requests fail."""
+        self._setting.clock.sleep(_DYING_S)
+        self._engine.check()
 
     def _namespace(self, part: str) -> str:
         name = self._request.name or ""
@@ -190,12 +210,6 @@ class _Runs:
         if cache == "cold":
             return ()
         contexts = [session.context for session in sessions]
-        if not any(contexts):
-            name = self._request.workload.name
-            msg = (
-                f"llm_perf: {name} has no context to prefill; use multi_round or shared_prefix, or another cache state"
-            )
-            raise ConfigurationError(msg)
         prompts = list(dict.fromkeys(tuple(context) for context in contexts if context))
         prepared = self._send_ahead(index, prompts)
         if cache == "evicted":
@@ -205,7 +219,7 @@ class _Runs:
     def _flood(self, index: int) -> list[tuple[int, ...]]:
         """Unrelated prompts that fill the device's whole KV cache once over."""
         capacity, longest = self._engine.kv_capacity_tokens, self._engine.max_model_len
-        if capacity is None or longest is None:
+        if not capacity or longest is None or longest < 2:
             msg = (
                 f"cache='evicted' needs the KV capacity and the context length, which {self._engine.url} does not tell"
             )
@@ -247,7 +261,7 @@ class _Runs:
 
     def _wrong_cache(self, record: RunRecord, sessions: Sequence[Session]) -> Iterator[str]:
         """A first turn that was served from a cache that should not have held it."""
-        if self._request.cache not in ("cold", "evicted") or self._engine.spec.kv_offload_gib is not None:
+        if not _is_verified(self._engine, self._request):
             return
         first = [request for request in record.requests if request.turn == 0 and request.cached_tokens is not None]
         warm = [r for r in first if (r.cached_tokens or 0) > sessions[r.session].shared_tokens]
@@ -301,7 +315,9 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
     """What a reader should know about the figures although they stand."""
     requests = [r for record in records for r in record.requests if r.ok]
     doubts = []
-    if request.cache in ("cold", "evicted") and all(r.cached_tokens is None for r in requests):
+    if request.cache == "evicted" and not _is_verified(engine, request):
+        doubts.append("with KV offload an evicted context may come back from an outer tier, so eviction is unverified")
+    elif request.cache in ("cold", "evicted") and all(r.cached_tokens is None for r in requests):
         doubts.append(f"the engine does not say what it cached, so that the cache was {request.cache} is unverified")
     other = sum(r.output_tokens is not None and r.output_tokens != r.output_tokens_asked for r in requests)
     if other:
@@ -312,6 +328,11 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
     if engine.spec.kv_offload_gib is not None and all(record.cache.offloaded_bytes is None for record in records):
         doubts.append("the engine does not say what it offloaded, so that it did is unverified")
     return tuple(doubts)
+
+
+def _is_verified(engine: Engine, request: Request) -> bool:
+    """Whether a first turn that is served from a cache belies the declared cache state."""
+    return request.cache == "cold" or (request.cache == "evicted" and engine.spec.kv_offload_gib is None)
 
 
 def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -141,12 +142,36 @@ def test_a_file_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("os.replace", fail)
+    monkeypatch.setattr("os.link", fail)
 
     with pytest.raises(OSError, match="disk full"):
         Baselines(folder).save("main", KEY, document(row()))
 
     assert [] == list((folder / KEY).iterdir())
+
+
+def test_two_savers_at_once_keep_both_files(folder, monkeypatch):
+    """Whoever finds the name taken in the last moment takes the next number."""
+    link = os.link
+
+    def overtaken(draft, path):
+        monkeypatch.setattr("os.link", link)
+        Baselines(folder).save("main", KEY, document(row()))
+        link(draft, path)
+
+    monkeypatch.setattr("os.link", overtaken)
+    Baselines(folder).save("main", KEY, document(row()))
+
+    assert ["0001_main.json", "0002_main.json"] == sorted(path.name for path in (folder / KEY).iterdir())
+
+
+def test_an_older_comparable_file_is_found_behind_a_newer_one_that_is_not(folder):
+    """Two models that take turns in one folder do not hide each other's levels."""
+    other = replace(PROVENANCE, workload_digest="other")
+    Baselines(folder).save("first", KEY, document(row()))
+    Baselines(folder).save("second", KEY, document(row(provenance=other)))
+
+    assert "0001_first.json" == Baselines(folder).find(PROVENANCE, "ttft_p50").entry.path.name
 
 
 def test_a_number_that_json_does_not_know_is_never_written(folder):

@@ -278,6 +278,22 @@ def test_a_value_of_zero_has_no_logarithm_and_is_never_passed(store):
     assert Verdict.INVALID_RUN is judgement.verdict
 
 
+def test_a_rate_that_fell_to_zero_altogether_is_a_regression(store):
+    """The prefix cache lost for good is what such a gate is for, although zero has no logarithm."""
+    store.add([0.5, 0.5], "cache_hit_rate")
+    missed = replace(run(0.1), cache=CacheCounters(queried_tokens=10, hit_tokens=0))
+
+    judgement = store.gate().judge(result(missed, missed), [Criterion("cache_hit_rate")])
+
+    assert Verdict.REGRESSED is judgement.verdict
+    assert (0.0, -1.0) == (judgement.findings[0].now, judgement.findings[0].change)
+
+
+def test_nothing_to_compare_is_no_pass(store):
+    """Without a gated metric there is nothing that could have passed."""
+    assert Verdict.NO_BASELINE is store.gate().judge(result(run(0.1)), []).verdict
+
+
 def test_the_other_metrics_are_judged_all_the_same(store):
     """A metric that is missing does not take the findings of another away."""
     store.add(runs_of(0.1, 0.01))

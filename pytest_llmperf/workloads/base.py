@@ -121,8 +121,9 @@ def digest(sessions: Iterable[Session]) -> str:
         state.update(struct.pack("<qq", len(session.turns), session.shared_tokens))
         for turn in session.turns:
             prefix = b"" if turn.prefix is None else turn.prefix.astype("<i4").tobytes()
+            prefix_bytes = -1 if turn.prefix is None else len(prefix)
             at_s = float("nan") if turn.at_s is None else turn.at_s
-            state.update(struct.pack("<qqqd", len(prefix), turn.new_tokens, turn.output_tokens, at_s))
+            state.update(struct.pack("<qqqd", prefix_bytes, turn.new_tokens, turn.output_tokens, at_s))
             state.update(prefix)
             state.update(turn.new_ids.astype("<i4").tobytes())
     return state.hexdigest()[:16]

@@ -26,7 +26,7 @@ ALL = [ROUNDS, SINGLE, SHARED]
 GOLDEN = [
     (
         ROUNDS,
-        "9f530d434dd542e1",
+        "5be5fa32a0d4c25c",
         [
             [
                 [1686, 1001, 1298, 1730, 1325, 1200, 1426, 1985, 1931],
