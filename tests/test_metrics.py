@@ -70,6 +70,11 @@ def test_tpot_counts_by_the_server_where_chunks_do_not_say():
     assert 0.02 / 5 == metrics.tpot_s(request(40, 60, tokens=None, output_tokens=6))
 
 
+def test_tpot_of_one_chunk_was_not_seen():
+    """Tokens that all came at once show no time between them: absent, not 0."""
+    assert metrics.tpot_s(request(40, tokens=8)) is None
+
+
 def test_itl_is_each_gap_between_two_arrivals():
     """N arrivals of a token have N - 1 gaps."""
     assert [0.01, 0.015] == itl(request(40, 50, 65))
