@@ -26,13 +26,19 @@ MANY_RUNS = 200
 """More runs than this are not proposed: lowering the noise is cheaper."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sample:
     """Some measurements of one quantity; asking a statistic of none is an error."""
 
     values: tuple[float, ...]
     of: str
     """What was measured, for the error message."""
+
+    def __repr__(self) -> str:
+        """Short, as it stands in the message of every assertion on a result."""
+        if not self.values:
+            return f"<{self.of}: not measured>"
+        return f"<{self.of}: {self.count} values, mean {self.mean:.4g}, p50 {self.p50:.4g}, p99 {self.p99:.4g}>"
 
     @property
     def count(self) -> int:

@@ -21,6 +21,12 @@ def sample(*values):
     return Sample(values, of="TTFT")
 
 
+def test_a_sample_shows_itself_in_short():
+    """An assertion on a result does not print thousands of values."""
+    assert "<TTFT: 2 values, mean 1.5, p50 1.5, p99 1.99>" == repr(Sample((1.0, 2.0), "TTFT"))
+    assert "<TTFT: not measured>" == repr(Sample((), "TTFT"))
+
+
 def test_a_sample_counts_its_values():
     """Nothing is a count, too."""
     assert (3, 0) == (sample(1.0, 2.0, 4.0).count, sample().count)
