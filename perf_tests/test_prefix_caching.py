@@ -13,8 +13,8 @@ from pytest_llmperf import multi_round, round_robin
     args=["--enforce-eager", "--max-num-seqs", "32"],
     env={"VLLM_CPU_KVCACHE_SPACE": "1"},  # GiB; read on machines without a GPU only
 )
-@pytest.mark.llm_gate(metric="ttft_p50", detect=0.25, min_effect=0.05)
-@pytest.mark.llm_gate(metric="output_throughput", detect=0.25, min_effect=0.05)
+# Looks for caching that is lost, a factor of 30, on machines as noisy as a laptop: not for a few percent.
+@pytest.mark.llm_gate(metric="ttft_p50", detect=1.0, min_effect=0.1)
 def test_cached_context(llm_engine, llm_perf):
     """With their contexts cached, users wait at least ten times less for the first token."""
     users = {"users": 6, "context_tokens": 8_000, "input_tokens": 64, "output_tokens": 16, "seed": 7}
