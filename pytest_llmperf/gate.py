@@ -91,6 +91,11 @@ class Gate:
                 self._compare(key, result, criterion)
         return self._judgement(key)
 
+    def forget(self, measurement: str) -> None:
+        """Drop a measurement that is going to be taken again."""
+        for kept in (self._results, self._tests, self._fixed):
+            kept.pop(measurement, None)
+
     def review(self) -> dict[str, Judgement]:
         """The judgements now that all is known; only more rejections can have been added."""
         return {key: self._judgement(key) for key in self._results}

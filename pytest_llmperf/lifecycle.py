@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -51,10 +53,11 @@ class Lifecycle:
         self._rows: dict[str, list[benchmark.Row]] = {}
         self._saved: list[Path] = []
         self._notes: list[str] = []
+        self._handles_sigterm = False
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
         hardware = detect() if options.hardware is None else declared(options.hardware)
-        problems: list[str] = []
+        problems = _unwritable(options)
         self.suite = Suite(
             options,
             hardware,
@@ -65,6 +68,7 @@ class Lifecycle:
             recording=not benchmark.is_disabled(config),
             problems=problems,
         )
+        self._interrupt_on_sigterm()
 
     def _plan(self, items: Sequence[pytest.Item], hardware: Hardware, problems: list[str]) -> list[PlannedTest]:
         """Read the marks of each test; those that will be skipped are not planned."""
@@ -77,6 +81,11 @@ class Lifecycle:
                     continue
                 wants_engine = "llm_engine" in getattr(item, "fixturenames", ())
                 spec = marks.engine_spec(item, self.options) if wants_engine else None
+                if hardware.declared and spec is not None and spec.url is None:
+                    problems.append(
+                        f"{item.nodeid}: --llmperf-hardware says what the server behind a URL runs on, but "
+                        f"{spec.kind} is started on this machine; leave the option out, or give --llmperf-url"
+                    )
                 planned.append(PlannedTest(nodeid=item.nodeid, spec=spec, criteria=marks.criteria(item)))
             except ConfigurationError as error:
                 problems += [f"{item.nodeid}: {problem}" for problem in error.problems]
@@ -93,8 +102,19 @@ class Lifecycle:
     def check_hardware(self, item: pytest.Item) -> None:
         """Fail a test whose hardware is not there, where that was asked for."""
         unmet = item.stash.get(_UNMET_KEY, None)
+        if item.stash.get(_RESULTS_KEY, None):
+            self._forget(item)
         if unmet is not None and self.options.require_hardware:
             pytest.fail(f"{unmet} (--llmperf-require-hardware)", pytrace=False)
+
+    def _forget(self, item: pytest.Item) -> None:
+        """A plugin runs the test again: only its last attempt counts."""
+        item.stash[_RESULTS_KEY] = []
+        session = benchmark.session_of(self._config)
+        for measurement in self.suite.forget(item.nodeid):
+            for row in self._rows.pop(measurement, []):
+                if session is not None:
+                    session.benchmarks.remove(row)
 
     def measured(self, item: pytest.Item, result: PerfResult, criteria: Sequence[Criterion]) -> None:
         """Take a new result into pytest-benchmark's table, and warn of what was not judged."""
@@ -111,7 +131,7 @@ class Lifecycle:
             outcome.make_failure(report)
         if call.when != "call":
             return
-        if report.failed:
+        if call.excinfo is not None:  # also where an xfail mark makes light of it
             self.suite.failed.add(item.nodeid)
         results: list[PerfResult] = item.stash.get(_RESULTS_KEY, [])
         outcome.apply(report, call.excinfo, results, self.options.gate)
@@ -134,8 +154,9 @@ class Lifecycle:
             if m.result.judgement is not None
         }
         benchmark.write_judgements(made, judgements)
-        if self.options.save_baseline is not None:
-            self._save(self.options.save_baseline)
+        if self.options.save_baseline is not None and not self._save(self.options.save_baseline):
+            session.testsfailed += 1  # what was asked for is not there: not an exit code of 0
+        self._restore_sigterm()
 
     def _turn_red(self, session: pytest.Session, result: PerfResult) -> None:
         """A test that had passed is found regressed once all comparisons of the session are known.
@@ -156,8 +177,8 @@ class Lifecycle:
         session.testsfailed += 1
         session.config.hook.pytest_runtest_logreport(report=report)
 
-    def _save(self, name: str) -> None:
-        """Store the session's valid results; say which were left out and why."""
+    def _save(self, name: str) -> bool:
+        """Store the session's valid results; say which were left out and why. Whether it could."""
 
         def document(key: str, group: Sequence[Measured]) -> dict[str, object]:
             rows = [row for m in group for row in self._rows[m.result.provenance.measurement]]
@@ -165,11 +186,24 @@ class Lifecycle:
 
         for measured in self.suite.measured:
             if not self.suite.may_be_stored(measured.result):
-                self._notes.append(f"not stored: {text.verdict_line(measured.result)}")
+                why = ", because its test failed" if measured.result.provenance.test in self.suite.failed else ""
+                self._notes.append(f"not stored{why}: {text.verdict_line(measured.result)}")
         try:
             self._saved = self.suite.save_baselines(name, document)
         except OSError as error:
             self._notes.append(f"the baseline could not be written: {error}")
+            return False
+        return True
+
+    def _interrupt_on_sigterm(self) -> None:
+        """Let a cancelled job end like an interrupted one: results written, engines stopped."""
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            self._handles_sigterm = True
+
+    def _restore_sigterm(self) -> None:
+        if self._handles_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def describe_machine(self, machine_info: dict[str, Any]) -> None:
         """Add the hardware to pytest-benchmark's machine information."""
@@ -177,6 +211,19 @@ class Lifecycle:
 
     def summarise(self, reporter: pytest.TerminalReporter) -> None:
         terminal.summary(reporter, self.suite, self._saved, self._notes)
+
+
+def _unwritable(options: Options) -> list[str]:
+    """Folders that the session is going to write to and cannot."""
+    wanted = [("--llmperf-output", options.output)]
+    if options.save_baseline is not None:
+        wanted.append(("--llmperf-baselines", options.baselines))
+    problems = []
+    for option, folder in wanted:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            problems.append(f"{option}: {folder} cannot be written to; name another folder")
+    return problems
 
 
 class LLMPerf:
@@ -212,6 +259,8 @@ class LLMPerf:
         """
         __tracebackhide__ = True
         options, suite = self._lifecycle.options, self._lifecycle.suite
+        if not hasattr(engine, "open_channel"):
+            raise ConfigurationError(f"llm_perf: expected an engine such as the fixture llm_engine, got {engine!r}")
         request = checked_request(
             workload,
             load=load,

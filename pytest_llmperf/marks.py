@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines import EngineSpec, check_kind, make_spec, words_of
@@ -44,7 +45,11 @@ def engine_spec(item: pytest.Item, options: Options) -> EngineSpec:
     knows. Raises `ConfigurationError` listing every mistake.
     """
     mark = item.get_closest_marker("llm_engine")
-    marked_kind = _marked_kind(mark)
+    return resolved_spec(_marked_kind(mark), mark.kwargs if mark else {}, options)
+
+
+def resolved_spec(marked_kind: str | None, given: Mapping[str, Any], options: Options) -> EngineSpec:
+    """The specification that kind and words of a mark, or of a call, become by the options."""
     kind = "openai" if options.url else options.engine or marked_kind
     if kind is None:
         msg = (
@@ -53,7 +58,7 @@ def engine_spec(item: pytest.Item, options: Options) -> EngineSpec:
         )
         raise ConfigurationError(msg)
     accepted = words_of(kind)
-    words: dict[str, Any] = dict(mark.kwargs) if mark else {}
+    words = dict(given)
     if kind != marked_kind:
         known = words_of(marked_kind) if marked_kind else frozenset()
         words = {word: value for word, value in words.items() if word in accepted or word not in known}

@@ -168,7 +168,11 @@ def tiny_llama(request: pytest.FixtureRequest) -> Path:
 
 
 def _lifecycle(request: pytest.FixtureRequest) -> Lifecycle:
-    return request.config.stash[LIFECYCLE_KEY]
+    lifecycle = request.config.stash.get(LIFECYCLE_KEY, None)
+    if lifecycle is None:
+        msg = f"{request.fixturename} was not among any test's arguments when the session was planned; name it there"
+        raise ConfigurationError(msg)
+    return lifecycle
 
 
 def _fixtures_of(item: pytest.Item) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pytest_llmperf import units
 from pytest_llmperf.clock import Clock
 from pytest_llmperf.driver import Driver
 from pytest_llmperf.engines.base import Engine
@@ -21,13 +22,17 @@ from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
 from pytest_llmperf.load import Load, Schedule, round_robin
 from pytest_llmperf.metrics import LATENCIES
 from pytest_llmperf.records import CacheCounters, ClientStats, Phase, RecordFile, RequestRecord, RunRecord
-from pytest_llmperf.results import PerfResult, Provenance, Validity
+from pytest_llmperf.results import Figures, PerfResult, Provenance, Validity
 from pytest_llmperf.workloads import Session, Turn, Workload
 from pytest_llmperf.workloads.base import TokenSource
 
 CACHE_STATES = ("as_is", "cold", "primed", "evicted")
 # After a failed request a dying server may still need a moment to be seen as dead.
 _DYING_S = 1.0
+# A multiple of every block size that engines use by default: 16, 32, 64 and 128 tokens.
+_BLOCKS = 256
+# The client's lag as a share of the median TTFT from which a reader should know of it.
+_LAG_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,8 +230,10 @@ class _Runs:
             )
             raise EngineAnswerError(msg)
         length = min(longest - 1, capacity)
+        if length > _BLOCKS:  # the rest of a block is not kept, so it displaces nothing
+            length -= length % _BLOCKS
         source = TokenSource(0, self._namespace(f"flood {index}"), self._request.workload.token_ids)
-        return [tuple(source.draw(str(n), length).tolist()) for n in range(-(-capacity // length))]
+        return [tuple(source.draw(str(n), length).tolist()) for n in range(-(-capacity // length) + 1)]
 
     def _send_ahead(self, index: int, prompts: Sequence[tuple[int, ...]]) -> tuple[RequestRecord, ...]:
         """Send prompts one after another, unmeasured, one token of answer each."""
@@ -318,7 +325,7 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
     if request.cache == "evicted" and not _is_verified(engine, request):
         doubts.append("with KV offload an evicted context may come back from an outer tier, so eviction is unverified")
     elif request.cache in ("cold", "evicted") and all(r.cached_tokens is None for r in requests):
-        doubts.append(f"the engine does not say what it cached, so that the cache was {request.cache} is unverified")
+        doubts.append(f"the engine does not say per request what it cached: that it was {request.cache} is unverified")
     other = sum(r.output_tokens is not None and r.output_tokens != r.output_tokens_asked for r in requests)
     if other:
         doubts.append(f"{other} of {len(requests)} answers have another length than was asked for")
@@ -327,7 +334,17 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
         doubts.append(f"the server counts {unlike} of {len(requests)} inputs otherwise than they were sent")
     if engine.spec.kv_offload_gib is not None and all(record.cache.offloaded_bytes is None for record in records):
         doubts.append("the engine does not say what it offloaded, so that it did is unverified")
-    return tuple(doubts)
+    return (*doubts, *_client_doubts(records))
+
+
+def _client_doubts(records: Sequence[RunRecord]) -> Iterator[str]:
+    figures = Figures(records)
+    lag_s, ttft = figures.client.lag_p99_s, figures.ttft
+    if lag_s is not None and ttft.count and lag_s > _LAG_SHARE * ttft.p50:
+        yield (
+            f"the client itself was up to {units.seconds(lag_s)} late (p99), {units.share(lag_s / ttft.p50)} of the "
+            "median TTFT; give it a processor of its own"
+        )
 
 
 def _is_verified(engine: Engine, request: Request) -> bool:

@@ -14,13 +14,14 @@ from pathlib import Path
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.client import Address
 from pytest_llmperf.clock import Clock
-from pytest_llmperf.engines import make_spec, words_of
+from pytest_llmperf.engines import check_kind
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.pool import EnginePool
 from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.gate import Criterion, Gate
 from pytest_llmperf.hardware.detect import Hardware, remote
+from pytest_llmperf.marks import resolved_spec
 from pytest_llmperf.metrics import GATED_BY_DEFAULT, METRICS
 from pytest_llmperf.options import GateMode, Options
 from pytest_llmperf.results import PerfResult
@@ -112,8 +113,8 @@ class Suite:
         with ExitStack() as engines:
 
             def start(kind: str, **words: object) -> Engine:
-                known = {word: value for word, value in self.options.overrides.items() if word in words_of(kind)}
-                engine = self.pool.make(make_spec(kind, {**words, **known}))
+                check_kind(kind)
+                engine = self.pool.make(resolved_spec(kind, words, self.options))
                 engines.callback(engine.stop)
                 engine.start()
                 return engine
@@ -159,6 +160,16 @@ class Suite:
             if result.verdict is Verdict.REGRESSED and before is not Verdict.REGRESSED:
                 late.append(result)
         return late
+
+    def forget(self, nodeid: str) -> list[str]:
+        """Drop what an earlier attempt of a test has measured; returns the measurements' names."""
+        dropped = [m.result.provenance.measurement for m in self.measured if m.result.provenance.test == nodeid]
+        self.measured = [m for m in self.measured if m.result.provenance.test != nodeid]
+        self.failed.discard(nodeid)
+        for measurement in dropped:
+            if self.gate is not None:
+                self.gate.forget(measurement)
+        return dropped
 
     def save_baselines(self, name: str, document: Callable[[str, Sequence[Measured]], dict[str, object]]) -> list[Path]:
         """Store what may be stored, one file per hardware key; `document` makes a file's content."""

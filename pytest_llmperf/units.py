@@ -37,8 +37,8 @@ def size(value: float) -> str:
 
 def change(ratio: float) -> str:
     """A relative change with its sign: `0.052` is `+5.2 %`, and `14.9` is `x15.9`."""
-    if math.isinf(ratio):
-        return "x∞"
+    if ratio >= 1000:
+        return ">x1000"
     if ratio >= 1:
         return f"x{_significant(1 + ratio)}"
     return f"{round(100 * ratio, 1) + 0.0:+.1f} %"  # + 0.0: no change has no negative sign

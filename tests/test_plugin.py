@@ -225,7 +225,7 @@ def test_a_failing_assertion_stays_a_failure_and_is_not_stored(suite):
     result = run(suite(TEST.replace("> 0", "< 0")), "--llmperf-save-baseline", "main")
 
     result.assert_outcomes(failed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*assert 0.0* < 0", "not stored: *"])
+    result.stdout.fnmatch_lines(["*assert 0.0* < 0", "not stored, because its test failed: *"])
     assert [] == list(suite().path.glob("baselines/*/*.json"))
 
 
@@ -321,6 +321,71 @@ def test_benchmark_only_and_skip_know_our_tests(suite, option, outcome):
 
     other = "skipped" if outcome == "passed" else "passed"
     result.assert_outcomes(**{outcome: 1, other: 1})
+
+
+def test_an_expected_regression_is_an_expected_failure(suite):
+    """A test that is marked xfail and regresses is xfailed, in the terminal and in JUnit."""
+    marked = "import pytest\n" + TEST.replace("def test", "@pytest.mark.xfail\ndef test")
+    run(suite(marked), "--llmperf-save-baseline", "main")
+
+    result = run(suite(marked, slow=1.2), "--junitxml", "junit.xml")
+
+    result.assert_outcomes(xfailed=1)
+    assert ET.parse(suite().path / "junit.xml").find(".//testcase/failure") is None
+
+
+def test_a_second_attempt_replaces_the_first(suite):
+    """Where a plugin runs a failed test again, only the last attempt is recorded and judged."""
+    again = (
+        CONFTEST
+        + """
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):
+    item.attempt = 1
+    runtestprotocol(item, nextitem=nextitem, log=False)
+    item.attempt = 2
+    runtestprotocol(item, nextitem=nextitem)
+    return True
+"""
+    )
+    flaky = TEST.replace("> 0", "> 0\n    assert request.node.attempt == 2").replace(
+        "llm_perf):", "llm_perf, request):"
+    )
+    pytester = suite(flaky)
+    pytester.makeconftest(again.format(slow=1.0, slow_decode=1.0))
+
+    result = run(pytester, "--benchmark-json", "out.json")
+
+    result.assert_outcomes(passed=1, warnings=2)
+    rows = json.loads((pytester.path / "out.json").read_text())["benchmarks"]
+    assert 3 == len(rows)
+
+
+def test_folders_that_cannot_be_written_are_found_first(suite):
+    """A file where a folder should be is a usage error, before anything is measured."""
+    (suite().path / "taken").write_text("")
+
+    result = run(
+        suite(), "--llmperf-output", "taken", "--llmperf-baselines", "taken", "--llmperf-save-baseline", "main"
+    )
+
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(
+        ["*--llmperf-output: *taken cannot be written to*", "*--llmperf-baselines: *taken cannot*"]
+    )
+
+
+def test_declared_hardware_is_for_servers_elsewhere(pytester):
+    """An engine that is started here is not filed under another machine's key."""
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.llm_engine('vllm', model='m')\ndef test_it(llm_engine, llm_perf): pass\n"
+    )
+
+    result = run(pytester, "--llmperf-hardware", "NVIDIA-GH200-96GB")
+
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(["*--llmperf-hardware says what the server behind a URL runs on, but vllm is started*"])
 
 
 def test_llm_gate_chooses_the_metrics(suite):

@@ -21,7 +21,7 @@ from pytest_llmperf.engines.completions import (
     request_body,
 )
 from pytest_llmperf.engines.vllm_metrics import SETTLE_S, CacheConfig, Metrics
-from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError
+from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError, LLMPerfError
 from pytest_llmperf.records import CacheCounters
 
 CONTROL_TIMEOUT_S = 10.0
@@ -163,14 +163,15 @@ class OpenAIServer:
 
     def _generate(self, dialect: Dialect) -> Exchange:
         generation = Generation(_PROBE_IDS, _PROBE_OUTPUT_TOKENS, return_token_ids=True)
-        client = self._client(PROBE_TIMEOUT_S)
+        silence_s = min(PROBE_TIMEOUT_S, self._surroundings.silence_s)
+        client = self._client(silence_s)
         try:
             client.send(0, "POST", PATH, request_body(self.model, generation, dialect))
-            finished = client.wait(PROBE_TIMEOUT_S + CONTROL_TIMEOUT_S)
+            finished = client.wait(silence_s + CONTROL_TIMEOUT_S)
         finally:
             client.close()
         if not finished:
-            msg = f"{self.address} had not finished {_PROBE_OUTPUT_TOKENS} tokens after {PROBE_TIMEOUT_S:g} s"
+            msg = f"{self.address} had not finished {_PROBE_OUTPUT_TOKENS} tokens after {silence_s:g} s"
             raise EngineStartError(msg)
         return finished[0]
 
@@ -240,17 +241,22 @@ class ServedEngine:
         self._model = model
         self._surroundings = surroundings
         self._connected: OpenAIServer | None = None
+        self._refusal: str | None = None
 
     def start(self) -> None:
         if self._connected is not None and self.host.is_running():
             return
+        if self._refusal is not None:
+            raise EngineStartError(f"not tried again after the first failure: {self._refusal.splitlines()[0]}")
         self.stop()
         try:
             server = OpenAIServer(self.host.launch(), self._surroundings)
             self.host.wait_until_ready(server.is_healthy)
             server.connect(self._model)
-        except BaseException:
+        except BaseException as error:
             self.stop()
+            if isinstance(error, LLMPerfError) and self.host.is_ours:  # the same command will fail again
+                self._refusal = str(error)
             raise
         self._connected = server
 
