@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
+import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from importlib import resources
 from pathlib import Path
@@ -386,6 +389,22 @@ def test_declared_hardware_is_for_servers_elsewhere(pytester):
 
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     result.stderr.fnmatch_lines(["*--llmperf-hardware says what the server behind a URL runs on, but vllm is started*"])
+
+
+def test_a_cancelled_job_keeps_what_it_has_measured(suite, monkeypatch):
+    """SIGTERM ends the session like Ctrl-C: the JSON is written, the exit code says interrupted."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    waiting = TEST + "\n\ndef test_waits():\n    open('waiting', 'w').close()\n    import time; time.sleep(15)\n"
+    folder = suite(waiting).path
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--benchmark-json", "out.json"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE) as process:
+        while not (folder / "waiting").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+
+    assert pytest.ExitCode.INTERRUPTED == process.returncode
+    assert 3 == len(json.loads((folder / "out.json").read_text())["benchmarks"])
 
 
 def test_llm_gate_chooses_the_metrics(suite):
