@@ -35,16 +35,10 @@ def tpot_s(request: RequestRecord) -> float | None:
 
     None where all tokens came at once: then no time between tokens was seen.
     """
-    tokens = request.output_tokens
-    if (
-        tokens is None
-        or tokens < 2
-        or len(request.arrivals) < 2
-        or request.first_token_ns is None
-        or request.last_token_ns is None
-    ):
+    tokens, first_ns, last_ns = request.output_tokens, request.first_token_ns, request.last_token_ns
+    if tokens is None or tokens < 2 or first_ns is None or last_ns is None or first_ns == last_ns:
         return None
-    return seconds_between(request.first_token_ns, request.last_token_ns) / (tokens - 1)
+    return seconds_between(first_ns, last_ns) / (tokens - 1)
 
 
 def itl_s(request: RequestRecord) -> Iterator[float]:

@@ -37,7 +37,9 @@ def size(value: float) -> str:
 
 def change(ratio: float) -> str:
     """A relative change with its sign: `0.052` is `+5.2 %`, and `14.9` is `x15.9`."""
-    if ratio >= 1000:
+    if math.isinf(ratio):
+        return "x∞"
+    if ratio >= 1000:  # the far end of an interval of two runs: its digits say nothing
         return ">x1000"
     if ratio >= 1:
         return f"x{_significant(1 + ratio)}"

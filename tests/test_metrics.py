@@ -73,6 +73,7 @@ def test_tpot_counts_by_the_server_where_chunks_do_not_say():
 def test_tpot_of_one_chunk_was_not_seen():
     """Tokens that all came at once show no time between them: absent, not 0."""
     assert metrics.tpot_s(request(40, tokens=8)) is None
+    assert metrics.tpot_s(request(40, 40, 40)) is None
 
 
 def test_itl_is_each_gap_between_two_arrivals():

@@ -326,15 +326,15 @@ def test_a_shared_prefix_may_be_cached_though_the_run_began_cold(run):
 
 
 def test_evicted_floods_the_cache_after_priming(run, tmp_path):
-    """Contexts are sent ahead, then unrelated prompts that fill the capacity once over."""
+    """Contexts are sent ahead, then unrelated prompts in whole blocks that fill the capacity and more."""
     engine = Small(max_model_len=1001, kv_capacity_tokens=2500)
 
     result = run(engine, ONE_ROUND, cache="evicted", runs=2)
 
-    assert [64, 64, 1000, 1000, 1000, 80, 80] * 2 == [len(sent.token_ids) for sent in engine.sent]
-    assert [1, 1, 1, 1, 1, 4, 4] * 2 == [sent.output_tokens for sent in engine.sent]
-    assert 10 == len({tuple(sent.token_ids[:64]) for sent in engine.sent})
-    assert {Phase.PREPARE: 10, Phase.MEASURED: 4} == Counter(record.phase for record in records(tmp_path))
+    assert [64, 64, *[768] * 5, 80, 80] * 2 == [len(sent.token_ids) for sent in engine.sent]
+    assert [*[1] * 7, 4, 4] * 2 == [sent.output_tokens for sent in engine.sent]
+    assert 14 == len({tuple(sent.token_ids[:64]) for sent in engine.sent})
+    assert {Phase.PREPARE: 14, Phase.MEASURED: 4} == Counter(record.phase for record in records(tmp_path))
     assert [0] * 4 == [request.cached_tokens for request in result.by_round[0].requests]
     assert (4, True) == (result.requests, bool(result.validity))
 
@@ -570,7 +570,7 @@ def test_a_cache_state_that_cannot_be_verified_is_doubted(run, cache):
     result = run(Silent(kv_capacity_tokens=512), cache=cache)
 
     assert result.validity
-    assert (f"the engine does not say what it cached, so that the cache was {cache} is unverified",) == result.doubts
+    assert (f"the engine does not say per request what it cached: that it was {cache} is unverified",) == result.doubts
 
 
 @pytest.mark.parametrize("cache", ["as_is", "primed"])

@@ -62,6 +62,7 @@ def test_sizes_are_shown_in_binary_units(value, expected):
         (1.0, "x2.00"),
         (14.9, "x15.9"),
         (math.inf, "x∞"),
+        (1e9, ">x1000"),
     ],
 )
 def test_changes_have_a_sign_or_are_factors(ratio, expected):
