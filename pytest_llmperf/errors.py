@@ -2,7 +2,6 @@
 
 LLMPerfError
 ├── ConfigurationError       what was asked cannot be done as it was asked
-│   └── MissingPackageError  a package is needed that is not installed
 ├── EngineError              the engine, not the test, is at fault
 │   ├── EngineStartError     it never became ready
 │   ├── EngineDiedError      it was ready, and its process has ended
@@ -36,13 +35,6 @@ class ConfigurationError(LLMPerfError):
     def __init__(self, *problems: str) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
-
-
-class MissingPackageError(ConfigurationError):
-    """A package is needed that is not installed."""
-
-    def __init__(self, package: str, *, extra: str, wanted_for: str) -> None:
-        super().__init__(f"{wanted_for} needs the package {package!r}: pip install 'pytest-llmperf[{extra}]'")
 
 
 class EngineError(LLMPerfError):
