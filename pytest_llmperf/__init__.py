@@ -10,7 +10,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_llmperf.load import closed_loop, round_robin
+    from pytest_llmperf.load import (
+        burst,
+        closed_loop,
+        constant,
+        exponential,
+        lognormal,
+        poisson,
+        replay,
+        round_robin,
+    )
     from pytest_llmperf.results import PerfResult
     from pytest_llmperf.verdicts import Verdict
     from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
@@ -18,8 +27,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "PerfResult": "pytest_llmperf.results",
     "Verdict": "pytest_llmperf.verdicts",
+    "burst": "pytest_llmperf.load",
     "closed_loop": "pytest_llmperf.load",
+    "constant": "pytest_llmperf.load",
+    "exponential": "pytest_llmperf.load",
+    "lognormal": "pytest_llmperf.load",
     "multi_round": "pytest_llmperf.workloads",
+    "poisson": "pytest_llmperf.load",
+    "replay": "pytest_llmperf.load",
     "round_robin": "pytest_llmperf.load",
     "shared_prefix": "pytest_llmperf.workloads",
     "single_turn": "pytest_llmperf.workloads",
@@ -28,8 +43,14 @@ _HOMES = {
 __all__ = [
     "PerfResult",
     "Verdict",
+    "burst",
     "closed_loop",
+    "constant",
+    "exponential",
+    "lognormal",
     "multi_round",
+    "poisson",
+    "replay",
     "round_robin",
     "shared_prefix",
     "single_turn",

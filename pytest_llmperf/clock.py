@@ -11,6 +11,12 @@ from datetime import datetime, timezone
 from typing import Protocol
 
 NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
+# More than any slewing (500 ppm) moves the wall clock between two looks, less than a step that matters.
+_STEP_NS = NS_PER_MS
+# A change below this needs no second look; it bounds the error of a conversion.
+_CLOSE_NS = 20_000
+_ATTEMPTS = 5
 
 
 class Clock(Protocol):
@@ -43,6 +49,46 @@ class VirtualClock:
 
     def sleep(self, duration_s: float) -> None:
         self._now_ns += max(0, round(duration_s * NS_PER_S))
+
+
+class WallOffset:
+    """How far the wall clock is ahead of a monotonic one, to convert the kernel's stamps.
+
+    It is looked at anew all the time, so that slewing does not add up, and a step is noticed.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset_ns = self._measure()
+
+    def refresh(self) -> bool:
+        """Look again; True if the wall clock was set since the last look: stamps from between mean nothing."""
+        before_ns = self._offset_ns
+        now_ns = self._clock.now_ns()
+        offset_ns = time.time_ns() - now_ns
+        if abs(offset_ns - before_ns) > _CLOSE_NS:  # slewed, stepped, or interrupted between the two readings
+            offset_ns = self._measure()
+        self._offset_ns = offset_ns
+        return abs(offset_ns - before_ns) > _STEP_NS
+
+    def monotonic(self, wall_ns: int) -> int:
+        """A reading of the wall clock as one of the monotonic clock."""
+        return wall_ns - self._offset_ns
+
+    def _measure(self) -> int:
+        """The offset of the attempt that was interrupted least."""
+        attempts = []
+        for _ in range(_ATTEMPTS):
+            before_ns = self._clock.now_ns()
+            wall_ns = time.time_ns()
+            after_ns = self._clock.now_ns()
+            attempts.append((after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2))
+        return min(attempts)[1]
+
+
+def cpu_ns() -> int:
+    """CPU time that this process has used, nanoseconds."""
+    return time.process_time_ns()
 
 
 def seconds_between(start_ns: int, end_ns: int) -> float:

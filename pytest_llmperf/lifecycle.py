@@ -259,7 +259,7 @@ class LLMPerf:
         """
         __tracebackhide__ = True
         options, suite = self._lifecycle.options, self._lifecycle.suite
-        if not hasattr(engine, "open_channel"):
+        if not hasattr(engine, "connector"):
             raise ConfigurationError(f"llm_perf: expected an engine such as the fixture llm_engine, got {engine!r}")
         request = checked_request(
             workload,

@@ -67,10 +67,18 @@ OPTIONS = (
     ),
     Option("save-baseline", "store this session's valid results under NAME, except regressed ones", "NAME"),
     Option("output", "folder for server logs and records (default: .llmperf, below the root directory)", "DIR"),
+    Option(
+        "workers",
+        "processes that send the load, each with its share of the sessions (default: 1); or a Ray cluster, one on "
+        "each node: ray://auto, ray://HOST:PORT",
+        "N|ray://...",
+    ),
     Option("timeout", "seconds that a server may stay silent within a request (default: 300)", "SECONDS"),
+    Option("request-timeout", "seconds that a whole request may take (default: 3600)", "SECONDS"),
     Option("start-timeout", "seconds that a server may take to start (default: 900)", "SECONDS"),
 )
 
+_MOST_WORKERS = 256
 API_KEY_VARIABLE = "LLMPERF_API_KEY"
 
 
@@ -91,7 +99,10 @@ class Options:
     save_baseline: str | None
     output: Path
     cache: Path
+    workers: int | str
+    """A number of processes, or the address of a Ray cluster, `ray://...`."""
     timeout_s: float
+    request_timeout_s: float
     start_timeout_s: float
     api_key: str | None = field(repr=False)
 
@@ -130,7 +141,9 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         save_baseline=reader.checked("save-baseline", _baseline_name, None),
         output=reader.folder("output", ".llmperf"),
         cache=_cache_folder(environ),
+        workers=reader.checked("workers", workers, 1),
         timeout_s=reader.checked("timeout", _seconds, 300.0),
+        request_timeout_s=reader.checked("request-timeout", _seconds, 3600.0),
         start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
         api_key=reader.api_key(environ),
     )
@@ -262,6 +275,15 @@ def _whole(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def workers(text: str) -> int | str:
+    """What `--llmperf-workers` means: a number of processes, or `ray://...`. Raises `ConfigurationError`."""
+    if text.startswith("ray://") and len(text) > len("ray://"):
+        return text
+    if text.isdecimal() and 1 <= int(text) <= _MOST_WORKERS:
+        return int(text)
+    raise ConfigurationError(f"expected a number of processes from 1 to {_MOST_WORKERS}, or ray://..., got {text!r}")
 
 
 def _seconds(text: str) -> float:

@@ -1,23 +1,14 @@
-"""Frozen rows of what happened, and their file form.
-
-Rows are written as they happen, one JSON object a line, so that whatever ends a session early
-leaves everything measured before it readable. Every number of a result can be computed again from
-these rows.
-"""
+"""Rows of what happened; every number of a result can be computed again from them."""
 
 from __future__ import annotations
 
-import json
 import operator
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-from typing import IO, Any
 
-from pytest_llmperf.errors import LLMPerfError
-
-SCHEMA_VERSION = 1
+from pytest_llmperf.arrivals import Arrival
+from pytest_llmperf.histogram import Histogram
 
 
 class Phase(str, Enum):
@@ -29,20 +20,16 @@ class Phase(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """Generated tokens that became readable together.
+class Failure:
+    """Why a request has no answer. `kind` is counted, `detail` is one example for the reader."""
 
-    `at_ns`: the clock's reading before anything was parsed. `tokens`: how many, or None where the
-    server does not say how many tokens a chunk holds.
-    """
-
-    at_ns: int
-    tokens: int | None
+    kind: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a request has no answer. `kind` is counted, `detail` is one example for the reader."""
+class Remark:
+    """Something odd about an answer that stands all the same: its kind is counted, one example kept."""
 
     kind: str
     detail: str
@@ -57,11 +44,15 @@ class RequestRecord:
     session: int
     turn: int
     released_ns: int
-    """The moment that let it go: the start of the run, or the end of the answer it waited for."""
+    """When the load meant it to be sent: its place in the schedule, or the end of the answer it waited for."""
     sent_ns: int | None
     """Just before the first byte was handed to the kernel; None if it never was."""
+    flushed_ns: int | None = None
+    """Just after the last byte was; None where there is no such moment."""
+    connect_ns: int | None = None
+    """How long making a connection for it took, before it was sent; None where one was open."""
     end_ns: int
-    arrivals: tuple[Arrival, ...]
+    arrivals: Sequence[Arrival]
     new_tokens: int
     """Tokens that this turn added to its session, as asked."""
     input_tokens: int
@@ -74,6 +65,7 @@ class RequestRecord:
     cached_tokens: int | None = None
     """Input tokens that the server took from a cache, all tiers together."""
     failure: Failure | None = None
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -146,93 +138,73 @@ class CacheCounters:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ClientStats:
-    """How late the client itself may have been.
+    """What the client saw of its own delays in one run; added to while it lasts. Durations in nanoseconds."""
 
-    `busy_ns`: per wake-up, how long the event loop was away from its sockets; an arrival's stamp
-    can be late by no more than that.
+    away: Histogram = field(default_factory=Histogram)
+    """Per wake-up, for how long the event loop had been away from its sockets."""
+    unread: Histogram = field(default_factory=Histogram)
+    """Per wake-up, for how long the oldest of what was read had been there, by the kernel's stamps."""
+    connects: Histogram = field(default_factory=Histogram)
+    """Per connection, how long making it took."""
+    unstamped: int = 0
+    """Reads without a stamp of the kernel: the time at which they returned stands for it."""
+    clock_steps: int = 0
+    """How often the wall clock was set."""
+    resent: int = 0
+    """Requests sent again because the server had closed an idle connection in that moment."""
+    cpu_shares: list[float] = field(default_factory=list)
+    """Per worker, CPU seconds per second of the run."""
+    clock_offsets_ns: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Per other machine, how far its monotonic clock is ahead, and the error of that."""
+
+    def merge(self, other: ClientStats) -> None:
+        """Add what another client of the same run saw."""
+        self.away.merge(other.away)
+        self.unread.merge(other.unread)
+        self.connects.merge(other.connects)
+        self.unstamped += other.unstamped
+        self.clock_steps += other.clock_steps
+        self.resent += other.resent
+        self.cpu_shares += other.cpu_shares
+        self.clock_offsets_ns |= other.clock_offsets_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The part of a run that counts: the load's ramp before it and its tail after it are cut off.
+
+    `end_ns` is None where the run has no tail.
     """
 
-    busy_ns: tuple[int, ...] = ()
+    start_ns: int
+    end_ns: int | None = None
+
+    def has(self, request: RequestRecord) -> bool:
+        """Whether the load meant to send the request within it."""
+        return self.start_ns <= request.released_ns and (self.end_ns is None or request.released_ns <= self.end_ns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """One pass of the whole workload: the unit of evidence."""
+    """One pass of the whole workload: the unit of evidence.
+
+    `window`: None where the whole run counts. `shed`: turns that the load meant to send and dropped.
+    """
 
     index: int
     phase: Phase
     start_ns: int
     end_ns: int
     requests: tuple[RequestRecord, ...]
+    window: Window | None = None
+    shed: int = 0
     cache: CacheCounters = field(default_factory=CacheCounters)
     client: ClientStats = field(default_factory=ClientStats)
 
-
-class RecordFile:
-    """Appends rows to a JSON Lines file; the first line names the schema and the measurement."""
-
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream: IO[str] = path.open("w", encoding="utf-8")
-        self._write({"schema": "pytest-llmperf-records", "version": SCHEMA_VERSION, **header})
-
-    def request(self, record: RequestRecord) -> None:
-        """Append one request."""
-        row = asdict(record)
-        row["phase"] = record.phase.value
-        row["arrivals"] = [[arrival.at_ns, arrival.tokens] for arrival in record.arrivals]
-        self._write({"request": row})
-
-    def run(self, record: RunRecord) -> None:
-        """Append what is known of a whole run, its requests left out."""
-        row = asdict(record)
-        row["phase"] = record.phase.value
-        del row["requests"]
-        row["client"]["busy_ns"] = list(record.client.busy_ns)
-        self._write({"run": row})
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(row, separators=(",", ":")) + "\n")
-        self._stream.flush()
-
-
-def read_requests(path: Path) -> Iterator[RequestRecord]:
-    """Read the requests of a record file back, in the order in which they ended.
-
-    A last line cut short by a crash is left out. Raises `LLMPerfError` if the file is not one of
-    ours or has another schema version.
-    """
-    # Ours are ASCII; another file's bytes shall be shown in the error, not raise one of their own.
-    with path.open(encoding="utf-8", errors="backslashreplace") as stream:
-        _check_header(path, stream.readline())
-        for line in stream:
-            if not line.endswith("\n"):
-                return
-            row = json.loads(line).get("request")
-            if row is not None:
-                yield _request_from(row)
-
-
-def _check_header(path: Path, line: str) -> None:
-    try:
-        header = json.loads(line)
-    except ValueError:
-        header = None
-    ours = isinstance(header, dict) and header.get("schema") == "pytest-llmperf-records"
-    if not ours or header.get("version") != SCHEMA_VERSION:
-        msg = f"{path} is not a record file of schema version {SCHEMA_VERSION}: its first line is {line[:80]!r}"
-        raise LLMPerfError(msg)
-
-
-def _request_from(row: dict[str, Any]) -> RequestRecord:
-    failure = row.pop("failure")
-    return RequestRecord(
-        **{**row, "phase": Phase(row["phase"]), "arrivals": tuple(Arrival(*pair) for pair in row["arrivals"])},
-        failure=None if failure is None else Failure(**failure),
-    )
+    @property
+    def counted(self) -> tuple[RequestRecord, ...]:
+        """The requests within the window."""
+        window = self.window
+        return self.requests if window is None else tuple(filter(window.has, self.requests))

@@ -8,36 +8,41 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from typing import Any
 
-from pytest_llmperf import metrics
+from pytest_llmperf import metrics, selfcheck
 from pytest_llmperf.clock import NS_PER_S
-from pytest_llmperf.records import CacheCounters, RequestRecord, RunRecord
+from pytest_llmperf.histogram import Histogram
+from pytest_llmperf.records import CacheCounters, ClientStats, RequestRecord, RunRecord
 from pytest_llmperf.stats import Sample
 from pytest_llmperf.verdicts import Judgement, Verdict
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Latencies:
     """Latency distributions of some requests, seconds."""
 
     requests: tuple[RequestRecord, ...]
 
-    @property
+    @cached_property
     def ttft(self) -> Sample:
         return metrics.latency("ttft", self.requests)
 
-    @property
+    @cached_property
+    def scheduled_ttft(self) -> Sample:
+        return metrics.latency("scheduled_ttft", self.requests)
+
+    @cached_property
     def tpot(self) -> Sample:
         return metrics.latency("tpot", self.requests)
 
-    @property
+    @cached_property
     def itl(self) -> Sample:
         return metrics.latency("itl", self.requests)
 
-    @property
+    @cached_property
     def e2e(self) -> Sample:
         return metrics.latency("e2e", self.requests)
 
@@ -55,14 +60,39 @@ class CacheResult:
     preemptions: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientResult:
-    """How far the client's own delays may have reached into the figures, seconds."""
+    """How far the client's own delays may have reached into the figures; durations in seconds."""
 
-    lag_p99_s: float | None
-    """How long the event loop was away from its sockets: the most by which a stamp can be late."""
-    sent_late_p99_s: float | None
-    """From the moment that released a request to its send."""
+    lag_p99_s: float | None = None
+    """How long the event loop was away from its sockets."""
+    unread_p99_s: float | None = None
+    """How long the oldest of what was read at a time had been there, by the kernel's stamps."""
+    sent_late_p99_s: float | None = None
+    """From the moment at which a request was due to its send."""
+    connect_p50_s: float | None = None
+    """Making a connection; no request's latency contains it."""
+    cpu_share: float | None = None
+    """CPU seconds per second, of the worker that used most."""
+    workers: int | None = None
+    stamps: str | None = None
+    """Where arrival times come from: kernel, or read where some were taken when the read returned."""
+    resent: int = 0
+    """Requests sent again because the server closed an idle connection in that moment."""
+    error_bounds: Mapping[str, float] = field(default_factory=dict)
+    """By how much the client may have falsified a metric at most, in its unit: the worst run."""
+    clock_offsets_s: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Of clients on other machines: how far their clock is ahead, and the error of that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """What the load meant to send and what was sent, requests per second within the windows."""
+
+    offered: float | None
+    achieved: float | None
+    shed: int
+    """Turns that the load meant to send and dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +107,10 @@ class Validity:
     def __str__(self) -> str:
         return "; ".join(self.reasons) or "valid"
 
+    def without(self, *reasons: str) -> Validity:
+        """The same with further reasons against it."""
+        return Validity((*self.reasons, *reasons))
+
 
 class Figures:
     """The figures of some runs taken together."""
@@ -84,12 +118,17 @@ class Figures:
     def __init__(self, records: Sequence[RunRecord], slo: Mapping[str, float] | None = None) -> None:
         self.records = tuple(records)
         self.slo = slo
-        self._latencies = Latencies(tuple(request for run in records for request in run.requests))
+        self._latencies = Latencies(tuple(request for run in records for request in run.counted))
 
     @property
     def ttft(self) -> Sample:
         """Time to first token."""
         return self._latencies.ttft
+
+    @property
+    def scheduled_ttft(self) -> Sample:
+        """Time to first token, from when the load meant to send."""
+        return self._latencies.scheduled_ttft
 
     @property
     def tpot(self) -> Sample:
@@ -120,8 +159,13 @@ class Figures:
 
     @property
     def errors(self) -> dict[str, int]:
-        """Requests without an answer, by kind."""
-        return dict(Counter(r.failure.kind for r in self._latencies.requests if r.failure is not None))
+        """Requests without an answer, by kind; also those outside the windows."""
+        return dict(Counter(r.failure.kind for run in self.records for r in run.requests if r.failure is not None))
+
+    @property
+    def remarks(self) -> dict[str, int]:
+        """What was odd about answers that stand, by kind."""
+        return dict(Counter(remark.kind for run in self.records for r in run.requests for remark in r.remarks))
 
     @property
     def duration_s(self) -> float | None:
@@ -131,7 +175,7 @@ class Figures:
     @property
     def request_throughput(self) -> float | None:
         """Answered requests per second."""
-        return self._per_second(sum(request.ok for request in self._latencies.requests))
+        return self._per_second(sum(metrics.answered(run) for run in self.records))
 
     @property
     def output_throughput(self) -> float | None:
@@ -170,20 +214,46 @@ class Figures:
         )
 
     @property
+    def load(self) -> LoadResult:
+        """Offered and achieved load."""
+        return LoadResult(
+            offered=_rate([[r.released_ns for r in run.counted] for run in self.records]),
+            achieved=_rate([[r.sent_ns for r in run.counted if r.sent_ns is not None] for run in self.records]),
+            shed=sum(run.shed for run in self.records),
+        )
+
+    @property
     def client(self) -> ClientResult:
         """The client's own delays."""
-        busy = Sample(tuple(ns / NS_PER_S for run in self.records for ns in run.client.busy_ns), "client lag")
-        late = Sample(
-            tuple(
-                (request.sent_ns - request.released_ns) / NS_PER_S
-                for request in self._latencies.requests
-                if request.sent_ns is not None
-            ),
-            "send lateness",
-        )
+        stats = ClientStats()
+        for run in self.records:
+            stats.merge(run.client)
+        late = Histogram()
+        for request in self._latencies.requests:
+            if request.sent_ns is not None:
+                late.add(max(0, request.sent_ns - request.released_ns))
         return ClientResult(
-            lag_p99_s=busy.p99 if busy.count else None, sent_late_p99_s=late.p99 if late.count else None
+            lag_p99_s=_seconds(stats.away.percentile(0.99)),
+            unread_p99_s=_seconds(stats.unread.percentile(0.99)),
+            sent_late_p99_s=_seconds(late.percentile(0.99)),
+            connect_p50_s=_seconds(stats.connects.percentile(0.5)),
+            cpu_share=max(stats.cpu_shares, default=None),
+            workers=max((len(run.client.cpu_shares) for run in self.records), default=0) or None,
+            stamps=("read" if stats.unstamped else "kernel") if stats.away.count else None,
+            resent=stats.resent,
+            error_bounds=self._error_bounds(),
+            clock_offsets_s={
+                node: (offset / NS_PER_S, error / NS_PER_S) for node, (offset, error) in stats.clock_offsets_ns.items()
+            },
         )
+
+    def _error_bounds(self) -> dict[str, float]:
+        bounds = {}
+        for metric in metrics.METRICS.values():
+            known = [bound for run in self.records if (bound := selfcheck.error_bound(metric, run)) is not None]
+            if known:
+                bounds[metric.name] = max(known)
+        return bounds
 
     def value(self, metric: metrics.Metric) -> list[float | None]:
         """The metric of each run, in their order."""
@@ -206,6 +276,8 @@ class Provenance:
     workload: str
     workload_digest: str
     load: str
+    open_load: bool
+    """Whether the load sends without waiting for answers."""
     cache: str
     engine_kind: str
     engine_identity: dict[str, Any]
@@ -253,8 +325,23 @@ class PerfResult(Figures):
         return None if self.judgement is None else self.judgement.verdict
 
     @property
+    def is_open(self) -> bool:
+        """Whether the load sends without waiting for answers; then TTFT from the schedule is what counts."""
+        return self.provenance.open_load
+
+    @property
     def workload_digest(self) -> str:
         return self.provenance.workload_digest
+
+
+def _rate(moments_ns: Sequence[Sequence[int]]) -> float | None:
+    """Events per second, from the gaps between the first and the last one of each run."""
+    span_ns = sum(max(run) - min(run) for run in moments_ns if run)
+    return sum(len(run) - 1 for run in moments_ns if run) * NS_PER_S / span_ns if span_ns else None
+
+
+def _seconds(duration_ns: int | None) -> float | None:
+    return None if duration_ns is None else duration_ns / NS_PER_S
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

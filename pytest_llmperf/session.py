@@ -6,22 +6,23 @@ import re
 import secrets
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pytest_llmperf import units
 from pytest_llmperf.clock import Clock
-from pytest_llmperf.driver import Driver
+from pytest_llmperf.driver import Driven, Job, LocalTeam, Team
 from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
-from pytest_llmperf.load import Load, Schedule, round_robin
+from pytest_llmperf.load import Load, round_robin
 from pytest_llmperf.metrics import LATENCIES
-from pytest_llmperf.records import CacheCounters, ClientStats, Phase, RecordFile, RequestRecord, RunRecord
+from pytest_llmperf.record_file import RecordFile
+from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, RequestRecord, RunRecord
 from pytest_llmperf.results import Figures, PerfResult, Provenance, Validity
 from pytest_llmperf.workloads import Session, Turn, Workload
 from pytest_llmperf.workloads.base import TokenSource
@@ -31,8 +32,8 @@ CACHE_STATES = ("as_is", "cold", "primed", "evicted")
 _DYING_S = 1.0
 # A multiple of every block size that engines use by default: 16, 32, 64 and 128 tokens.
 _BLOCKS = 256
-# The client's lag as a share of the median TTFT from which a reader should know of it.
-_LAG_SHARE = 0.1
+# A client that uses more of its core may be what limits the throughput.
+_BUSY_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class Setting:
     clock: Clock
     record_dir: Path
     progress: Progress
+    team: Team
+    """Who sends the load."""
 
 
 def checked_request(
@@ -176,26 +179,39 @@ class _Runs:
         phase = Phase.WARMUP if index < 0 else Phase.MEASURED
         number = index + self._request.warmup_runs + 1
         total = self._request.runs + self._request.warmup_runs
-        self._setting.progress(f"{self._label} {number} of {total}{' (warm-up)' if index < 0 else ''}")
-        sessions = list(self._request.workload.within(self._namespace(f"run {index}")))
-        prepared = self._prepare(index, sessions)
+        title = f"{self._label} {number} of {total}{' (warm-up)' if index < 0 else ''}"
+        self._setting.progress(title)
+        workload = self._request.workload.within(self._namespace(f"run {index}"))
+        prepared = self._prepare(index, workload)
         unprepared = tuple(_failures(prepared, "could not be prepared"))
         if unprepared:
             self._look_after_engine()
             now_ns = self._setting.clock.now_ns()
             return RunRecord(index=index, phase=phase, start_ns=now_ns, end_ns=now_ns, requests=()), unprepared
         before = self._engine.cache_counters()
-        load = self._request.load.schedule([len(session.turns) for session in sessions])
-        record = self._drive(index, phase, sessions, load)
+        requests, driven = self._drive(index, phase, workload, self._request.load, title)
         cache = self._engine.cache_counters().since(before)
         spoiled = (
-            *_failures(record.requests, "failed"),
-            *self._wrong_cache(record, sessions),
+            *driven.problems,
+            *_failures(requests, "failed"),
+            *_shed(driven),
+            *self._wrong_cache(requests, workload),
             *self._no_offload(cache),
         )
-        if any(not request.ok for request in record.requests):
+        if any(not request.ok for request in requests):
             self._look_after_engine()
-        return replace(record, cache=cache), spoiled
+        record = RunRecord(
+            index=index,
+            phase=phase,
+            start_ns=driven.start_ns,
+            end_ns=driven.end_ns,
+            requests=requests,
+            window=driven.window,
+            shed=driven.shed,
+            cache=cache,
+            client=driven.client,
+        )
+        return record, spoiled
 
     def _look_after_engine(self) -> None:
         """Raise if it was the engine's end that made requests fail."""
@@ -206,7 +222,7 @@ class _Runs:
         name = self._request.name or ""
         return "\0".join((self._salt, self._setting.test, name, part))
 
-    def _prepare(self, index: int, sessions: Sequence[Session]) -> tuple[RequestRecord, ...]:
+    def _prepare(self, index: int, sessions: Iterable[Session]) -> tuple[RequestRecord, ...]:
         """Bring the cache into the declared state; returns the requests that took."""
         cache = self._request.cache
         if cache == "as_is":
@@ -239,39 +255,34 @@ class _Runs:
         """Send prompts one after another, unmeasured, one token of answer each."""
         nothing = np.empty(0, np.int32)
         turns = [Turn(prefix=np.array(ids, np.int32), new_ids=nothing, output_tokens=1) for ids in prompts]
-        schedule = round_robin().schedule([1] * len(turns))
-        return self._drive(index, Phase.PREPARE, [Session(turns=(turn,)) for turn in turns], schedule).requests
+        sessions = [Session(turns=(turn,)) for turn in turns]
+        return self._drive(index, Phase.PREPARE, sessions, round_robin(), None)[0]
 
-    def _drive(self, index: int, phase: Phase, sessions: Sequence[Session], schedule: Schedule) -> RunRecord:
-        clock = self._setting.clock
+    def _drive(
+        self, index: int, phase: Phase, sessions: Iterable[Session], load: Load, title: str | None
+    ) -> tuple[tuple[RequestRecord, ...], Driven]:
+        """Have the sessions driven; progress is shown under `title`."""
+        setting = self._setting
         requests: list[RequestRecord] = []
 
         def record(request: RequestRecord) -> None:
-            requests.append(request)
-            self._rows.request(request)
+            requests.append(self._rows.request(request))
+            if title is not None:
+                setting.progress(f"{title}: {units.count(len(requests), 'request')} done")
 
-        channel = self._engine.open_channel()
-        driver = Driver(channel, clock, run=index, phase=phase, check_engine=self._engine.check, record=record)
-        start_ns = clock.now_ns()
-        try:
-            driver.drive(sessions, schedule)
-        finally:
-            channel.close()
-        return RunRecord(
-            index=index,
-            phase=phase,
-            start_ns=start_ns,
-            end_ns=clock.now_ns(),
-            requests=tuple(requests),
-            client=ClientStats(busy_ns=tuple(channel.busy_ns)),
-        )
+        team = LocalTeam(setting.clock) if phase is Phase.PREPARE else setting.team
+        job = Job(connector=self._engine.connector(), sessions=sessions, load=load, run=index, phase=phase)
+        driven = team.run(job, record, self._engine.check)
+        requests.sort(key=lambda request: (request.end_ns, request.session, request.turn))
+        return tuple(requests), driven
 
-    def _wrong_cache(self, record: RunRecord, sessions: Sequence[Session]) -> Iterator[str]:
+    def _wrong_cache(self, requests: Sequence[RequestRecord], sessions: Iterable[Session]) -> Iterator[str]:
         """A first turn that was served from a cache that should not have held it."""
         if not _is_verified(self._engine, self._request):
             return
-        first = [request for request in record.requests if request.turn == 0 and request.cached_tokens is not None]
-        warm = [r for r in first if (r.cached_tokens or 0) > sessions[r.session].shared_tokens]
+        shared = [session.shared_tokens for session in sessions]
+        first = [request for request in requests if request.turn == 0 and request.cached_tokens is not None]
+        warm = [r for r in first if (r.cached_tokens or 0) > shared[r.session]]
         if warm:
             tokens = sum(request.cached_tokens or 0 for request in warm)
             yield (
@@ -285,15 +296,27 @@ class _Runs:
             yield f"kv_offload_gib={asked:g} was asked for, but the engine moved no KV cache out or back"
 
 
+def _shed(driven: Driven) -> Iterator[str]:
+    if driven.shed:
+        yield (
+            f"{units.count(driven.shed, 'turn')} of the load could not be sent within max_in_flight and "
+            "were dropped; offer less, or allow more"
+        )
+
+
 def _failures(requests: Sequence[RequestRecord], what: str) -> Iterator[str]:
     """One sentence on the requests that have no answer, with an example of each kind."""
     failed = [request.failure for request in requests if request.failure is not None]
     if not failed:
         return
-    examples = {failure.kind: failure.detail for failure in reversed(failed)}
-    counts = Counter(failure.kind for failure in failed)
-    kinds = "; ".join(f"{count} {kind} ({examples[kind]})" for kind, count in counts.most_common())
-    yield f"{len(failed)} of {len(requests)} requests {what}: {kinds}"
+    yield f"{len(failed)} of {len(requests)} requests {what}: {_by_kind(failed)}"
+
+
+def _by_kind(events: Sequence[Failure | Remark]) -> str:
+    """How many of each kind, with an example."""
+    examples = {event.kind: event.detail for event in reversed(events)}
+    counts = Counter(event.kind for event in events)
+    return "; ".join(f"{count} {kind} ({examples[kind]})" for kind, count in counts.most_common())
 
 
 def _check_fit(engine: Engine, request: Request) -> None:
@@ -334,17 +357,22 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
         doubts.append(f"the server counts {unlike} of {len(requests)} inputs otherwise than they were sent")
     if engine.spec.kv_offload_gib is not None and all(record.cache.offloaded_bytes is None for record in records):
         doubts.append("the engine does not say what it offloaded, so that it did is unverified")
+    remarks = [remark for r in requests for remark in r.remarks]
+    if remarks:
+        doubts.append(f"odd answers among {len(requests)}: {_by_kind(remarks)}")
     return (*doubts, *_client_doubts(records))
 
 
 def _client_doubts(records: Sequence[RunRecord]) -> Iterator[str]:
-    figures = Figures(records)
-    lag_s, ttft = figures.client.lag_p99_s, figures.ttft
-    if lag_s is not None and ttft.count and lag_s > _LAG_SHARE * ttft.p50:
+    busiest = max((share for record in records for share in record.client.cpu_shares), default=0.0)
+    if busiest > _BUSY_SHARE:
         yield (
-            f"the client itself was up to {units.seconds(lag_s)} late (p99), {units.share(lag_s / ttft.p50)} of the "
-            "median TTFT; give it a processor of its own"
+            f"a client process used {units.share(busiest)} of a processor, so it may be what limits the throughput; "
+            "use more workers (--llmperf-workers)"
         )
+    steps = sum(record.client.clock_steps for record in records)
+    if steps:
+        yield f"the wall clock was set {steps} times; what arrived in those moments is stamped by when it was read"
 
 
 def _is_verified(engine: Engine, request: Request) -> bool:
@@ -360,6 +388,7 @@ def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenanc
         workload=request.workload.name,
         workload_digest=request.workload.digest,
         load=request.load.describe(),
+        open_load=request.load.is_open,
         cache=request.cache,
         engine_kind=engine.spec.kind,
         engine_identity={**engine.spec.identity(), "model": engine.model},

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmperf.baselines import Baselines
-from pytest_llmperf.client import Address
+from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import Clock
+from pytest_llmperf.driver import team_of
 from pytest_llmperf.engines import check_kind
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.pool import EnginePool
@@ -22,9 +23,10 @@ from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.gate import Criterion, Gate
 from pytest_llmperf.hardware.detect import Hardware, remote
 from pytest_llmperf.marks import resolved_spec
-from pytest_llmperf.metrics import GATED_BY_DEFAULT, METRICS
+from pytest_llmperf.metrics import METRICS, gated_by_default
 from pytest_llmperf.options import GateMode, Options
-from pytest_llmperf.results import PerfResult
+from pytest_llmperf.results import PerfResult, Validity
+from pytest_llmperf.selfcheck import excesses
 from pytest_llmperf.session import Request, Setting, measure
 from pytest_llmperf.verdicts import Verdict
 
@@ -78,6 +80,7 @@ class Suite:
         self._tests = {test.nodeid: test for test in tests}
         self._clock = clock
         self._progress = progress
+        self._team = team_of(options.workers, clock)
         self._baselines = Baselines(options.baselines)
         self.pool = EnginePool(
             Surroundings(
@@ -85,7 +88,7 @@ class Suite:
                 log_dir=output,
                 cache_dir=options.cache,
                 start_timeout_s=options.start_timeout_s,
-                silence_s=options.timeout_s,
+                limits=Limits(silence_s=options.timeout_s, exchange_s=options.request_timeout_s),
                 api_key=options.api_key,
                 progress=progress,
             ),
@@ -138,9 +141,13 @@ class Suite:
             clock=self._clock,
             record_dir=self.output / "records",
             progress=self._progress,
+            team=self._team,
         )
         result = measure(engine, request, setting)
-        criteria = self._criteria(nodeid, result)
+        criteria = self._criteria(nodeid, result, open_load=request.load.is_open)
+        if result.validity:
+            found = excesses([METRICS[criterion.metric] for criterion in criteria], result.records)
+            result.validity = Validity(tuple(map(str, found)))
         if self.gate is not None:
             result.judgement = self.gate.judge(result, criteria)
         if self.recording:
@@ -192,7 +199,8 @@ class Suite:
         return self.hardware if address.is_loopback else remote(address.host)
 
     def close(self) -> None:
-        """Stop every engine that still runs."""
+        """Stop every engine and every worker that still runs."""
+        self._team.close()
         self.pool.stop_all()
 
     def _check_unused(self, nodeid: str, request: Request) -> None:
@@ -203,7 +211,7 @@ class Suite:
             )
             raise ConfigurationError(msg)
 
-    def _criteria(self, nodeid: str, result: PerfResult) -> tuple[Criterion, ...]:
+    def _criteria(self, nodeid: str, result: PerfResult, *, open_load: bool) -> tuple[Criterion, ...]:
         """What the marks ask, or of the defaults whatever was measured or has been before."""
         test = self._tests.get(nodeid)
         if test is not None and test.criteria:
@@ -212,7 +220,7 @@ class Suite:
         stored = {entry.metric for entry in entries if entry.measurement == result.provenance.measurement}
         return tuple(
             Criterion(name)
-            for name in GATED_BY_DEFAULT
+            for name in gated_by_default(open_load=open_load)
             if name in stored or any(value is not None for value in result.value(METRICS[name]))
         )
 
@@ -228,4 +236,6 @@ class Suite:
 
 
 def _gated(tests: Sequence[PlannedTest]) -> Mapping[str, Sequence[str]]:
-    return {test.nodeid: [c.metric for c in test.criteria] or GATED_BY_DEFAULT for test in tests}
+    """What may be judged of each test; whether its load is open is not known yet, so either default counts."""
+    defaults = sorted({name for is_open in (False, True) for name in gated_by_default(open_load=is_open)})
+    return {test.nodeid: [c.metric for c in test.criteria] or defaults for test in tests}

@@ -8,7 +8,8 @@ from typing import Any
 
 from pytest_llmperf.clock import NS_PER_S, VirtualClock
 from pytest_llmperf.engines.base import Answer, EngineSpec, Generation
-from pytest_llmperf.records import Arrival, CacheCounters, Failure
+from pytest_llmperf.arrivals import Arrival
+from pytest_llmperf.records import CacheCounters, ClientStats, Failure
 
 BLOCK = 16
 
@@ -67,8 +68,8 @@ class VirtualEngine:
         if self.dies_after is not None and len(self.sent) > self.dies_after:
             raise EngineDiedError("the server has ended: killed by SIGKILL\nlast lines of log:\n  | boom")
 
-    def open_channel(self) -> VirtualChannel:
-        return VirtualChannel(self)
+    def connector(self) -> VirtualConnector:
+        return VirtualConnector(self)
 
     def cache_counters(self) -> CacheCounters:
         queried, hit = self.counters["queried"], self.counters["hit"]
@@ -97,16 +98,52 @@ class VirtualEngine:
         return hit
 
 
+@dataclass
+class VirtualConnector:
+    engine: VirtualEngine
+
+    def open(self, clock: object) -> VirtualChannel:
+        assert clock is self.engine.clock
+        return VirtualChannel(self.engine)
+
+
+@dataclass
+class VirtualReply:
+    """An answer that is known already."""
+
+    answer: Answer
+    on_read: Callable[[], None] = lambda: None
+
+    @property
+    def tag(self) -> int:
+        return self.answer.tag
+
+    @property
+    def end_ns(self) -> int:
+        return self.answer.end_ns
+
+    def read(self) -> Answer:
+        self.on_read()
+        return self.answer
+
+
 class VirtualChannel:
     """Serves requests one after another in the order in which they were sent."""
 
     def __init__(self, engine: VirtualEngine) -> None:
-        self.busy_ns: list[int] = []
+        self.stats = ClientStats()
         self._engine = engine
         self._answers: list[Answer] = []
         self.closed = False
+        self.opened = 0
 
-    def send(self, tag: int, generation: Generation) -> int:
+    def open(self, connections: int) -> None:
+        self.opened = connections
+
+    def encode(self, generation: Generation) -> Generation:
+        return generation
+
+    def send(self, tag: int, generation: Generation) -> None:
         engine, script = self._engine, self._engine.script
         number = len(engine.sent)
         engine.sent.append(generation)
@@ -114,7 +151,7 @@ class VirtualChannel:
         failure = script.fail(number)
         if failure is not None:
             self._answers.append(Answer(tag=tag, sent_ns=sent_ns, end_ns=sent_ns, failure=failure))
-            return sent_ns
+            return
         cached = engine.serve(generation.token_ids)
         engine.clock.sleep(script.ttft_s(len(generation.token_ids) - cached, number))
         arrivals = []
@@ -134,14 +171,18 @@ class VirtualChannel:
                 cached_tokens=cached,
             )
         )
-        return sent_ns
 
-    def wait(self, timeout_s: float | None) -> Sequence[Answer]:
+    def poll(self, timeout_s: float) -> bool:
+        if not self._answers:
+            self._engine.clock.sleep(timeout_s)
+        return bool(self._answers)
+
+    def ended(self) -> Sequence[VirtualReply]:
         answers, self._answers = self._answers, []
-        return answers
+        return [VirtualReply(answer) for answer in answers]
 
     def close(self) -> None:
         self.closed = True
 
 
-__all__ = ["BLOCK", "NS_PER_S", "Script", "VirtualChannel", "VirtualEngine"]
+__all__ = ["BLOCK", "NS_PER_S", "Script", "VirtualChannel", "VirtualConnector", "VirtualEngine", "VirtualReply"]

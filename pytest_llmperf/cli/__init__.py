@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from pytest_llmperf import __version__
-from pytest_llmperf.cli import doctor
+from pytest_llmperf.cli import doctor, load
 
-SUBCOMMANDS = {"doctor": doctor}
+SUBCOMMANDS = {"doctor": doctor, "load": load}
 """Name: module with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit code`."""
 
 

@@ -1,350 +1,452 @@
-"""One thread, many keep-alive HTTP/1.1 connections, a clock reading for every piece received.
+"""One thread, many keep-alive HTTP/1.1 connections, a time of arrival for every piece received.
 
-The hot path does three things: wait for sockets, read the clock right after a read returned, and
-let `httptools` find where the response ends. What the body means is worked out later, by whoever
-sent the request. Nothing here knows of tokens.
+The hot path waits for sockets, reads, and looks at the last bytes. Nothing here knows of tokens, and
+no proxy is ever used: a measurement through one is a measurement of it.
 """
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import ssl
-from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from typing import Any
 
 import httptools
 
-from pytest_llmperf.clock import NS_PER_S, Clock, seconds_between
-from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.records import Failure
+from pytest_llmperf.client.address import Address
+from pytest_llmperf.client.exchange import Exchange, not_http
+from pytest_llmperf.client.sockets import (
+    ANCILLARY_BYTES,
+    READ_BYTES,
+    PlainSocket,
+    TlsSocket,
+    wall_stamp_ns,
+    wants_kernel_stamps,
+)
+from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock, WallOffset
+from pytest_llmperf.records import ClientStats, Failure
 
 CONNECT_TIMEOUT_S = 10.0
-_READ_BYTES = 1 << 18
-# A response with more headers than this is not one that a serving engine sends.
-_MAX_HEADERS = 200
+_EXPIRE_EVERY_NS = NS_PER_S // 2
+# Between the kernel's look at the sockets and ours at the clock; covers the reading of a long list of them.
+_LOOK_NS = NS_PER_MS
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens: the parts of its base URL."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a client waits. Seconds.
 
-    host: str
-    port: int
-    tls: bool
-    prefix: str
+    `silence_s`: for the next byte of an exchange. `exchange_s`: for the whole of one, so that a
+    server that drips is not waited for without end.
+    """
 
-    @classmethod
-    def parse(cls, url: str) -> Address:
-        """Split `http://host:port/prefix`. Raises `ConfigurationError` for anything else."""
-        if "@" in url:
-            host = url.rpartition("@")[2]
-            msg = f"the URL of {host} carries credentials; set LLMPERF_API_KEY in the environment instead"
-            raise ConfigurationError(msg)
-        problem = f"not a server's URL: {url!r}; expected http://HOST:PORT or https://HOST/PREFIX"
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-            (parts.hostname or "").encode("idna")  # as the resolver will do
-        except ValueError as error:
-            raise ConfigurationError(f"{problem} ({error})") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
-            raise ConfigurationError(problem)
-        tls = parts.scheme == "https"
-        return cls(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.prefix}"
-
-    @property
-    def is_loopback(self) -> bool:
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+    silence_s: float
+    exchange_s: float = 3600.0
 
 
-@dataclass(slots=True)
-class Exchange:
-    """One request and what came back, as timed bytes."""
-
-    tag: int
-    sent_ns: int
-    status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    fragments: list[tuple[int, bytes]] = field(default_factory=list)
-    end_ns: int = 0
-    failure: Failure | None = None
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(fragment for _, fragment in self.fragments)
-
-
+@dataclass(slots=True, eq=False)
 class _Connection:
     """A socket and the exchange that it carries at the moment, if any."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.exchange: Exchange | None = None
-        self.unsent = memoryview(b"")
-        self.active_ns = 0
-        self.complete = False
-        self.reusable = False
-        self.framed = False
-        self.send_error: OSError | None = None
-        self._reading_ns = 0
-        self._parser = httptools.HttpResponseParser(self)
-
-    def start(self, exchange: Exchange, data: bytes) -> None:
-        self.exchange, self.unsent, self.active_ns = exchange, memoryview(data), exchange.sent_ns
-        self.complete = self.framed = False
-        self.send_error = None
-
-    def feed(self, data: bytes, at_ns: int) -> None:
-        """Give the parser what was read at `at_ns`; raises `httptools.HttpParserError`."""
-        self.active_ns = self._reading_ns = at_ns
-        self._parser.feed_data(data)
-
-    # Callbacks of the parser.
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.exchange is None or self.complete:
-            return
-        headers = self.exchange.headers
-        if len(headers) >= _MAX_HEADERS:
-            raise ValueError(f"more than {_MAX_HEADERS} headers")
-        key = name.decode("latin-1").lower()
-        headers[key] = value.decode("latin-1")
-        self.framed = self.framed or key in ("content-length", "transfer-encoding")
-
-    def on_headers_complete(self) -> None:
-        if self.exchange is not None and not self.complete:
-            self.exchange.status = self._parser.get_status_code()
-
-    def on_body(self, body: bytes) -> None:
-        if self.exchange is not None and not self.complete:
-            self.exchange.fragments.append((self._reading_ns, body))
-
-    def on_message_complete(self) -> None:
-        if self.complete:  # bytes after the answer are no part of it, and the connection is not reused
-            self.reusable = False
-        elif self._parser.get_status_code() >= 200:
-            self.complete = True
-            self.reusable = bool(self._parser.should_keep_alive())
-        elif self.exchange is not None:  # 1xx announces the real response and says nothing about it
-            self.exchange.status, self.framed = None, False
-            self.exchange.headers.clear()
+    socket: PlainSocket | TlsSocket
+    began_ns: int
+    """When connecting began."""
+    where: tuple[int, Any]
+    """The family and address that it is being made to."""
+    ready: bool = False
+    fresh: bool = True
+    """Made for the exchange that it carries; not idle before."""
+    exchange: Exchange | None = None
+    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
+    active_ns: int = 0
+    send_error: OSError | None = None
+    events: int = 0
 
 
 class HttpClient:
     """Sends requests to one address and hands back finished exchanges.
 
-    `send` never raises for what the network does: a connection that cannot be made or breaks ends
-    its exchange with a `Failure`, which `wait` returns like any other. `silence_s` bounds how long
-    an exchange may stay without a byte.
+    `send` never raises for what the network does: a connection that cannot be made or breaks ends its
+    exchange with a `Failure`, which is handed back like any other.
     """
 
-    def __init__(self, address: Address, clock: Clock, *, headers: Mapping[str, str], silence_s: float) -> None:
+    def __init__(self, address: Address, clock: Clock, *, headers: Mapping[str, str], limits: Limits) -> None:
         self.address = address
-        self.silence_s = silence_s
-        self.busy_ns: list[int] = []
+        self.limits = limits
+        self.stats = ClientStats()
         self._clock = clock
+        self._wall = WallOffset(clock)
         self._head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._selector = selectors.DefaultSelector()
-        self._idle: list[_Connection] = []
+        self._connections: set[_Connection] = set()
         self._active: set[_Connection] = set()
-        self._finished: deque[Exchange] = deque()
-        self._woke_ns: int | None = None
+        self._idle: list[_Connection] = []
+        self._ended: list[Exchange] = []
+        self._candidates: list[tuple[int, Any]] = []
+        self._sleeps = wants_kernel_stamps()
         self._tls: ssl.SSLContext | None = None
+        self._looked_ns = self._woke_ns = clock.now_ns()
+        self._expires_ns = self._woke_ns + _EXPIRE_EVERY_NS
 
-    def send(self, tag: int, method: str, path: str, body: bytes = b"") -> int:
-        """Send one request on a connection that is open; returns the clock just before.
+    @property
+    def in_flight(self) -> int:
+        """Exchanges that have not ended."""
+        return len(self._active)
 
-        The connection is made first where none is idle, so that connecting is in no one's timing.
-        """
-        data = self._request_bytes(method, path, body)
-        try:
-            connection = self._take_idle() or self._connect()
-        except OSError as error:
-            now = self._clock.now_ns()
-            self._finished.append(Exchange(tag, now, end_ns=now, failure=_connect_failure(self.address, error)))
-            return now
-        exchange = Exchange(tag, self._clock.now_ns())
-        if not self._active:  # until now no arrival could be late
-            self._woke_ns = exchange.sent_ns
-        connection.start(exchange, data)
-        self._active.add(connection)
-        self._selector.register(connection.sock, selectors.EVENT_READ, connection)
-        self._write(connection)
-        return exchange.sent_ns
+    def open(self, count: int) -> None:
+        """Have `count` idle connections, as far as the server accepts them; what fails shows when it is needed."""
+        now_ns = self._clock.now_ns()
+        with suppress(OSError):
+            while len(self._connections) < count:
+                self._connect(fresh=False)
+        deadline_ns = now_ns + int(CONNECT_TIMEOUT_S * NS_PER_S)
+        while any(not c.ready for c in self._connections) and self._clock.now_ns() < deadline_ns:
+            self.poll(0.1)
 
-    def wait(self, timeout_s: float | None) -> list[Exchange]:
-        """Return exchanges that have finished, waiting for the first one up to `timeout_s`."""
-        deadline_ns = None if timeout_s is None else self._clock.now_ns() + int(timeout_s * NS_PER_S)
-        while not self._finished and self._active:
-            now_ns = self._clock.now_ns()
-            left_s = self.silence_s if deadline_ns is None else seconds_between(now_ns, deadline_ns)
-            self._poll(max(0.0, min(1.0, self.silence_s, left_s)))
-            self._expire(self._clock.now_ns())
-            if left_s <= 0:  # one look at what is there is due to every caller
-                break
-        finished = list(self._finished)
-        self._finished.clear()
-        return finished
-
-    def request(self, method: str, path: str, body: bytes = b"", *, timeout_s: float) -> Exchange:
-        """Send one request and wait for its end; for a client that has nothing else in flight."""
-        self.send(0, method, path, body)
-        finished = self.wait(timeout_s)
-        if finished:
-            return finished[0]
-        for connection in tuple(self._active):
-            self._finish(connection, Failure("timeout", f"{method} {path} did not finish within {timeout_s:g} s"))
-        return self._finished.popleft()
-
-    def close(self) -> None:
-        """Close every connection; what is in flight is lost."""
-        for connection in (*self._active, *self._idle):
-            connection.sock.close()
-        self._active.clear()
-        self._idle.clear()
-        self._selector.close()
-
-    def _request_bytes(self, method: str, path: str, body: bytes) -> bytes:
-        address = self.address
-        default_port = address.port == (443 if address.tls else 80)
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        head = (
-            f"{method} {address.prefix}{path} HTTP/1.1\r\n"
-            f"Host: {host if default_port else f'{host}:{address.port}'}\r\n{self._head}"
-        )
+    def encode(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """The bytes of a request, for `send`."""
+        head = f"{method} {self.address.prefix}{path} HTTP/1.1\r\nHost: {self.address.host_header}\r\n{self._head}"
         if body:
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         elif method == "POST":
             head += "Content-Length: 0\r\n"
         return head.encode("latin-1") + b"\r\n" + body
 
-    def _take_idle(self) -> _Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if _is_open(connection.sock):
-                return connection
-            connection.sock.close()
-        return None
+    def send(self, tag: int, request: bytes) -> None:
+        """Send one encoded request, on a connection that is open where there is one."""
+        if not self._active:  # until now nothing could arrive, so nothing was missed
+            self._woke_ns = self._looked_ns = self._clock.now_ns()
+        self._start(Exchange(tag, request))
 
-    def _connect(self) -> _Connection:
-        address = self.address
-        sock = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S)
+    def poll(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` for sockets and serve them once; whether there was anything to serve."""
+        now_ns = self._clock.now_ns
+        call_ns = now_ns()
+        if self._active:
+            self.stats.away.add(call_ns - self._woke_ns)
+        since_ns = self._looked_ns
+        ready = self._selector.select(self._pause(timeout_s))
+        woke_ns = self._woke_ns = now_ns()
+        self._looked_ns = max(call_ns, woke_ns - _LOOK_NS)
+        stepped = self._wall.refresh()
+        if stepped:
+            self.stats.clock_steps += 1
+        longest_ns = 0
+        for key, mask in ready:
+            connection: _Connection = key.data
+            if mask & _WRITE and connection.events:  # else an earlier one of these has ended it
+                self._writable(connection)
+            if mask & _READ and connection.events:
+                waited_ns = self._read(connection, since_ns, trust=not stepped)
+                longest_ns = max(longest_ns, waited_ns)
+        if longest_ns:
+            self.stats.unread.add(longest_ns)
+        if woke_ns > self._expires_ns:
+            self._expires_ns = woke_ns + _EXPIRE_EVERY_NS
+            self._expire(woke_ns)
+        return bool(ready)
+
+    def ended(self) -> list[Exchange]:
+        """Take the exchanges that have ended since this was last asked."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def request(self, method: str, path: str, body: bytes = b"", *, timeout_s: float) -> Exchange:
+        """Send one request and wait for its end; for a client that has nothing else in flight."""
+        self.send(0, self.encode(method, path, body))
+        deadline_ns = self._clock.now_ns() + int(timeout_s * NS_PER_S)
+        while not self._ended and self._clock.now_ns() < deadline_ns:
+            self.poll(min(0.5, timeout_s))
+        for connection in tuple(self._active):
+            self._fail(connection, Failure("timeout", f"{method} {path} did not finish within {timeout_s:g} s"))
+        (exchange,) = self.ended()
+        exchange.settle()
+        return exchange
+
+    def close(self) -> None:
+        """Close every connection; what is in flight is lost."""
+        for connection in self._connections:
+            connection.socket.close()
+        self._connections.clear()
+        self._active.clear()
+        self._idle.clear()
+        self._selector.close()
+
+    # Making connections.
+
+    def _start(self, exchange: Exchange) -> None:
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if address.tls:
-                self._tls = self._tls or ssl.create_default_context()
-                sock = self._tls.wrap_socket(sock, server_hostname=address.host)
-            sock.setblocking(False)
+            connection = self._idle.pop() if self._idle else self._connect(fresh=True)
+        except OSError as error:
+            self._lose(exchange, error)
+            return
+        connection.exchange = exchange
+        self._active.add(connection)
+        if connection.ready:
+            self._begin(connection, exchange)
+
+    def _connect(self, *, fresh: bool, candidate: int = 0) -> _Connection:
+        """Begin to connect to one of the addresses behind the name."""
+        began_ns = self._clock.now_ns()
+        if not self._candidates:
+            found = socket.getaddrinfo(self.address.host, self.address.port, type=socket.SOCK_STREAM)
+            self._candidates = [(family, where) for family, _, _, _, where in found]
+        where = self._candidates[candidate]
+        sock = socket.socket(where[0], socket.SOCK_STREAM)
+        try:
+            connection = _Connection(self._wrapped(sock), began_ns, where, fresh=fresh, active_ns=began_ns)
+            with suppress(BlockingIOError):
+                sock.connect(where[1])
         except OSError:
             sock.close()
             raise
-        return _Connection(sock)
+        self._connections.add(connection)
+        self._watch(connection, _WRITE)
+        return connection
 
-    def _poll(self, pause_s: float) -> None:
-        if self._woke_ns is not None:
-            self.busy_ns.append(self._clock.now_ns() - self._woke_ns)
-        ready = self._selector.select(pause_s)
-        self._woke_ns = self._clock.now_ns()
-        for key, mask in ready:
-            connection: _Connection = key.data
-            if mask & selectors.EVENT_WRITE:
-                self._write(connection)
-            if mask & selectors.EVENT_READ and connection.exchange is not None:
-                self._read(connection)
+    def _wrapped(self, sock: socket.socket) -> PlainSocket | TlsSocket:
+        if not self.address.tls:
+            return PlainSocket(sock)
+        self._tls = self._tls or ssl.create_default_context()
+        return TlsSocket(sock, self._tls, self.address.host)
 
-    def _write(self, connection: _Connection) -> None:
+    def _connected(self, connection: _Connection) -> None:
+        """Go on with a connection that is being made."""
+        sock = connection.socket
         try:
-            while connection.unsent:
-                connection.unsent = connection.unsent[connection.sock.send(connection.unsent) :]
-                connection.active_ns = self._clock.now_ns()
-            wanted = selectors.EVENT_READ
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            wanted = selectors.EVENT_READ | selectors.EVENT_WRITE
+            problem = sock.raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if problem:
+                raise OSError(problem, os.strerror(problem))  # noqa: TRY301 - as connect would have raised it
+            if not sock.handshake():
+                self._watch(connection, _READ)
+                return
         except OSError as error:
-            # A server may answer early, 413 or 401, and close: what can still be read says more.
-            connection.unsent, connection.send_error = memoryview(b""), error
-            wanted = selectors.EVENT_READ
-        if self._selector.get_key(connection.sock).events != wanted:
-            self._selector.modify(connection.sock, wanted, connection)
-
-    def _read(self, connection: _Connection) -> None:
-        try:
-            while True:
-                data = connection.sock.recv(_READ_BYTES)
-                at_ns = self._clock.now_ns()
-                if not data:
-                    self._at_end_of_stream(connection)
-                    return
-                connection.feed(data, at_ns)
-                if connection.complete:
-                    self._finish(connection, None)
-                    return
-                # Only a TLS socket can hold bytes that the selector does not see.
-                if not isinstance(connection.sock, ssl.SSLSocket):
-                    return
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._unconnected(connection, error)
             return
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._finish(connection, Failure("not_http", f"{type(error).__name__}: {error.__context__ or error}"))
-        except OSError as error:
-            self._finish(connection, Failure("connection_reset", f"while receiving: {error}"))
-
-    def _at_end_of_stream(self, connection: _Connection) -> None:
-        exchange = connection.exchange
-        if exchange is not None and exchange.status is not None and not connection.framed:
-            self._finish(connection, None)  # HTTP/1.0 style: the body ends with the connection
-        elif connection.send_error is not None:
-            self._finish(connection, Failure("connection_reset", f"while sending: {connection.send_error}"))
-        else:
-            self._finish(
-                connection, Failure("connection_closed", "the server closed it before the answer was complete")
-            )
-
-    def _expire(self, now_ns: int) -> None:
-        limit_ns = now_ns - int(self.silence_s * NS_PER_S)
-        for connection in [c for c in self._active if c.active_ns < limit_ns]:
-            self._finish(connection, Failure("timeout", f"no byte for {self.silence_s:g} s"))
-
-    def _finish(self, connection: _Connection, failure: Failure | None) -> None:
-        exchange = connection.exchange
-        if exchange is None:
-            return
-        exchange.end_ns = connection.active_ns if failure is None else self._clock.now_ns()
-        exchange.failure = failure
-        connection.exchange = None
-        self._active.discard(connection)
-        self._selector.unregister(connection.sock)
-        if failure is None and connection.complete and connection.reusable and not connection.unsent:
+        self._candidates = [connection.where]
+        connection.ready = True
+        self._watch(connection, _READ)
+        took_ns = self._clock.now_ns() - connection.began_ns
+        self.stats.connects.add(took_ns)
+        if connection.exchange is None:
             self._idle.append(connection)
         else:
-            connection.sock.close()
-        self._finished.append(exchange)
+            connection.exchange.connect_ns = took_ns
+            self._begin(connection, connection.exchange)
 
+    def _unconnected(self, connection: _Connection, error: OSError) -> None:
+        """Try the next address of the name, or give up."""
+        exchange = connection.exchange
+        connection.exchange = None
+        self._discard(connection)
+        following = self._candidates.index(connection.where) + 1 if connection.where in self._candidates else 0
+        if following < len(self._candidates):
+            try:
+                another = self._connect(fresh=connection.fresh, candidate=following)
+            except OSError as another_error:
+                error = another_error
+            else:
+                if exchange is not None:
+                    another.exchange = exchange
+                    self._active.add(another)
+                return
+        if exchange is not None:
+            self._lose(exchange, error)
 
-def _is_open(sock: socket.socket) -> bool:
-    """Whether an idle connection can still be used: the server has neither closed it nor spoken."""
-    if isinstance(sock, ssl.SSLSocket):
+    def _lose(self, exchange: Exchange, error: OSError) -> None:
+        """End an exchange that has got no connection."""
+        exchange.sent_ns = exchange.end_ns = self._clock.now_ns()
+        exchange.failure = _connect_failure(self.address, error)
+        self._ended.append(exchange)
+
+    # Sending.
+
+    def _begin(self, connection: _Connection, exchange: Exchange) -> None:
+        connection.unsent, connection.send_error = memoryview(exchange.request), None
+        exchange.sent_ns = connection.active_ns = self._clock.now_ns()
+        self._write(connection, exchange)
+
+    def _writable(self, connection: _Connection) -> None:
+        if not connection.ready:
+            self._connected(connection)
+        elif connection.exchange is not None:
+            self._write(connection, connection.exchange)
+
+    def _write(self, connection: _Connection, exchange: Exchange) -> None:
+        sock = connection.socket
         try:
-            sock.recv(1)
-        except ssl.SSLWantReadError:
-            return True
-        except OSError:
-            pass
-        return False
-    try:
-        sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
+            unsent = connection.unsent
+            while unsent:
+                unsent = connection.unsent = unsent[sock.send(unsent) :]
+            done = sock.flush()
+        except BlockingIOError:
+            done = False
+        except OSError as error:
+            # A server may answer early, 413 or 401, and close: what can still be read says more.
+            connection.unsent, connection.send_error, done = memoryview(b""), error, True
+        exchange.flushed_ns = connection.active_ns = self._clock.now_ns()
+        self._watch(connection, _READ if done else _READ | _WRITE)
+
+    # Receiving.
+
+    def _read(self, connection: _Connection, since_ns: int, *, trust: bool) -> int:
+        """Read what is there; returns for how long it had been there, nanoseconds, 0 if that is not known."""
+        exchange = connection.exchange
+        if not connection.ready:
+            self._connected(connection)
+            return 0
+        if exchange is None:  # an idle connection has nothing to say but that it is closed
+            self._discard(connection)
+            return 0
+        receive, hides_bytes = connection.socket.recvmsg, connection.socket.hides_bytes
+        waited_ns = 0
+        try:
+            while True:
+                data, ancillary, _, _ = receive(READ_BYTES, ANCILLARY_BYTES)
+                now_ns = self._clock.now_ns()
+                if not data:
+                    self._at_end_of_stream(connection, exchange)
+                    return waited_ns
+                stamp_ns = wall_stamp_ns(ancillary) if trust else 0
+                at_ns = self._wall.monotonic(stamp_ns) if stamp_ns else now_ns
+                waited_ns = now_ns - at_ns
+                connection.active_ns = at_ns
+                if not stamp_ns or hides_bytes:
+                    exchange.stamped = False
+                    self.stats.unstamped += not stamp_ns
+                if exchange.take(at_ns, since_ns, data):
+                    self._finish(connection, exchange)
+                    return waited_ns
+                if len(data) < READ_BYTES and not hides_bytes:
+                    return waited_ns
+        except BlockingIOError:
+            return waited_ns
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(connection, not_http(error))
+        except OSError as error:
+            self._broken(connection, exchange, Failure("connection_reset", f"while receiving: {error}"))
+        return waited_ns
+
+    def _at_end_of_stream(self, connection: _Connection, exchange: Exchange) -> None:
+        try:
+            exchange.parse()
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(connection, not_http(error))
+            return
+        if exchange.ended_with_connection():
+            exchange.reusable = False
+            self._finish(connection, exchange)
+        elif connection.send_error is not None:
+            self._broken(
+                connection, exchange, Failure("connection_reset", f"while sending: {connection.send_error}")
+            )
+        else:
+            reason = "the server closed it before the answer was complete"
+            self._broken(connection, exchange, Failure("connection_closed", reason))
+
+    def _broken(self, connection: _Connection, exchange: Exchange, failure: Failure) -> None:
+        """End the exchange, unless the server has only closed a connection that was idle until now."""
+        if connection.fresh or exchange.began or exchange.resent:
+            self._fail(connection, failure)
+            return
+        connection.exchange = None
+        self._discard(connection)
+        self.stats.resent += 1
+        again = Exchange(exchange.tag, exchange.request, resent=True)
+        try:
+            another = self._connect(fresh=True)
+        except OSError as error:
+            self._lose(again, error)
+            return
+        another.exchange = again
+        self._active.add(another)
+
+    # Ending.
+
+    def _expire(self, now_ns: int) -> None:
+        silent_ns = now_ns - int(self.limits.silence_s * NS_PER_S)
+        oldest_ns = now_ns - int(self.limits.exchange_s * NS_PER_S)
+        unconnected_ns = now_ns - int(CONNECT_TIMEOUT_S * NS_PER_S)
+        for connection in [c for c in self._connections if not c.ready and c.began_ns < unconnected_ns]:
+            self._unconnected(connection, TimeoutError())
+        for connection in tuple(self._active):
+            exchange = connection.exchange
+            if exchange is None or not connection.ready:
+                continue
+            if connection.active_ns < silent_ns:
+                self._fail(connection, Failure("timeout", f"no byte for {self.limits.silence_s:g} s"))
+            elif exchange.sent_ns < oldest_ns:
+                self._fail(connection, Failure("timeout", f"not finished within {self.limits.exchange_s:g} s"))
+            elif connection.active_ns < now_ns - _EXPIRE_EVERY_NS and exchange.began:
+                self._look_again(connection, exchange)
+
+    def _look_again(self, connection: _Connection, exchange: Exchange) -> None:
+        """A quiet stream may have ended in a way that its last bytes did not show."""
+        try:
+            if exchange.parse():
+                exchange.reusable = False
+                self._finish(connection, exchange)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(connection, not_http(error))
+
+    def _fail(self, connection: _Connection, failure: Failure) -> None:
+        exchange = connection.exchange
+        if exchange is not None:
+            exchange.failure, exchange.reusable = failure, False
+            exchange.end_ns = self._clock.now_ns()
+            self._hand_back(connection, exchange)
+
+    def _finish(self, connection: _Connection, exchange: Exchange) -> None:
+        exchange.end_ns = connection.active_ns
+        self._hand_back(connection, exchange)
+
+    def _hand_back(self, connection: _Connection, exchange: Exchange) -> None:
+        connection.exchange = None
+        self._active.discard(connection)
+        if exchange.reusable and not connection.unsent and connection.send_error is None:
+            connection.fresh = False
+            self._idle.append(connection)
+        else:
+            self._discard(connection)
+        exchange.request = b""
+        self._ended.append(exchange)
+
+    def _discard(self, connection: _Connection) -> None:
+        self._connections.discard(connection)
+        self._active.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if connection.events:
+            self._selector.unregister(connection.socket.raw)
+            connection.events = 0
+        connection.socket.close()
+
+    def _watch(self, connection: _Connection, events: int) -> None:
+        if connection.events == events:
+            return
+        if connection.events:
+            self._selector.modify(connection.socket.raw, events, connection)
+        else:
+            self._selector.register(connection.socket.raw, events, connection)
+        connection.events = events
+
+    def _pause(self, timeout_s: float) -> float:
+        """What to give the selector, which rounds up to milliseconds.
+
+        A rest below one is slept: nothing is lost by that where the kernel stamps what arrives.
+        """
+        if not self._sleeps or timeout_s <= 0:
+            return timeout_s
+        milliseconds = int(timeout_s * 1000)
+        if milliseconds:
+            return (milliseconds - 0.5) / 1000
+        self._clock.sleep(timeout_s)
+        return 0.0
 
 
 def _connect_failure(address: Address, error: OSError) -> Failure:

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from pytest_llmperf.client import Address
+from pytest_llmperf.arrivals import Arrival
+from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import Clock
 from pytest_llmperf.engines.process import Progress, shown
 from pytest_llmperf.errors import ConfigurationError, unknown
-from pytest_llmperf.records import Arrival, CacheCounters, Failure
+from pytest_llmperf.records import CacheCounters, ClientStats, Failure, Remark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ class EngineSpec:
     args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     url: str | None = None
+    prompts: str | None = None
+    """How prompts are sent: as token ids, as text, or as a chat message."""
     executable: str | None = None
     """The Python that has the engine installed; None: the one that runs the tests."""
 
@@ -61,7 +64,8 @@ class EngineSpec:
         return f"{self.kind}({rest})"
 
 
-IDENTITY_WORDS = ("model", "dtype", "kv_cache_dtype", "max_model_len", "tensor_parallel")
+IDENTITY_WORDS = ("model", "dtype", "kv_cache_dtype", "max_model_len", "tensor_parallel", "prompts")
+PROMPTS = ("ids", "text", "chat")
 
 
 def parse_spec(
@@ -121,6 +125,12 @@ def _address(value: object) -> str:
     return text
 
 
+def _prompts(value: object) -> str:
+    if value not in PROMPTS:
+        raise ValueError
+    return str(value)
+
+
 def _arguments(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError
@@ -144,10 +154,11 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "args": ("a list of command-line arguments", _arguments),
     "env": ("a dict of environment variables", _environment),
     "url": ("http://HOST:PORT or https://HOST/PREFIX", _address),
+    "prompts": ("one of " + ", ".join(PROMPTS), _prompts),
     "executable": ("the path of a Python", _text),
 }
 
-COMMON_WORDS = frozenset(WORDS) - {"url", "executable"}
+COMMON_WORDS = frozenset(WORDS) - {"url", "executable", "prompts"}
 
 assert set(WORDS) == {word.name for word in fields(EngineSpec)} - {"kind"}
 
@@ -172,35 +183,79 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came of one request. Counts are the server's; None where it does not say."""
+    """What came of one request. Counts are the server's; None where it does not say.
+
+    For the times see `RequestRecord`.
+    """
 
     tag: int
     sent_ns: int
     end_ns: int
-    arrivals: tuple[Arrival, ...] = ()
+    flushed_ns: int | None = None
+    connect_ns: int | None = None
+    arrivals: Sequence[Arrival] = ()
     token_ids: tuple[int, ...] | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
     failure: Failure | None = None
+    remarks: tuple[Remark, ...] = ()
+
+
+class Reply(Protocol):
+    """A request that has ended. What came back is read when there is time for it."""
+
+    @property
+    def tag(self) -> int:
+        """The number that it was sent with."""
+        ...
+
+    @property
+    def end_ns(self) -> int:
+        """When its last byte had arrived."""
+        ...
+
+    def read(self) -> Answer:
+        """Make sense of what came back."""
+        ...
 
 
 class Channel(Protocol):
     """A way into a running engine, for one driver at a time."""
 
-    busy_ns: list[int]
-    """Per wake-up, how long the caller was away; see `ClientStats`."""
+    stats: ClientStats
+    """What it saw of its own delays."""
 
-    def send(self, tag: int, generation: Generation) -> int:
-        """Send one request; returns the clock just before. What goes wrong is in its answer."""
+    def open(self, connections: int) -> None:
+        """Prepare for so many requests at a time."""
         ...
 
-    def wait(self, timeout_s: float | None) -> Sequence[Answer]:
-        """Answers that are complete, waiting for the first one up to `timeout_s`."""
+    def encode(self, generation: Generation) -> Any:
+        """A request in the form that `send` takes, so that this can be done ahead."""
+        ...
+
+    def send(self, tag: int, request: Any) -> None:
+        """Send one encoded request. What goes wrong is in its answer."""
+        ...
+
+    def poll(self, timeout_s: float) -> bool:
+        """Receive what is there, waiting for something up to `timeout_s`; whether there was anything."""
+        ...
+
+    def ended(self) -> Sequence[Reply]:
+        """The requests that have ended since this was last asked."""
         ...
 
     def close(self) -> None:
         """Let go of every connection."""
+        ...
+
+
+class Connector(Protocol):
+    """Opens channels into a running engine, also in another process if it can be pickled."""
+
+    def open(self, clock: Clock) -> Channel:
+        """A new channel, whose times are those of `clock`."""
         ...
 
 
@@ -262,8 +317,8 @@ class Engine(Protocol):
         """Raise `EngineDiedError` if a process of ours has ended."""
         ...
 
-    def open_channel(self) -> Channel:
-        """A channel for one run."""
+    def connector(self) -> Connector:
+        """What opens a channel for each run."""
         ...
 
     def cache_counters(self) -> CacheCounters:
@@ -288,7 +343,7 @@ class Surroundings:
     cache_dir: Path
     """Where locally generated models are kept."""
     start_timeout_s: float
-    silence_s: float
-    """How long a server may stay silent within a request."""
+    limits: Limits
+    """How long a server may take over a request."""
     api_key: str | None = field(repr=False)
     progress: Progress

@@ -1,83 +1,148 @@
-"""The OpenAI completions protocol: requests out, streams of server-sent events back.
+"""The OpenAI protocols, completions and chat: requests out, streams of server-sent events back.
 
-Token ids go in, so that lengths are exact. Tokens are counted by the ids or the usage that the
-server sends, never by chunks.
+Token ids go in where the server takes them, so that lengths are exact. Tokens are counted by the ids
+or the usage that the server sends, never by chunks.
 """
 
 from __future__ import annotations
 
-import json
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import NoneType
+from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_llmperf.client import Exchange, HttpClient, events
-from pytest_llmperf.engines.base import Answer, Generation
-from pytest_llmperf.records import Arrival, Failure
+import orjson
 
-PATH = "/v1/completions"
+from pytest_llmperf.arrivals import UNKNOWN, Arrivals
+from pytest_llmperf.client import Address, Exchange, HttpClient, Limits, events
+from pytest_llmperf.clock import Clock
+from pytest_llmperf.engines.base import Answer, Generation, Reply
+from pytest_llmperf.records import Failure, Remark
+
+PATHS = {"ids": "/v1/completions", "text": "/v1/completions", "chat": "/v1/chat/completions"}
+"""Where a prompt of each form goes."""
 _DETAIL_CHARACTERS = 300
+_DONE = b"[DONE]"
+# Headers that say what to do about a refusal.
+_TELLING_HEADERS = ("retry-after", "location")
+# Common words, one token each in the vocabularies we know of; a text prompt has one for each token id.
+_WORDS = (
+    "the of and to in is that it was for on are with as his they be at one have this from or had by hot but some "
+    "what there we can out other were all your when up use word how said an each she which do their time if will way "
+    "about many then them would write like so these her long make thing see him two has look more day could go come "
+    "did my sound no most number who over know water than call first people may down side been now find any new work "
+    "part take get place made live where after back little only round man year came show every good me give our under"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """What a server understands beyond the plain protocol; found out when connecting.
 
-    `extended`: it takes vLLM's `ignore_eos`, `return_token_ids` and usage in each chunk.
+    `extended`: it takes vLLM's `ignore_eos`, `return_token_ids` and usage in each chunk. `prompts`: how
+    they are sent, a key of `PATHS`.
     """
 
     extended: bool
+    prompts: str = "ids"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionsConnector:
+    """Opens channels to one server, in this process or, as it can be pickled, in another one."""
+
+    address: Address
+    model: str
+    dialect: Dialect
+    limits: Limits
+    api_key: str | None = field(repr=False, default=None)
+
+    def open(self, clock: Clock) -> CompletionsChannel:
+        """A channel with connections of its own."""
+        headers = {"Accept": "*/*"} | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
+        client = HttpClient(self.address, clock, headers=headers, limits=self.limits)
+        return CompletionsChannel(client, self.model, self.dialect)
 
 
 class CompletionsChannel:
-    """A channel over HTTP for any server with the OpenAI completions route."""
+    """A channel over HTTP for any server with one of the OpenAI routes."""
 
     def __init__(self, client: HttpClient, model: str, dialect: Dialect) -> None:
         self._client = client
         self._model = model
         self._dialect = dialect
-        self.busy_ns = client.busy_ns
+        self.stats = client.stats
 
-    def send(self, tag: int, generation: Generation) -> int:
-        return self._client.send(tag, "POST", PATH, request_body(self._model, generation, self._dialect))
+    def open(self, connections: int) -> None:
+        self._client.open(connections)
 
-    def wait(self, timeout_s: float | None) -> Sequence[Answer]:
-        return [read_answer(exchange) for exchange in self._client.wait(timeout_s)]
+    def encode(self, generation: Generation) -> bytes:
+        body = request_body(self._model, generation, self._dialect)
+        return self._client.encode("POST", PATHS[self._dialect.prompts], body)
+
+    def send(self, tag: int, request: bytes) -> None:
+        self._client.send(tag, request)
+
+    def poll(self, timeout_s: float) -> bool:
+        return self._client.poll(timeout_s)
+
+    def ended(self) -> Sequence[Reply]:
+        return [CompletionsReply(exchange) for exchange in self._client.ended()]
 
     def close(self) -> None:
         self._client.close()
 
 
+class CompletionsReply:
+    """An exchange that has ended and has not been read yet."""
+
+    __slots__ = ("_exchange", "end_ns", "tag")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.tag = exchange.tag
+        self.end_ns = exchange.end_ns
+        self._exchange = exchange
+
+    def read(self) -> Answer:
+        return read_answer(self._exchange)
+
+
 def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
     """The JSON of one streamed request. Greedy, so that equal inputs give equal outputs."""
-    body: dict[str, Any] = {
-        "model": model,
-        "prompt": list(generation.token_ids),
-        "max_tokens": generation.output_tokens,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    body: dict[str, Any] = {"model": model}
+    if dialect.prompts == "ids":
+        body["prompt"] = generation.token_ids
+    elif dialect.prompts == "text":
+        body["prompt"] = as_text(generation.token_ids)
+    else:
+        body["messages"] = [{"role": "user", "content": as_text(generation.token_ids)}]
+    options: dict[str, Any] = {"include_usage": True}
+    body |= {"max_tokens": generation.output_tokens, "temperature": 0, "stream": True, "stream_options": options}
     if dialect.extended:
         # min_tokens would do as well, but adds a logits processor to every step of vLLM.
         body["ignore_eos"] = True
-        body["stream_options"]["continuous_usage_stats"] = True
+        options["continuous_usage_stats"] = True
         if generation.return_token_ids:
             body["return_token_ids"] = True
-    return json.dumps(body, separators=(",", ":")).encode()
+    return orjson.dumps(body)
+
+
+def as_text(token_ids: Sequence[int]) -> str:
+    """A text of as many words as there are ids; how many tokens that is, the server's usage says."""
+    return " ".join([_WORDS[token_id % len(_WORDS)] for token_id in token_ids])
 
 
 def read_answer(exchange: Exchange) -> Answer:
     """Turn a finished exchange into an answer; whatever is wrong with it becomes its failure."""
-    if exchange.failure is not None:
-        return Answer(tag=exchange.tag, sent_ns=exchange.sent_ns, end_ns=exchange.end_ns, failure=exchange.failure)
-    if exchange.status != 200:
-        failure = Failure(f"http_{exchange.status}", error_text(exchange.body))
-        return Answer(tag=exchange.tag, sent_ns=exchange.sent_ns, end_ns=exchange.end_ns, failure=failure)
+    exchange.settle()
     stream = _Stream()
-    for at_ns, data in events(exchange.fragments):
-        stream.add(at_ns, data)
+    if exchange.failure is not None:
+        stream.failure = exchange.failure
+    elif exchange.status != 200:
+        stream.failure = Failure(f"http_{exchange.status}", _refusal(exchange))
+    else:
+        stream.read(list(events(exchange.fragments)))
+        stream.conclude()
     return stream.answer(exchange)
 
 
@@ -85,7 +150,7 @@ def error_text(body: bytes) -> str:
     """The message of an error response, as short as it can be quoted."""
     text = body.decode(errors="replace").strip()
     try:
-        content = json.loads(text)
+        content = orjson.loads(body)
     except ValueError:
         content = None
     if isinstance(content, dict):
@@ -95,11 +160,16 @@ def error_text(body: bytes) -> str:
     return text[:_DETAIL_CHARACTERS] or "(empty body)"
 
 
+def _refusal(exchange: Exchange) -> str:
+    told = [f"{name}: {exchange.headers[name]}" for name in _TELLING_HEADERS if name in exchange.headers]
+    return "; ".join([error_text(exchange.body), *told])
+
+
 class _Stream:
     """What the events of one answer add up to."""
 
     def __init__(self) -> None:
-        self.arrivals: list[Arrival] = []
+        self.arrivals = Arrivals()
         self.token_ids: list[int] = []
         self.has_token_ids = False
         self.usage: dict[str, Any] = {}
@@ -107,80 +177,133 @@ class _Stream:
         self.done = False
         self.failure: Failure | None = None
 
-    def add(self, at_ns: int, data: bytes) -> None:
-        """Take one event into account; the first failure stays."""
-        if data == b"[DONE]":
+    def read(self, found: list[tuple[int, int, bytes]]) -> None:
+        """Take the events of a body into account; the first failure stays."""
+        if found and found[-1][2] == _DONE:
             self.done = True
-            return
-        try:
-            event = json.loads(data)
-        except ValueError:
-            self._fail("not_json", data)
-            return
-        if not isinstance(event, dict) or event.get("error") is not None:
-            self._fail("stream_error", data)
-            return
-        choices = event.get("choices") or []
-        if not _are_choices(choices):
-            self._fail("not_completions", data)
-            return
-        usage = event.get("usage")
-        if isinstance(usage, dict):
-            self.usage = usage
-            self.done = self.done or not choices  # with choices it is only the count so far
-        if choices:
-            self._choice(at_ns, choices[0], usage)
+            found.pop()
+        for (at_ns, late_ns, data), event in zip(found, _parsed([data for _, _, data in found]), strict=True):
+            if type(event) is not dict or event.get("error") is not None:
+                self._not_an_event(event, data)
+                continue
+            choices, usage = event.get("choices"), event.get("usage")
+            if type(usage) is dict:
+                self.usage = usage
+                self.done = self.done or not choices  # with choices it is only the count so far
+            if choices:
+                if type(choices) is not list or type(choices[0]) is not dict:
+                    self._fail("not_completions", data)
+                    continue
+                self._choice(at_ns, late_ns, choices[0], usage, data)
 
-    def _choice(self, at_ns: int, choice: dict[str, Any], usage: dict[str, Any] | None) -> None:
-        self.done = self.done or choice.get("finish_reason") is not None
-        ids = choice.get("token_ids")
-        if ids is not None:
-            self.has_token_ids = True
-            self.token_ids.extend(ids)
-            tokens: int | None = len(ids)
-        elif isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-            tokens = max(0, usage["completion_tokens"] - self.counted)
-        else:
-            tokens = None if choice.get("text") else 0
-        if tokens != 0:
-            self.arrivals.append(Arrival(at_ns, tokens))
-        self.counted += tokens or 0
-
-    def _fail(self, kind: str, data: bytes) -> None:
-        self.failure = self.failure or Failure(kind, error_text(data))
+    def conclude(self) -> None:
+        """Find what is missing of an answer."""
+        if self.failure is None and not len(self.arrivals):
+            self.failure = Failure("no_tokens", "the stream ended without a generated token")
+        if self.failure is None and not self.done:
+            self.failure = Failure("truncated", "the stream ended without [DONE], a finish_reason or a final usage")
 
     def answer(self, exchange: Exchange) -> Answer:
-        failure = self.failure
-        if failure is None and not self.arrivals:
-            failure = Failure("no_tokens", "the stream ended without a generated token")
-        if failure is None and not self.done:
-            failure = Failure("truncated", "the stream ended without [DONE], a finish_reason or a final usage")
         output_tokens = len(self.token_ids) if self.has_token_ids else _number(self.usage, "completion_tokens")
         details = self.usage.get("prompt_tokens_details")
+        _one_token_each(self.arrivals, output_tokens)
         return Answer(
             tag=exchange.tag,
             sent_ns=exchange.sent_ns,
+            flushed_ns=exchange.flushed_ns or None,
+            connect_ns=exchange.connect_ns,
             end_ns=exchange.end_ns,
-            arrivals=_one_token_each(self.arrivals, output_tokens),
+            arrivals=self.arrivals,
             token_ids=tuple(self.token_ids) if self.has_token_ids else None,
             prompt_tokens=_number(self.usage, "prompt_tokens"),
             output_tokens=output_tokens,
             cached_tokens=_number(details, "cached_tokens") if isinstance(details, dict) else None,
-            failure=failure,
+            failure=self.failure,
+            remarks=() if self.failure is not None else tuple(self._remarks()),
         )
 
+    def _choice(self, at_ns: int, late_ns: int, choice: dict[str, Any], usage: Any, data: bytes) -> None:
+        if choice.get("finish_reason") is not None:
+            self.done = True
+        ids = choice.get("token_ids")
+        if ids is not None:
+            if type(ids) is not list:
+                self._fail("not_completions", data)
+                return
+            self.has_token_ids = True
+            self.token_ids += ids
+            tokens = len(ids)
+        elif type(usage) is dict and type(usage.get("completion_tokens")) is int:
+            tokens = max(0, usage["completion_tokens"] - self.counted)
+        else:
+            tokens = UNKNOWN if _has_text(choice) else 0
+        if tokens:
+            arrivals = self.arrivals
+            arrivals.at_ns.append(at_ns)
+            arrivals.tokens.append(tokens)
+            arrivals.late_ns.append(late_ns)
+            if tokens > 0:
+                self.counted += tokens
 
-def _are_choices(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(choice, dict) and isinstance(choice.get("token_ids"), (list, NoneType)) for choice in value
-    )
+    def _not_an_event(self, event: Any, data: bytes) -> None:
+        if event is not _UNPARSED:
+            self._fail("stream_error", data)
+        elif data == _DONE:
+            self.done = True
+        else:
+            self._fail("not_json", data)
+
+    def _fail(self, kind: str, data: bytes) -> None:
+        self.failure = self.failure or Failure(kind, error_text(data))
+
+    def _remarks(self) -> list[Remark]:
+        counted = _number(self.usage, "completion_tokens")
+        if counted is None and not self.has_token_ids:
+            return [Remark("no_usage", "no usage and no token ids: how many tokens were generated is unknown")]
+        if counted is not None and self.has_token_ids and counted != len(self.token_ids):
+            detail = f"usage says {counted} tokens were generated, the token ids are {len(self.token_ids)}"
+            return [Remark("wrong_usage", detail)]
+        if counted is not None and counted < len(self.arrivals):
+            detail = f"usage says {counted} tokens were generated, but {len(self.arrivals)} chunks brought some"
+            return [Remark("wrong_usage", detail)]
+        return []
 
 
-def _one_token_each(arrivals: list[Arrival], output_tokens: int | None) -> tuple[Arrival, ...]:
+_UNPARSED = object()
+
+
+def _parsed(texts: list[bytes]) -> list[Any]:
+    """The JSON values of all events; `_UNPARSED` in the place of what is none."""
+    try:
+        values: list[Any] = orjson.loads(b"[%b]" % b",".join(texts))
+    except ValueError:
+        values = []
+    if len(values) == len(texts):  # else an event was not one value
+        return values
+    return [_value(text) for text in texts]
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return _UNPARSED
+
+
+def _has_text(choice: dict[str, Any]) -> bool:
+    """Whether a chunk brings generated tokens; one with a role alone does not."""
+    if choice.get("text"):
+        return True
+    delta = choice.get("delta")
+    if type(delta) is not dict:
+        return False
+    return any(delta.get(name) for name in ("content", "reasoning_content", "reasoning", "tool_calls"))
+
+
+def _one_token_each(arrivals: Arrivals, output_tokens: int | None) -> None:
     """Where the server counts only the whole, and it has as many chunks: each held one token."""
-    if output_tokens == len(arrivals):
-        return tuple(Arrival(arrival.at_ns, arrival.tokens or 1) for arrival in arrivals)
-    return tuple(arrivals)
+    if output_tokens == len(arrivals) and UNKNOWN in arrivals.tokens:
+        arrivals.tokens = array("i", [1 if tokens == UNKNOWN else tokens for tokens in arrivals.tokens])
 
 
 def _number(source: dict[str, Any], name: str) -> int | None:

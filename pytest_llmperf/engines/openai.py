@@ -9,7 +9,7 @@ from pytest_llmperf.client import Address
 from pytest_llmperf.engines.base import COMMON_WORDS, Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 
-WORDS = COMMON_WORDS | {"url"}
+WORDS = COMMON_WORDS | {"url", "prompts"}
 REQUIRED = {"url": "give url=... in the mark or --llmperf-url URL"}
 
 

@@ -6,15 +6,17 @@ extensions and whether it has vLLM's metrics. What it cannot tell stays unknown.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
-from pytest_llmperf.client import Address, Exchange, HttpClient
-from pytest_llmperf.engines.base import TOKEN_IDS, Channel, EngineSpec, Generation, Surroundings
+import orjson
+
+from pytest_llmperf.client import Address, Exchange, HttpClient, Limits
+from pytest_llmperf.engines.base import TOKEN_IDS, Connector, EngineSpec, Generation, Surroundings
 from pytest_llmperf.engines.completions import (
-    PATH,
-    CompletionsChannel,
+    PATHS,
+    CompletionsConnector,
     Dialect,
     error_text,
     read_answer,
@@ -38,7 +40,7 @@ _UNUSABLE_EXTENSIONS = (400, 422)
 class OpenAIServer:
     """A connection to a server that runs already."""
 
-    def __init__(self, address: Address, surroundings: Surroundings) -> None:
+    def __init__(self, address: Address, surroundings: Surroundings, prompts: str | None = None) -> None:
         prefix = address.prefix.removesuffix("/v1")
         self.address = Address(address.host, address.port, address.tls, prefix)
         self.max_model_len: int | None = None
@@ -47,7 +49,7 @@ class OpenAIServer:
         self.cache: CacheConfig | None = None
         self._has_vllm_metrics = False
         self._surroundings = surroundings
-        self._dialect = Dialect(extended=True)
+        self._dialect = Dialect(extended=True, prompts=prompts or "ids")
 
     def connect(self, model: str | None) -> None:
         """Find out what the server is.
@@ -68,14 +70,17 @@ class OpenAIServer:
 
     def control(self, method: str, path: str) -> Exchange:
         """One request beside the measured ones, on a connection of its own."""
-        client = self._client(CONTROL_TIMEOUT_S)
-        try:
-            return client.request(method, path, timeout_s=CONTROL_TIMEOUT_S)
-        finally:
-            client.close()
+        return self._request(method, path, b"", CONTROL_TIMEOUT_S)
 
-    def open_channel(self) -> CompletionsChannel:
-        return CompletionsChannel(self._client(self._surroundings.silence_s), self.model, self._dialect)
+    def connector(self) -> CompletionsConnector:
+        surroundings = self._surroundings
+        return CompletionsConnector(
+            address=self.address,
+            model=self.model,
+            dialect=self._dialect,
+            limits=surroundings.limits,
+            api_key=surroundings.api_key,
+        )
 
     def metrics(self) -> Metrics | None:
         """A reading of `/metrics`; None where there is no such route."""
@@ -100,7 +105,7 @@ class OpenAIServer:
         if exchange.status != 200:
             return None
         try:
-            content = json.loads(exchange.body)
+            content = orjson.loads(exchange.body)
         except ValueError:
             return None
         version = content.get("version") if isinstance(content, dict) else None
@@ -120,10 +125,16 @@ class OpenAIServer:
         }
         return {name: value for name, value in known.items() if value is not None}
 
-    def _client(self, silence_s: float) -> HttpClient:
+    def _request(self, method: str, path: str, body: bytes, timeout_s: float) -> Exchange:
         key = self._surroundings.api_key
         headers = {"Accept": "*/*"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        return HttpClient(self.address, self._surroundings.clock, headers=headers, silence_s=silence_s)
+        client = HttpClient(
+            self.address, self._surroundings.clock, headers=headers, limits=Limits(silence_s=timeout_s)
+        )
+        try:
+            return client.request(method, path, body, timeout_s=timeout_s)
+        finally:
+            client.close()
 
     def _choose_model(self, wanted: str | None) -> None:
         exchange = self.control("GET", "/v1/models")
@@ -145,35 +156,28 @@ class OpenAIServer:
 
     def _models(self, exchange: Exchange) -> dict[str, dict[str, Any]]:
         try:
-            return {entry["id"]: entry for entry in json.loads(exchange.body)["data"]}
+            return {entry["id"]: entry for entry in orjson.loads(exchange.body)["data"]}
         except (ValueError, KeyError, TypeError):
             msg = f"{self.address}/v1/models does not answer with a list of models: {error_text(exchange.body)}"
             raise EngineStartError(msg) from None
 
     def _probe(self) -> None:
         """Generate a few tokens: the server's own warm-up, and the test of what it understands."""
-        exchange = self._generate(Dialect(extended=True))
+        exchange = self._generate()
         if exchange.status in _UNUSABLE_EXTENSIONS:
-            self._dialect = Dialect(extended=False)
-            exchange = self._generate(self._dialect)
+            self._dialect = replace(self._dialect, extended=False)
+            exchange = self._generate()
         answer = read_answer(exchange)
         if answer.failure is not None:
-            raise EngineStartError(self._complaint(f"POST {PATH}", exchange, answer.failure.detail))
-        self.returns_token_ids = answer.token_ids is not None
+            path = PATHS[self._dialect.prompts]
+            raise EngineStartError(self._complaint(f"POST {path}", exchange, answer.failure.detail))
+        self.returns_token_ids = answer.token_ids is not None and self._dialect.prompts == "ids"
 
-    def _generate(self, dialect: Dialect) -> Exchange:
+    def _generate(self) -> Exchange:
         generation = Generation(_PROBE_IDS, _PROBE_OUTPUT_TOKENS, return_token_ids=True)
-        silence_s = min(PROBE_TIMEOUT_S, self._surroundings.silence_s)
-        client = self._client(silence_s)
-        try:
-            client.send(0, "POST", PATH, request_body(self.model, generation, dialect))
-            finished = client.wait(silence_s + CONTROL_TIMEOUT_S)
-        finally:
-            client.close()
-        if not finished:
-            msg = f"{self.address} had not finished {_PROBE_OUTPUT_TOKENS} tokens after {silence_s:g} s"
-            raise EngineStartError(msg)
-        return finished[0]
+        body = request_body(self.model, generation, self._dialect)
+        timeout_s = min(PROBE_TIMEOUT_S, self._surroundings.limits.silence_s)
+        return self._request("POST", PATHS[self._dialect.prompts], body, timeout_s)
 
     def _complaint(self, request: str, exchange: Exchange, detail: str | None = None) -> str:
         """One sentence on a server that does not answer as it should, and what to do."""
@@ -250,7 +254,7 @@ class ServedEngine:
             raise EngineStartError(f"not tried again after the first failure: {self._refusal.splitlines()[0]}")
         self.stop()
         try:
-            server = OpenAIServer(self.host.launch(), self._surroundings)
+            server = OpenAIServer(self.host.launch(), self._surroundings, self.spec.prompts)
             self.host.wait_until_ready(server.is_healthy)
             server.connect(self._model)
         except BaseException as error:
@@ -310,8 +314,8 @@ class ServedEngine:
         per_user = -(-tokens_per_user // block) * block
         return sum(capacity // per_user for capacity in cache.capacities)
 
-    def open_channel(self) -> Channel:
-        return self.server.open_channel()
+    def connector(self) -> Connector:
+        return self.server.connector()
 
     def cache_counters(self) -> CacheCounters:
         return self.server.cache_counters()

@@ -1,7 +1,7 @@
 """What hardware this is: its key, its fingerprint, and whether it meets a test's marks."""
 
-from pytest_llmperf.hardware.detect import Gpu, Hardware, declared, detect
+from pytest_llmperf.hardware.detect import Gpu, Hardware, declared, detect, remote
 from pytest_llmperf.hardware.parts import MARKS, PARTS, Part
 from pytest_llmperf.hardware.requirements import Requirement, requirement_of
 
-__all__ = ["MARKS", "PARTS", "Gpu", "Hardware", "Part", "Requirement", "declared", "detect", "requirement_of"]
+__all__ = ["MARKS", "PARTS", "Gpu", "Hardware", "Part", "Requirement", "declared", "detect", "remote", "requirement_of"]

@@ -20,9 +20,9 @@ from pytest_llmperf.baselines import SCHEMA_VERSION, comparable
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware
-from pytest_llmperf.metrics import METRICS, STATISTICS, Metric
-from pytest_llmperf.results import Figures, Latencies, PerfResult
-from pytest_llmperf.stats import Sample
+from pytest_llmperf.metrics import METRICS, Metric
+from pytest_llmperf.reports.figures import figures_json
+from pytest_llmperf.results import PerfResult
 from pytest_llmperf.verdicts import Finding, Judgement
 
 if TYPE_CHECKING:
@@ -136,46 +136,6 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     }
     given = {name: value for name, value in known.items() if value is not None}
     return {"metric": finding.metric.name, "verdict": finding.verdict.value, **given}
-
-
-def figures_json(result: PerfResult) -> dict[str, Any]:
-    """The figures under the names that tests know; what was not measured is left out."""
-    return _known(
-        {
-            **_latencies_json(result),
-            **{name: getattr(result, name) for name in _SCALARS},
-            "requests": result.requests,
-            "errors": result.errors,
-            "by_round": [_known(_latencies_json(one)) for one in result.by_round],
-            "cache": _known(asdict(result.cache)),
-            "client": _known(asdict(result.client)),
-            "runs": [_run_json(run) for run in result.runs],
-            "validity": list(result.validity.reasons),
-            "doubts": list(result.doubts),
-        }
-    )
-
-
-_SCALARS = ("duration_s", "request_throughput", "output_throughput", "total_throughput", "goodput")
-
-
-def _latencies_json(source: Figures | Latencies) -> dict[str, Any]:
-    samples = {"ttft": source.ttft, "tpot": source.tpot, "itl": source.itl, "e2e": source.e2e}
-    return {name: _sample_json(sample) for name, sample in samples.items()}
-
-
-def _sample_json(sample: Sample) -> dict[str, Any] | None:
-    if not sample.count:
-        return None
-    return {"count": sample.count, **{name: statistic(sample) for name, statistic in STATISTICS.items()}}
-
-
-def _run_json(run: Figures) -> dict[str, Any]:
-    return _known({metric.name: run.value(metric)[0] for metric in METRICS.values()})
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def describe_machine(machine_info: dict[str, Any], hardware: Hardware) -> None:

@@ -10,7 +10,7 @@ import time
 import pytest
 from servers import Do, RawServer
 
-from pytest_llmperf.client import Address, Exchange, HttpClient, http
+from pytest_llmperf.client import Address, Exchange, HttpClient, Limits, http
 from pytest_llmperf.clock import RealClock
 from pytest_llmperf.errors import ConfigurationError
 
@@ -36,7 +36,7 @@ def connect(serve):
             address = server_or_address
             if isinstance(server_or_address, RawServer):
                 address = Address.parse(server_or_address.url)
-            client = HttpClient(address, RealClock(), headers=headers or {}, silence_s=silence_s)
+            client = HttpClient(address, RealClock(), headers=headers or {}, limits=Limits(silence_s=silence_s))
             stack.callback(client.close)
             return client
 
@@ -49,11 +49,21 @@ def get(serve, connect):
 
     def play(*script, silence_s=WAIT_S):
         client = connect(serve(script), silence_s=silence_s)
-        client.send(7, "GET", "/x")
-        (exchange,) = client.wait(WAIT_S)
+        client.send(7, client.encode("GET", "/x"))
+        (exchange,) = wait(client, WAIT_S)
         return exchange
 
     return play
+
+
+def wait(client, timeout_s):
+    """The exchanges that have ended, waiting for the first one up to `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        client.poll(max(0.0, min(0.05, deadline - time.monotonic())))
+        ended = client.ended()
+        if ended or time.monotonic() >= deadline:
+            return ended
 
 
 def unused_port():
@@ -212,13 +222,13 @@ class TestTimes:
         )
         client = connect(server)
         before_ns = time.monotonic_ns()
-        sent_ns = client.send(0, "GET", "/x")
+        sent_ns = client.send(0, client.encode("GET", "/x"))
         while not server.sent_ns:
-            assert [] == client.wait(0.01)
-        assert [] == client.wait(0.1)
+            assert [] == wait(client, 0.01)
+        assert [] == wait(client, 0.1)
         between_ns = time.monotonic_ns()
         go_on.set()
-        (exchange,) = client.wait(WAIT_S)
+        (exchange,) = wait(client, WAIT_S)
 
         (first_ns, first), (second_ns, second) = exchange.fragments
         assert (b"abc", b"def") == (first, second)
@@ -247,25 +257,25 @@ class TestTimes:
 
         monkeypatch.setattr(http.socket, "create_connection", slow)
         client = connect(serve([Do.RECEIVE, OK]))
-        sent_ns = client.send(0, "GET", "/x")
-        client.wait(WAIT_S)
+        sent_ns = client.send(0, client.encode("GET", "/x"))
+        wait(client, WAIT_S)
         assert connected_ns[0] <= sent_ns
 
     def test_absence_is_counted(self, serve, connect):
         """A client that was away from its sockets says for how long, from the very first request on."""
         client = connect(serve([Do.RECEIVE, OK]))
-        client.send(0, "GET", "/x")
+        client.send(0, client.encode("GET", "/x"))
         time.sleep(0.1)
-        client.wait(WAIT_S)
+        wait(client, WAIT_S)
         assert max(client.busy_ns) >= 100_000_000
 
     def test_absence_after_a_vain_wait(self, serve, connect):
         """Being away after a wait in which nothing came is counted too."""
         client = connect(serve([Do.RECEIVE, 0.1, OK]))
-        client.send(0, "GET", "/x")
-        assert [] == client.wait(0.01)
+        client.send(0, client.encode("GET", "/x"))
+        assert [] == wait(client, 0.01)
         time.sleep(0.15)
-        client.wait(WAIT_S)
+        wait(client, WAIT_S)
         assert max(client.busy_ns) >= 150_000_000
 
     def test_idleness_is_not_absence(self, serve, connect):
@@ -293,11 +303,11 @@ class TestConnections:
         both = threading.Event()
         server = serve([Do.RECEIVE, both, OK], [Do.RECEIVE, CHUNKED])
         client = connect(server)
-        client.send(1, "GET", "/slow")
-        client.send(2, "GET", "/fast")
-        first = client.wait(WAIT_S)
+        client.send(1, client.encode("GET", "/slow"))
+        client.send(2, client.encode("GET", "/fast"))
+        first = wait(client, WAIT_S)
         both.set()
-        second = client.wait(WAIT_S)
+        second = wait(client, WAIT_S)
         assert [(2, b"hello, world"), (1, b"hello")] == [(e.tag, e.body) for e in [*first, *second]]
 
     @pytest.mark.parametrize(
@@ -357,10 +367,10 @@ class TestConnections:
     def test_close_twice(self, serve, connect):
         """Closing drops what is in flight and may be repeated."""
         client = connect(serve([Do.RECEIVE, Do.HOLD]))
-        client.send(0, "GET", "/x")
+        client.send(0, client.encode("GET", "/x"))
         client.close()
         client.close()
-        assert [] == client.wait(0.1)
+        assert [] == wait(client, 0.1)
 
 
 class TestRequests:
@@ -397,11 +407,11 @@ class TestRequests:
         later = threading.Event()
         server = serve([later, Do.RECEIVE, OK], [Do.RECEIVE, CHUNKED])
         client = connect(server)
-        client.send(1, "POST", "/x", bytes(5_000_000))
-        client.send(2, "GET", "/x")
-        (fast,) = client.wait(WAIT_S)
+        client.send(1, client.encode("POST", "/x", bytes(5_000_000)))
+        client.send(2, client.encode("GET", "/x"))
+        (fast,) = wait(client, WAIT_S)
         later.set()
-        (slow,) = client.wait(WAIT_S)
+        (slow,) = wait(client, WAIT_S)
         assert [(2, None), (1, None)] == [(exchange.tag, exchange.failure) for exchange in (fast, slow)]
 
 
@@ -411,8 +421,8 @@ class TestFailures:
     def test_refused(self, connect):
         """A port on which nothing listens is named."""
         client = connect(Address("127.0.0.1", port := unused_port(), False, ""))
-        sent_ns = client.send(3, "GET", "/x")
-        (exchange,) = client.wait(0)
+        sent_ns = client.send(3, client.encode("GET", "/x"))
+        (exchange,) = wait(client, 0)
         assert (3, sent_ns, sent_ns) == (exchange.tag, exchange.sent_ns, exchange.end_ns)
         assert exchange.failure == http.Failure("connection_refused", f"nothing listens at http://127.0.0.1:{port}")
 
@@ -461,10 +471,10 @@ class TestFailures:
         """A connection that breaks within a body fails, with the fragments that came before."""
         go_on = threading.Event()
         client = connect(serve([Do.RECEIVE, OK[:-2], go_on, Do.RESET]))
-        client.send(0, "GET", "/x")
-        assert [] == client.wait(0.1)
+        client.send(0, client.encode("GET", "/x"))
+        assert [] == wait(client, 0.1)
         go_on.set()
-        (exchange,) = client.wait(WAIT_S)
+        (exchange,) = wait(client, WAIT_S)
         assert (200, b"hel", "connection_reset") == outcome(exchange)
         assert exchange.failure.detail.startswith("while receiving: ")
 
@@ -484,9 +494,9 @@ class TestFailures:
     def test_waiting_for_nothing_still_looks(self, serve, connect):
         """`wait(0)` hands over what has arrived, and does not block for what has not."""
         client = connect(serve([Do.RECEIVE, OK]))
-        client.send(7, "GET", "/x")
+        client.send(7, client.encode("GET", "/x"))
         deadline = time.monotonic() + WAIT_S
-        while not (finished := client.wait(0)):
+        while not (finished := wait(client, 0)):
             assert time.monotonic() < deadline
         assert b"hello" == finished[0].body
 
@@ -536,11 +546,11 @@ class TestFailures:
         """A failure ends its own exchange only."""
         server = serve([Do.RECEIVE, b"nonsense\r\n\r\n"], [Do.RECEIVE, 0.1, OK])
         client = connect(server)
-        client.send(1, "GET", "/bad")
-        client.send(2, "GET", "/good")
+        client.send(1, client.encode("GET", "/bad"))
+        client.send(2, client.encode("GET", "/good"))
         exchanges: list[Exchange] = []
         while len(exchanges) < 2:
-            exchanges += client.wait(WAIT_S)
+            exchanges += wait(client, WAIT_S)
         assert [(1, "not_http"), (2, None)] == [(e.tag, e.failure and e.failure.kind) for e in exchanges]
 
     def test_usable_after_a_failure(self, serve, connect):

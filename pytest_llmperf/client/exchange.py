@@ -1,0 +1,172 @@
+"""One request and what came back: timed reads first, an HTTP message when somebody asks.
+
+While a stream of events runs, a read is kept as it came and only its last bytes are looked at.
+What the bytes mean is found out afterwards, when nothing waits for the client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import httptools
+
+from pytest_llmperf.client.sse import Fragment
+from pytest_llmperf.records import Failure
+
+# A response with more or longer headers than this is not one that a serving engine sends.
+_MAX_HEADERS = 200
+_MAX_HEAD_BYTES = 1 << 20
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its response.
+
+    `sent_ns`: just before the first byte was handed to the kernel; `flushed_ns`: just after the last
+    was. `connect_ns`: how long making the connection took, None if there was one already. `resent`:
+    the server had closed an idle connection at the moment of sending, and the request went out again.
+    `stamped`: every read carries the kernel's own time of arrival.
+    """
+
+    tag: int
+    request: bytes
+    sent_ns: int = 0
+    flushed_ns: int = 0
+    end_ns: int = 0
+    connect_ns: int | None = None
+    resent: bool = False
+    stamped: bool = True
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    failure: Failure | None = None
+    reusable: bool = False
+    """Whether the connection can carry another request after this one."""
+    _reads: list[tuple[int, int, bytes]] = field(default_factory=list)
+    _fragments: list[Fragment] = field(default_factory=list)
+    _parser: httptools.HttpResponseParser | None = None
+    _reading: tuple[int, int] = (0, 0)
+    _head_bytes: int = 0
+    _began: bool = False
+    _framed: bool = False
+    _streams: bool = False
+    _complete: bool = False
+
+    @property
+    def began(self) -> bool:
+        """Whether anything has come back."""
+        return self._began
+
+    @property
+    def fragments(self) -> list[Fragment]:
+        """The body, in the pieces in which it was received."""
+        self.settle()
+        return self._fragments
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(data for _, _, _, data in self.fragments)
+
+    def take(self, at_ns: int, since_ns: int, data: bytes) -> bool:
+        """Keep what was read; True if the response has ended.
+
+        In a stream of events the end is told by its last bytes; `settle` finds out whether it was one.
+        Raises `httptools.HttpParserError`.
+        """
+        self._reads.append((at_ns, since_ns, data))
+        if not self._streams:
+            return self.parse()
+        if len(data) >= len(_LAST_CHUNK) and not data.endswith(b"\r\n\r\n"):
+            return False
+        return self._may_have_ended()
+
+    def parse(self) -> bool:
+        """Parse all that was read; True if the response has ended. Raises `httptools.HttpParserError`."""
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpResponseParser(self)
+            self._began = True
+        for at_ns, since_ns, data in self._reads:
+            self._reading = at_ns, since_ns
+            if self.status is None:
+                self._head_bytes += len(data)
+                if self._head_bytes > _MAX_HEAD_BYTES:
+                    raise httptools.HttpParserError(f"headers of more than {_MAX_HEAD_BYTES} bytes")
+            before = len(self._fragments)
+            parser.feed_data(data)
+            if self.stamped and len(self._fragments) > before:  # the stamp is that of the newest byte
+                self._fragments[-1] = at_ns, since_ns, True, self._fragments[-1][3]
+        self._reads.clear()
+        if self._complete:
+            self._parser = None  # it refers to this exchange, and nothing collects cycles during a run
+        return self._complete
+
+    def settle(self) -> None:
+        """Parse what was left for later; a response that turns out not to have ended becomes a failure."""
+        if not self._reads or self.failure is not None:
+            return
+        try:
+            complete = self.parse()
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.failure = not_http(error)
+            return
+        if not complete:
+            self.failure = Failure("not_http", "the stream went on after what looked like its end")
+
+    def ended_with_connection(self) -> bool:
+        """Whether the end of the connection is the end of the body, as in HTTP/1.0."""
+        return self._complete or (self.status is not None and not self._framed)
+
+    def _may_have_ended(self) -> bool:
+        tail = b""
+        for _, _, data in reversed(self._reads):
+            tail = data[-len(_LAST_CHUNK) :] + tail
+            if len(tail) >= len(_LAST_CHUNK):
+                break
+        if tail.endswith(_LAST_CHUNK):
+            self.reusable = True
+            return True
+        # Trailers or extensions of the last chunk: rare enough to be parsed at once.
+        return tail.endswith(b"\r\n\r\n") and self.parse()
+
+    # Callbacks of the parser.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._complete:
+            return
+        if len(self.headers) >= _MAX_HEADERS:
+            raise ValueError(f"more than {_MAX_HEADERS} headers")
+        key = name.decode("latin-1").lower()
+        self.headers[key] = value.decode("latin-1")
+        self._framed = self._framed or key in ("content-length", "transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        if self._complete or self._parser is None:
+            return
+        self.status = self._parser.get_status_code()
+        self._streams = (
+            self.status == 200
+            and self.headers.get("content-type", "").startswith("text/event-stream")
+            and self.headers.get("transfer-encoding", "").lower() == "chunked"
+            and bool(self._parser.should_keep_alive())
+        )
+
+    def on_body(self, body: bytes) -> None:
+        if not self._complete:
+            at_ns, since_ns = self._reading
+            self._fragments.append((at_ns, since_ns, False, body))
+
+    def on_message_complete(self) -> None:
+        if self._complete:  # bytes after the answer are no part of it, and the connection is not reused
+            self.reusable = False
+        elif self._parser is not None and self._parser.get_status_code() >= 200:
+            self._complete = True
+            self.reusable = bool(self._parser.should_keep_alive())
+        else:  # 1xx announces the real response and says nothing about it
+            self.status, self._framed = None, False
+            self.headers.clear()
+
+
+def not_http(error: Exception) -> Failure:
+    """The failure of a response that is none."""
+    return Failure("not_http", f"{type(error).__name__}: {error.__context__ or error}")

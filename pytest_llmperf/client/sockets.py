@@ -1,0 +1,163 @@
+"""Non-blocking sockets whose received bytes carry the kernel's time of arrival.
+
+Linux stamps each segment when it arrives and hands the newest stamp out with the bytes
+(`SO_TIMESTAMPING`, software receive), however late they are read. The stamp is wall-clock time.
+Elsewhere there is none, and the time at which the read returned has to do.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import Callable
+from typing import TypeAlias
+
+READ_BYTES = 8192
+"""How much one read takes at most.
+
+A token is some 200 bytes, and the buffer is allocated anew for each read: with 256 KiB a read costs
+2.5 times as much as with 4 to 16 KiB, and the memory that is given back is left in holes.
+"""
+_TLS_READ_BYTES = 65_536
+_TLS_WRITE_BYTES = 65_536
+
+_Ancillary: TypeAlias = "list[tuple[int, int, bytes]]"
+Received: TypeAlias = "tuple[bytes, _Ancillary, int, object]"
+"""What `socket.recvmsg` returns."""
+
+# The socket module has no names for these; the number is that of every architecture with the generic socket header.
+_SO_TIMESTAMPING = 37
+_RX_SOFTWARE = 1 << 3
+_SOFTWARE = 1 << 4
+_STAMP = struct.Struct("@qq32x")
+"""A `scm_timestamping`: three timespecs, of which the first is the software stamp."""
+ANCILLARY_BYTES = socket.CMSG_SPACE(_STAMP.size)
+_GENERIC = ("x86_64", "aarch64", "riscv64", "loongarch64", "ppc64le", "s390x")
+NS_PER_S = 1_000_000_000
+
+
+def wants_kernel_stamps() -> bool:
+    """Whether this platform can stamp what arrives."""
+    return sys.platform == "linux" and platform.machine() in _GENERIC
+
+
+def ask_for_stamps(sock: socket.socket) -> bool:
+    """Have the kernel stamp what this socket receives; whether it agreed."""
+    if not wants_kernel_stamps():
+        return False
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _RX_SOFTWARE | _SOFTWARE)
+    except OSError:
+        return False
+    return True
+
+
+def wall_stamp_ns(ancillary: _Ancillary) -> int:
+    """The kernel's stamp among the ancillary data of a read, nanoseconds of the wall clock; 0 if there is none."""
+    for level, kind, data in ancillary:
+        if kind == _SO_TIMESTAMPING and level == socket.SOL_SOCKET and len(data) == _STAMP.size:
+            seconds, nanoseconds = _STAMP.unpack(data)
+            return int(seconds * NS_PER_S + nanoseconds)
+    return 0
+
+
+class PlainSocket:
+    """A connected or connecting TCP socket."""
+
+    hides_bytes = False
+    """Whether bytes may be readable although the kernel has none."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ask_for_stamps(sock)
+        self.raw = sock
+        self.recvmsg: Callable[[int, int], Received] = sock.recvmsg
+        self.send: Callable[[memoryview], int] = sock.send
+
+    def handshake(self) -> bool:
+        """Go on with what has to be said before the first request; True when all is said."""
+        return True
+
+    def flush(self) -> bool:
+        """Hand to the kernel what it would not take before; True when it has everything."""
+        return True
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+class TlsSocket:
+    """The same over TLS: the record layer works on memory, so the kernel's stamps stay in sight.
+
+    Decrypted bytes carry the stamp of the segment that completed their record.
+    """
+
+    hides_bytes = True
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        self._plain = PlainSocket(sock)
+        self.raw = sock
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._unsent = memoryview(b"")
+        self._ancillary: _Ancillary = []
+
+    def handshake(self) -> bool:
+        """As `PlainSocket`; raises `ssl.SSLError`, `OSError`."""
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.flush()
+                try:
+                    self._fill()
+                except BlockingIOError:
+                    return False
+            else:
+                return self.flush()
+
+    def recvmsg(self, size: int, ancillary_size: int) -> Received:
+        """As `socket.recvmsg`, of the decrypted bytes; raises `BlockingIOError` when there are none."""
+        del ancillary_size
+        while True:
+            try:
+                return self._tls.read(size), self._ancillary, 0, None
+            except ssl.SSLWantReadError:
+                self._fill()
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return b"", [], 0, None
+
+    def send(self, data: memoryview) -> int:
+        """Encrypt a piece and send it; returns its length. Raises `BlockingIOError` if the last one is still here."""
+        if not self.flush():
+            raise BlockingIOError
+        count = self._tls.write(data[:_TLS_WRITE_BYTES])
+        self.flush()
+        return count
+
+    def flush(self) -> bool:
+        try:
+            while True:
+                if not self._unsent:
+                    self._unsent = memoryview(self._outgoing.read())
+                    if not self._unsent:
+                        return True
+                self._unsent = self._unsent[self._plain.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        self.raw.close()
+
+    def _fill(self) -> None:
+        data, ancillary, _, _ = self._plain.recvmsg(_TLS_READ_BYTES, ANCILLARY_BYTES)
+        if data:
+            self._ancillary = ancillary
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()

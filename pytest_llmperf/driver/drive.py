@@ -1,0 +1,237 @@
+"""One loop: send what is due, receive what is there, tell the load what has ended.
+
+Between an answer and the next send only the session's history is put together. Answers that nothing
+waits for are read when the sockets are quiet, and nothing is written but then.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock
+from pytest_llmperf.engines.base import Answer, Channel, Generation, Reply
+from pytest_llmperf.load import Release, Schedule
+from pytest_llmperf.records import Failure, Phase, RequestRecord
+from pytest_llmperf.workloads import Session, Turn
+
+WAIT_S = 1.0
+"""How long to wait before looking again whether the engine is alive."""
+# Reading one answer takes a fraction of this; a send that is due earlier goes first.
+_READING_NS = NS_PER_MS
+_UNREAD = 20_000
+"""Answers kept unread while the sockets are never quiet; more would fill memory."""
+_ENCODED_AHEAD_BYTES = 256 << 20
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where one session stands."""
+
+    session: Session
+    turn: int = 0
+    history: list[int] = field(default_factory=list)
+    released_ns: int = 0
+    sent: list[int] = field(default_factory=list)
+    request: Any = None
+    """Its next request, where that was encoded ahead."""
+
+    @property
+    def next_turn(self) -> Turn:
+        return self.session.turns[self.turn]
+
+    @property
+    def is_last(self) -> bool:
+        return self.turn + 1 == len(self.session.turns)
+
+    def encode(self, channel: Channel) -> Any:
+        """Its next request, and what that sends."""
+        turn = self.next_turn
+        self.sent = turn.input_after(self.history)
+        several = len(self.session.turns) > 1
+        return channel.encode(Generation(self.sent, turn.output_tokens, return_token_ids=several))
+
+
+class Driver:
+    """Drives one run: some sessions, one channel, one schedule."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        clock: Clock,
+        *,
+        run: int,
+        phase: Phase,
+        check_engine: Callable[[], None],
+        record: Callable[[RequestRecord], None],
+    ) -> None:
+        """`check_engine` raises when the engine has died; `record` takes each request once it has been read."""
+        self._channel = channel
+        self._clock = clock
+        self._run = run
+        self._phase = phase
+        self._check_engine = check_engine
+        self._record = record
+        self._states: dict[int, _Progress] = {}
+        self._unread: deque[tuple[Reply, _Progress]] = deque()
+        self._in_flight = 0
+        self._start_ns = 0
+        self._checked_ns = 0
+        self._troubled = False
+
+    def prepare(self, sessions: Mapping[int, Session], connections: int) -> None:
+        """Connect, and encode the first requests as far as memory allows."""
+        self._states = {number: _Progress(session) for number, session in sessions.items()}
+        self._channel.open(connections)
+        room = _ENCODED_AHEAD_BYTES
+        for state in self._states.values():
+            # Five digits and a comma a token.
+            room -= 6 * len(state.next_turn.input_tokens or ())
+            if room < 0:
+                return
+            state.request = state.encode(self._channel)
+
+    def drive(self, schedule: Schedule, start_ns: int | None = None) -> None:
+        """Send every turn that the schedule names, from `start_ns` on; returns when the last one has ended.
+
+        A failed turn ends its session, as nothing can continue from it; the turns that are thereby
+        never sent are recorded as failures of the kind `abandoned`. Raises what `check_engine`
+        raises, with everything that had ended before recorded.
+        """
+        self._start_ns = self._clock.now_ns() if start_ns is None else start_ns
+        self._checked_ns = self._start_ns
+        try:
+            with _no_collector():
+                self._loop(schedule)
+        finally:
+            while self._unread:
+                self._read_one()
+        self._look_after_engine()
+
+    def _loop(self, schedule: Schedule) -> None:
+        channel = self._channel
+        while True:
+            now_ns = self._clock.now_ns()
+            for release in schedule.due(now_ns - self._start_ns):
+                self._send(release)
+            next_ns = schedule.next_ns()
+            if not self._in_flight and next_ns is None:
+                return
+            left_ns = NS_PER_S if next_ns is None else next_ns + self._start_ns - self._clock.now_ns()
+            may_read = bool(self._unread) and (left_ns > _READING_NS or len(self._unread) > _UNREAD)
+            pause_s = 0.0 if may_read else min(WAIT_S, max(0.0, left_ns / NS_PER_S))
+            quiet = not channel.poll(pause_s)
+            for reply in channel.ended():
+                self._ended(reply, schedule)
+            if may_read and (quiet or len(self._unread) > _UNREAD):
+                self._read_one()
+            if quiet and (self._troubled or now_ns - self._checked_ns > WAIT_S * NS_PER_S):
+                self._look_after_engine()
+
+    def _send(self, release: Release) -> None:
+        state = self._states[release.session]
+        state.released_ns = self._start_ns + release.at_ns
+        request = state.request if state.request is not None else state.encode(self._channel)
+        state.request = None
+        self._in_flight += 1
+        self._channel.send(release.session, request)
+
+    def _ended(self, reply: Reply, schedule: Schedule) -> None:
+        """Tell the schedule; what a later turn needs of the answer is read at once."""
+        self._in_flight -= 1
+        number, at_ns = reply.tag, reply.end_ns - self._start_ns
+        state = self._states[number]
+        if state.is_last:
+            self._unread.append((reply, state))
+            schedule.ended(number, at_ns, more=False)
+            return
+        answer = reply.read()
+        for record in self._take(answer, state):
+            self._record(record)
+        schedule.ended(number, at_ns, more=answer.failure is None and state.turn < len(state.session.turns))
+
+    def _read_one(self) -> None:
+        reply, state = self._unread.popleft()
+        for record in self._take(reply.read(), state):
+            self._record(record)
+
+    def _look_after_engine(self) -> None:
+        """Only with everything that is there received: this may end the run, and no answer shall be lost."""
+        self._checked_ns, self._troubled = self._clock.now_ns(), False
+        self._check_engine()
+
+    def _take(self, answer: Answer, state: _Progress) -> list[RequestRecord]:
+        """Move the answer's session on and return what is to be recorded."""
+        failure = answer.failure
+        if failure is None and not state.is_last and answer.token_ids is None:
+            failure = Failure("no_token_ids", "the answer has no token ids for the next turn to continue from")
+        records = [self._record_of(answer, state, failure)]
+        if failure is not None:
+            self._troubled = True
+            records += self._abandoned(answer, state)
+            state.turn = len(state.session.turns)
+        else:
+            if not state.is_last:
+                state.history = [*state.sent, *(answer.token_ids or ())]
+            state.turn += 1
+        state.sent = []
+        return records
+
+    def _record_of(self, answer: Answer, state: _Progress, failure: Failure | None) -> RequestRecord:
+        return RequestRecord(
+            run=self._run,
+            phase=self._phase,
+            session=answer.tag,
+            turn=state.turn,
+            released_ns=state.released_ns,
+            sent_ns=answer.sent_ns,
+            flushed_ns=answer.flushed_ns,
+            connect_ns=answer.connect_ns,
+            end_ns=answer.end_ns,
+            arrivals=answer.arrivals,
+            new_tokens=state.next_turn.new_tokens,
+            input_tokens=len(state.sent),
+            output_tokens_asked=state.next_turn.output_tokens,
+            prompt_tokens=answer.prompt_tokens,
+            output_tokens=answer.output_tokens,
+            cached_tokens=answer.cached_tokens,
+            failure=failure,
+            remarks=answer.remarks,
+        )
+
+    def _abandoned(self, answer: Answer, state: _Progress) -> list[RequestRecord]:
+        failure = Failure("abandoned", f"never sent, because turn {state.turn} of the session failed")
+        return [
+            RequestRecord(
+                run=self._run,
+                phase=self._phase,
+                session=answer.tag,
+                turn=number,
+                released_ns=answer.end_ns,
+                sent_ns=None,
+                end_ns=answer.end_ns,
+                arrivals=(),
+                new_tokens=turn.new_tokens,
+                input_tokens=0,
+                output_tokens_asked=turn.output_tokens,
+                failure=failure,
+            )
+            for number, turn in enumerate(state.session.turns)
+            if number > state.turn
+        ]
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Keep the cyclic garbage collector from stopping the loop: it walks all that has been recorded."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,57 @@
+"""What is driven in one run, and what comes of it, whoever drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pytest_llmperf.engines.base import Connector
+from pytest_llmperf.load import Load
+from pytest_llmperf.records import ClientStats, Phase, RequestRecord, Window
+from pytest_llmperf.workloads import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run. Everything in it can be pickled, if the workload and the load can."""
+
+    connector: Connector
+    sessions: Iterable[Session]
+    load: Load
+    run: int
+    phase: Phase
+
+
+@dataclass(slots=True, kw_only=True)
+class Driven:
+    """What came of a job, the requests left out. `problems`: why the run is spoiled."""
+
+    start_ns: int
+    end_ns: int
+    window: Window
+    shed: int = 0
+    client: ClientStats = field(default_factory=ClientStats)
+    problems: tuple[str, ...] = ()
+
+    def merge(self, other: Driven) -> None:
+        """Add what another worker of the same run did: the run is measured while all are in their steady state."""
+        self.start_ns = min(self.start_ns, other.start_ns)
+        self.end_ns = max(self.end_ns, other.end_ns)
+        ends = [window.end_ns for window in (self.window, other.window) if window.end_ns is not None]
+        self.window = Window(max(self.window.start_ns, other.window.start_ns), min(ends, default=None))
+        self.shed += other.shed
+        self.client.merge(other.client)
+        self.problems += other.problems
+
+
+class Team(Protocol):
+    """Those who drive."""
+
+    def run(self, job: Job, record: Callable[[RequestRecord], None], check_engine: Callable[[], None]) -> Driven:
+        """Drive a job. `record` takes each request; raises what `check_engine` raises."""
+        ...
+
+    def close(self) -> None:
+        """Let them go. Idempotent."""
+        ...

@@ -1,0 +1,57 @@
+"""The figures of a result as JSON, under the names that tests use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS
+from pytest_llmperf.results import Figures, Latencies, PerfResult
+from pytest_llmperf.stats import Sample
+
+
+def result_json(result: PerfResult) -> dict[str, Any]:
+    """A whole result: what it is of, and its figures."""
+    return {"provenance": asdict(result.provenance), **figures_json(result)}
+
+
+def figures_json(result: PerfResult) -> dict[str, Any]:
+    """The figures under the names that tests know; what was not measured is left out."""
+    return _known(
+        {
+            **_latencies_json(result),
+            **{name: getattr(result, name) for name in _SCALARS},
+            "requests": result.requests,
+            "errors": result.errors,
+            "remarks": result.remarks,
+            "by_round": [_known(_latencies_json(one)) for one in result.by_round],
+            "cache": _known(asdict(result.cache)),
+            "load": _known(asdict(result.load)),
+            "client": _known(asdict(result.client)),
+            "runs": [_run_json(run) for run in result.runs],
+            "validity": list(result.validity.reasons),
+            "doubts": list(result.doubts),
+        }
+    )
+
+
+_SCALARS = ("duration_s", "request_throughput", "output_throughput", "total_throughput", "goodput")
+
+
+def _latencies_json(source: Figures | Latencies) -> dict[str, Any]:
+    return {name: _sample_json(getattr(source, name)) for name in LATENCIES}
+
+
+def _sample_json(sample: Sample) -> dict[str, Any] | None:
+    if not sample.count:
+        return None
+    return {"count": sample.count, **{name: statistic(sample) for name, statistic in STATISTICS.items()}}
+
+
+def _run_json(run: Figures) -> dict[str, Any]:
+    return _known({metric.name: run.value(metric)[0] for metric in METRICS.values()})
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

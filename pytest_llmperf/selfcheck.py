@@ -1,0 +1,142 @@
+"""How far the client's own delays may have reached into a run's figures.
+
+Each request has an earliest and a latest time at which what it shows can have happened: its bytes
+left between `sent_ns` and `flushed_ns`, a token came up to `late_ns` before its stamp. A metric of
+the extremes bounds the error of the metric. Throughput of a load that waits for answers loses the
+time that lies between an answer and the next send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from pytest_llmperf import metrics, units
+from pytest_llmperf.arrivals import UNKNOWN
+from pytest_llmperf.clock import NS_PER_S
+from pytest_llmperf.metrics import STATISTICS, Metric
+from pytest_llmperf.records import RequestRecord, RunRecord
+from pytest_llmperf.stats import Sample
+
+TOLERATED = 0.05
+"""The share of a gated metric that the client's error may reach; a run beyond it is INVALID."""
+
+_Extremes = tuple[float, float]
+"""The least and the most that a request's true value can be, seconds."""
+
+
+def error_bound(metric: Metric, run: RunRecord) -> float | None:
+    """By how much the client may have falsified the metric of this run, in its unit; None where that is unknown."""
+    name, _, statistic = metric.name.rpartition("_")
+    if name in _EXTREMES and statistic in STATISTICS:
+        return _latency_bound(name, statistic, run)
+    value = metric.formula(run)
+    if value is None or metric.name not in _PACED:
+        return None
+    return value * _waiting_share(run)
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A metric of one run that the client may have falsified by more than is tolerated."""
+
+    metric: Metric
+    run: int
+    value: float
+    bound: float
+
+    def __str__(self) -> str:
+        return (
+            f"in run {self.run} the client itself may account for {units.quantity(self.bound, self.metric.unit)} of "
+            f"{self.metric.name} {units.quantity(self.value, self.metric.unit)} "
+            f"({units.share(self.bound / self.value)}, more than {TOLERATED:.0%}); give it more workers "
+            "(--llmperf-workers), processors of its own, or another machine"
+        )
+
+
+def excesses(wanted: Sequence[Metric], runs: Sequence[RunRecord]) -> Iterator[Excess]:
+    """The worst run of each metric, where its bound is beyond what is tolerated."""
+    for metric in wanted:
+        found = []
+        for run in runs:
+            value, bound = metric.formula(run), error_bound(metric, run)
+            if value and bound is not None and bound > TOLERATED * value:
+                found.append(Excess(metric, run.index, value, bound))
+        if found:
+            yield max(found, key=lambda excess: excess.bound / excess.value)
+
+
+def _latency_bound(name: str, statistic: str, run: RunRecord) -> float | None:
+    pairs = [pair for request in run.counted if request.ok for pair in _EXTREMES[name](request)]
+    value = Sample(tuple(v for r in run.counted if r.ok for v in metrics.LATENCIES[name](r)), name)
+    if not pairs or not value.count:
+        return None
+    low, high = (STATISTICS[statistic](Sample(tuple(side), name)) for side in zip(*pairs, strict=True))
+    middle = STATISTICS[statistic](value)
+    return max(high - middle, middle - low, 0.0)
+
+
+def _first_token(origin: Callable[[RequestRecord], int], request: RequestRecord) -> Iterator[_Extremes]:
+    """From `origin`, or with a perfect client from when the request had left, to the first token."""
+    if request.sent_ns is None or not len(request.arrivals):
+        return
+    first = request.arrivals[0]
+    high_ns = first.at_ns - origin(request)
+    yield max(0, first.at_ns - first.late_ns - _left_ns(request)) / NS_PER_S, high_ns / NS_PER_S
+
+
+def _e2e(request: RequestRecord) -> Iterator[_Extremes]:
+    if request.sent_ns is None or not len(request.arrivals):
+        return
+    last = request.arrivals[-1]
+    low_ns = last.at_ns - last.late_ns - _left_ns(request)
+    yield max(0, low_ns) / NS_PER_S, (last.at_ns - request.sent_ns) / NS_PER_S
+
+
+def _tpot(request: RequestRecord) -> Iterator[_Extremes]:
+    if metrics.tpot_s(request) is None or request.output_tokens is None:
+        return
+    first, last, gaps = request.arrivals[0], request.arrivals[-1], request.output_tokens - 1
+    low_ns, high_ns = last.at_ns - last.late_ns - first.at_ns, last.at_ns - first.at_ns + first.late_ns
+    yield max(0, low_ns) / gaps / NS_PER_S, high_ns / gaps / NS_PER_S
+
+
+def _itl(request: RequestRecord) -> Iterator[_Extremes]:
+    arrivals = metrics.columns(request)
+    if UNKNOWN in arrivals.tokens:
+        return
+    for index, (at_ns, tokens, late_ns) in enumerate(
+        zip(arrivals.at_ns, arrivals.tokens, arrivals.late_ns, strict=True)
+    ):
+        yield from ((0.0, late_ns / NS_PER_S),) * (tokens - 1)
+        if index:
+            gap_ns = at_ns - arrivals.at_ns[index - 1]
+            yield max(0, gap_ns - late_ns) / NS_PER_S, (gap_ns + arrivals.late_ns[index - 1]) / NS_PER_S
+
+
+def _left_ns(request: RequestRecord) -> int:
+    """When the whole request had been handed to the kernel, as far as that was seen."""
+    sent_ns = request.sent_ns or 0
+    return sent_ns if request.flushed_ns is None else max(sent_ns, request.flushed_ns)
+
+
+_EXTREMES: dict[str, Callable[[RequestRecord], Iterator[_Extremes]]] = {
+    "ttft": partial(_first_token, lambda request: request.sent_ns or 0),
+    "scheduled_ttft": partial(_first_token, lambda request: request.released_ns),
+    "tpot": _tpot,
+    "itl": _itl,
+    "e2e": _e2e,
+}
+
+_PACED = ("duration", "request_throughput", "output_throughput", "total_throughput")
+
+
+def _waiting_share(run: RunRecord) -> float:
+    """The share of the requests' time that passed between being due and being sent."""
+    waited_ns = spent_ns = 0
+    for request in run.counted:
+        if request.sent_ns is not None:
+            waited_ns += max(0, request.sent_ns - request.released_ns)
+            spent_ns += max(0, request.end_ns - request.released_ns)
+    return waited_ns / spent_ns if spent_ns else 0.0
