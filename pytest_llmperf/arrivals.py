@@ -82,4 +82,4 @@ class Arrivals(Sequence[Arrival]):
     def from_json(cls, columns: dict[str, Any]) -> Arrivals:
         """Read back what `to_json` gave."""
         at_ns = columns["at_ns"]
-        return cls(at_ns, columns["tokens"], columns.get("late_ns") or bytes(len(at_ns)))
+        return cls(at_ns, columns["tokens"], columns.get("late_ns") or [0] * len(at_ns))

@@ -8,9 +8,12 @@ meant to be sent within it, tokens and answers that arrived within it.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from pytest_llmperf.arrivals import UNKNOWN, Arrivals
 from pytest_llmperf.clock import NS_PER_S, seconds_between
@@ -51,21 +54,17 @@ def tpot_s(request: RequestRecord) -> float | None:
     return seconds_between(first_ns, last_ns) / (tokens - 1)
 
 
-def itl_s(request: RequestRecord) -> Iterator[float]:
+def itl_s(request: RequestRecord) -> Iterable[float]:
     """Inter-token latency: each gap between two token arrivals; tokens of one chunk arrive together.
 
     Nothing where the server does not say how many tokens a chunk holds.
     """
     arrivals = columns(request)
-    if UNKNOWN in arrivals.tokens:
-        return
-    before_ns = None
-    for at_ns, tokens in zip(arrivals.at_ns, arrivals.tokens, strict=True):
-        if tokens > 1:
-            yield from (0.0,) * (tokens - 1)
-        if before_ns is not None:
-            yield (at_ns - before_ns) / NS_PER_S
-        before_ns = at_ns
+    if UNKNOWN in arrivals.tokens or not len(arrivals):
+        return ()
+    gaps = (np.diff(np.frombuffer(arrivals.at_ns, np.int64)) / NS_PER_S).tolist()
+    together = sum(arrivals.tokens) - len(arrivals)
+    return gaps if not together else [*(0.0,) * together, *gaps]
 
 
 def columns(request: RequestRecord) -> Arrivals:
@@ -106,6 +105,14 @@ def latency(name: str, requests: Iterable[RequestRecord]) -> Sample:
     return Sample(values, of=LABELS[name])
 
 
+def run_latency(name: str, run: RunRecord) -> Sample:
+    """The distribution `name` over the requests of a run that count, seconds."""
+    if name not in run.derived:
+        run.derived[name] = latency(name, run.counted)
+    sample: Sample = run.derived[name]
+    return sample
+
+
 def duration_s(run: RunRecord) -> float | None:
     """The length of the window; without one, from the first send to the last answer's end."""
     span = _span(run)
@@ -114,15 +121,22 @@ def duration_s(run: RunRecord) -> float | None:
 
 def output_tokens(run: RunRecord) -> int | None:
     """Generated tokens, with a window those that arrived within it; None where the server does not count them."""
+    if output_tokens not in run.derived:
+        run.derived[output_tokens] = _total(_tokens_within(run))
+    total: int | None = run.derived[output_tokens]
+    return total
+
+
+def _tokens_within(run: RunRecord) -> Iterator[int | None]:
     if not _is_cut(run):
-        return _total(request.output_tokens for request in run.requests if request.ok)
+        yield from (request.output_tokens for request in run.requests if request.ok)
+        return
     start_ns, end_ns = _span(run) or (0, 0)
-    counts: list[int | None] = []
     for request in run.requests:
         arrivals = columns(request)
-        inside = [n for at_ns, n in zip(arrivals.at_ns, arrivals.tokens, strict=True) if start_ns <= at_ns <= end_ns]
-        counts.append(None if UNKNOWN in inside else sum(inside))
-    return _total(counts)
+        first, last = bisect_left(arrivals.at_ns, start_ns), bisect_right(arrivals.at_ns, end_ns)
+        inside = arrivals.tokens[first:last]
+        yield None if UNKNOWN in inside else sum(inside)
 
 
 def answered(run: RunRecord) -> int:
@@ -209,7 +223,7 @@ class Metric:
 
 
 def _latency_statistic(name: str, statistic: str, run: RunRecord) -> float | None:
-    sample = latency(name, run.counted)
+    sample = run_latency(name, run)
     return STATISTICS[statistic](sample) if sample.count else None
 
 

@@ -6,8 +6,9 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-from pytest_llmperf.arrivals import Arrival
+from pytest_llmperf.arrivals import Arrival, Arrivals
 from pytest_llmperf.histogram import Histogram
 
 
@@ -73,11 +74,17 @@ class RequestRecord:
 
     @property
     def first_token_ns(self) -> int | None:
-        return self.arrivals[0].at_ns if self.arrivals else None
+        return self._arrival_ns(0)
 
     @property
     def last_token_ns(self) -> int | None:
-        return self.arrivals[-1].at_ns if self.arrivals else None
+        return self._arrival_ns(-1)
+
+    def _arrival_ns(self, index: int) -> int | None:
+        arrivals = self.arrivals
+        if not len(arrivals):
+            return None
+        return arrivals.at_ns[index] if isinstance(arrivals, Arrivals) else arrivals[index].at_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +209,8 @@ class RunRecord:
     shed: int = 0
     cache: CacheCounters = field(default_factory=CacheCounters)
     client: ClientStats = field(default_factory=ClientStats)
+    derived: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What has been computed from these rows, so that it is computed once."""
 
     @property
     def counted(self) -> tuple[RequestRecord, ...]:

@@ -150,6 +150,8 @@ class Figures:
         """The latencies of each round (turn number) by itself."""
         requests = self._latencies.requests
         rounds = 1 + max((request.turn for request in requests), default=-1)
+        if rounds == 1:
+            return (self._latencies,)
         return tuple(Latencies(tuple(r for r in requests if r.turn == number)) for number in range(rounds))
 
     @property
@@ -248,11 +250,10 @@ class Figures:
         )
 
     def _error_bounds(self) -> dict[str, float]:
-        bounds = {}
-        for metric in metrics.METRICS.values():
-            known = [bound for run in self.records if (bound := selfcheck.error_bound(metric, run)) is not None]
-            if known:
-                bounds[metric.name] = max(known)
+        bounds: dict[str, float] = {}
+        for run in self.records:
+            for name, bound in selfcheck.error_bounds(metrics.METRICS.values(), run).items():
+                bounds[name] = max(bound, bounds.get(name, 0.0))
         return bounds
 
     def value(self, metric: metrics.Metric) -> list[float | None]:

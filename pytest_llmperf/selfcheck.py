@@ -8,9 +8,11 @@ time that lies between an answer and the next send.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from pytest_llmperf import metrics, units
 from pytest_llmperf.arrivals import UNKNOWN
@@ -22,19 +24,26 @@ from pytest_llmperf.stats import Sample
 TOLERATED = 0.05
 """The share of a gated metric that the client's error may reach; a run beyond it is INVALID."""
 
-_Extremes = tuple[float, float]
-"""The least and the most that a request's true value can be, seconds."""
+_Extremes = tuple[Sequence[float], Sequence[float]]
+"""The least and the most that each of a request's true values can be, seconds."""
 
 
-def error_bound(metric: Metric, run: RunRecord) -> float | None:
-    """By how much the client may have falsified the metric of this run, in its unit; None where that is unknown."""
-    name, _, statistic = metric.name.rpartition("_")
-    if name in _EXTREMES and statistic in STATISTICS:
-        return _latency_bound(name, statistic, run)
-    value = metric.formula(run)
-    if value is None or metric.name not in _PACED:
-        return None
-    return value * _waiting_share(run)
+def error_bounds(wanted: Iterable[Metric], run: RunRecord) -> dict[str, float]:
+    """By how much the client may have falsified metrics of this run, in their units; what is unknown is left out."""
+    extremes: dict[str, _Three] = {}
+    bounds = {}
+    for metric in wanted:
+        name, _, statistic = metric.name.rpartition("_")
+        if name in _EXTREMES and statistic in STATISTICS:
+            if name not in extremes:
+                extremes[name] = _three(name, run)
+            bound = _between(extremes[name], STATISTICS[statistic])
+        else:
+            value = metric.formula(run) if metric.name in _PACED else None
+            bound = None if value is None else value * _waiting_share(run)
+        if bound is not None:
+            bounds[metric.name] = bound
+    return bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,59 +69,73 @@ def excesses(wanted: Sequence[Metric], runs: Sequence[RunRecord]) -> Iterator[Ex
     for metric in wanted:
         found = []
         for run in runs:
-            value, bound = metric.formula(run), error_bound(metric, run)
+            value, bound = metric.formula(run), error_bounds([metric], run).get(metric.name)
             if value and bound is not None and bound > TOLERATED * value:
                 found.append(Excess(metric, run.index, value, bound))
         if found:
             yield max(found, key=lambda excess: excess.bound / excess.value)
 
 
-def _latency_bound(name: str, statistic: str, run: RunRecord) -> float | None:
-    pairs = [pair for request in run.counted if request.ok for pair in _EXTREMES[name](request)]
-    value = Sample(tuple(v for r in run.counted if r.ok for v in metrics.LATENCIES[name](r)), name)
-    if not pairs or not value.count:
+_Three = tuple[Sample, Sample, Sample]
+"""The least, the reported and the most of each value."""
+
+
+def _three(name: str, run: RunRecord) -> _Three:
+    low: list[float] = []
+    high: list[float] = []
+    for request in run.counted:
+        if request.ok:
+            least, most = _EXTREMES[name](request)
+            low += least
+            high += most
+    return Sample(tuple(low), name), metrics.run_latency(name, run), Sample(tuple(high), name)
+
+
+def _between(three: _Three, statistic: Callable[[Sample], float]) -> float | None:
+    low, reported, high = three
+    if not (low.count and reported.count):
         return None
-    low, high = (STATISTICS[statistic](Sample(tuple(side), name)) for side in zip(*pairs, strict=True))
-    middle = STATISTICS[statistic](value)
-    return max(high - middle, middle - low, 0.0)
+    middle = statistic(reported)
+    return max(statistic(high) - middle, middle - statistic(low), 0.0)
 
 
-def _first_token(origin: Callable[[RequestRecord], int], request: RequestRecord) -> Iterator[_Extremes]:
+def _first_token(origin: Callable[[RequestRecord], int], request: RequestRecord) -> _Extremes:
     """From `origin`, or with a perfect client from when the request had left, to the first token."""
     if request.sent_ns is None or not len(request.arrivals):
-        return
+        return (), ()
     first = request.arrivals[0]
-    high_ns = first.at_ns - origin(request)
-    yield max(0, first.at_ns - first.late_ns - _left_ns(request)) / NS_PER_S, high_ns / NS_PER_S
+    low_ns, high_ns = first.at_ns - first.late_ns - _left_ns(request), first.at_ns - origin(request)
+    return (max(0, low_ns) / NS_PER_S,), (high_ns / NS_PER_S,)
 
 
-def _e2e(request: RequestRecord) -> Iterator[_Extremes]:
+def _e2e(request: RequestRecord) -> _Extremes:
     if request.sent_ns is None or not len(request.arrivals):
-        return
+        return (), ()
     last = request.arrivals[-1]
-    low_ns = last.at_ns - last.late_ns - _left_ns(request)
-    yield max(0, low_ns) / NS_PER_S, (last.at_ns - request.sent_ns) / NS_PER_S
+    low_ns, high_ns = last.at_ns - last.late_ns - _left_ns(request), last.at_ns - request.sent_ns
+    return (max(0, low_ns) / NS_PER_S,), (high_ns / NS_PER_S,)
 
 
-def _tpot(request: RequestRecord) -> Iterator[_Extremes]:
+def _tpot(request: RequestRecord) -> _Extremes:
     if metrics.tpot_s(request) is None or request.output_tokens is None:
-        return
+        return (), ()
     first, last, gaps = request.arrivals[0], request.arrivals[-1], request.output_tokens - 1
     low_ns, high_ns = last.at_ns - last.late_ns - first.at_ns, last.at_ns - first.at_ns + first.late_ns
-    yield max(0, low_ns) / gaps / NS_PER_S, high_ns / gaps / NS_PER_S
+    return (max(0, low_ns) / gaps / NS_PER_S,), (high_ns / gaps / NS_PER_S,)
 
 
-def _itl(request: RequestRecord) -> Iterator[_Extremes]:
+def _itl(request: RequestRecord) -> _Extremes:
     arrivals = metrics.columns(request)
-    if UNKNOWN in arrivals.tokens:
-        return
-    for index, (at_ns, tokens, late_ns) in enumerate(
-        zip(arrivals.at_ns, arrivals.tokens, arrivals.late_ns, strict=True)
-    ):
-        yield from ((0.0, late_ns / NS_PER_S),) * (tokens - 1)
-        if index:
-            gap_ns = at_ns - arrivals.at_ns[index - 1]
-            yield max(0, gap_ns - late_ns) / NS_PER_S, (gap_ns + arrivals.late_ns[index - 1]) / NS_PER_S
+    if UNKNOWN in arrivals.tokens or not len(arrivals):
+        return (), ()
+    gaps, late = np.diff(np.frombuffer(arrivals.at_ns, np.int64)), np.frombuffer(arrivals.late_ns, np.int64)
+    low = (np.maximum(gaps - late[1:], 0) / NS_PER_S).tolist()
+    high = ((gaps + late[:-1]) / NS_PER_S).tolist()
+    for tokens, late_ns in zip(arrivals.tokens, arrivals.late_ns, strict=True):
+        if tokens > 1:
+            low += (0.0,) * (tokens - 1)
+            high += (late_ns / NS_PER_S,) * (tokens - 1)
+    return low, high
 
 
 def _left_ns(request: RequestRecord) -> int:
@@ -121,7 +144,7 @@ def _left_ns(request: RequestRecord) -> int:
     return sent_ns if request.flushed_ns is None else max(sent_ns, request.flushed_ns)
 
 
-_EXTREMES: dict[str, Callable[[RequestRecord], Iterator[_Extremes]]] = {
+_EXTREMES: dict[str, Callable[[RequestRecord], _Extremes]] = {
     "ttft": partial(_first_token, lambda request: request.sent_ns or 0),
     "scheduled_ttft": partial(_first_token, lambda request: request.released_ns),
     "tpot": _tpot,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -26,7 +27,7 @@ MANY_RUNS = 200
 """More runs than this are not proposed: lowering the noise is cheaper."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, repr=False)
 class Sample:
     """Some measurements of one quantity; asking a statistic of none is an error."""
 
@@ -46,7 +47,7 @@ class Sample:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self._some()))
+        return float(np.mean(self._array))
 
     @property
     def p50(self) -> float:
@@ -66,12 +67,13 @@ class Sample:
 
     def quantile(self, share: float) -> float:
         """Linear interpolation between order statistics. Raises `NoSamplesError` of no values."""
-        return float(np.quantile(self._some(), share))
+        return float(np.quantile(self._array, share))
 
-    def _some(self) -> Sequence[float]:
+    @cached_property
+    def _array(self) -> np.ndarray:
         if not self.values:
             raise NoSamplesError(f"no {self.of} was measured")
-        return self.values
+        return np.asarray(self.values, np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

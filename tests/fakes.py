@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.clock import NS_PER_S, VirtualClock
 from pytest_llmperf.engines.base import Answer, EngineSpec, Generation
-from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.records import CacheCounters, ClientStats, Failure
 
 BLOCK = 16
@@ -16,7 +17,7 @@ BLOCK = 16
 
 @dataclass
 class Script:
-    """How the engine behaves. Times in seconds."""
+    """How the engine behaves, and the client in front of it. Times in seconds."""
 
     ttft_s: Callable[[int, int], float] = lambda computed, number: 0.010 + computed * 1e-5
     """From the tokens that had to be computed and the request's number."""
@@ -24,11 +25,17 @@ class Script:
     fail: Callable[[int], Failure | None] = lambda number: None
     token_ids: bool = True
     prefix_caching: bool = True
+    late_s: float = 0.0
+    """Each token may have arrived by as much earlier, without the client having seen it."""
+    send_s: float = 0.0
+    """What handing over a request takes of the client's time."""
+    read_s: float = 0.0
+    """What making sense of an answer takes of the client's time."""
 
 
 @dataclass
 class VirtualEngine:
-    """Implements the `Engine` protocol; one request is served at a time."""
+    """Implements the `Engine` protocol."""
 
     script: Script = field(default_factory=Script)
     clock: VirtualClock = field(default_factory=VirtualClock)
@@ -39,6 +46,8 @@ class VirtualEngine:
     max_model_len: int | None = 20_000
     kv_capacity_tokens: int | None = 100_000
     resettable: bool = True
+    concurrent: bool = False
+    """Whether requests are served side by side; else one after another, each as soon as it is sent."""
     dies_after: int | None = None
     """The request, by number, after which `check` raises."""
 
@@ -48,6 +57,7 @@ class VirtualEngine:
         self.sent: list[Generation] = []
         self.cached: set[tuple[int, ...]] = set()
         self.counters = {"queried": 0, "hit": 0}
+        self.channels: list[VirtualChannel] = []
 
     @property
     def returns_token_ids(self) -> bool:
@@ -70,6 +80,14 @@ class VirtualEngine:
 
     def connector(self) -> VirtualConnector:
         return VirtualConnector(self)
+
+    def open_channel(self) -> VirtualChannel:
+        """What the connector opens."""
+        return ConcurrentChannel(self) if self.concurrent else VirtualChannel(self)
+
+    def finished(self, answer: Answer) -> Answer:
+        """The answer as it is told; for engines that tell less or something else."""
+        return answer
 
     def cache_counters(self) -> CacheCounters:
         queried, hit = self.counters["queried"], self.counters["hit"]
@@ -104,23 +122,18 @@ class VirtualConnector:
 
     def open(self, clock: object) -> VirtualChannel:
         assert clock is self.engine.clock
-        return VirtualChannel(self.engine)
+        self.engine.channels.append(self.engine.open_channel())
+        return self.engine.channels[-1]
 
 
-@dataclass
+@dataclass(order=True)
 class VirtualReply:
-    """An answer that is known already."""
+    """An answer that is known already, and what happens when it is read."""
 
-    answer: Answer
-    on_read: Callable[[], None] = lambda: None
-
-    @property
-    def tag(self) -> int:
-        return self.answer.tag
-
-    @property
-    def end_ns(self) -> int:
-        return self.answer.end_ns
+    end_ns: int
+    tag: int
+    answer: Answer = field(compare=False)
+    on_read: Callable[[], None] = field(compare=False, default=lambda: None)
 
     def read(self) -> Answer:
         self.on_read()
@@ -132,39 +145,46 @@ class VirtualChannel:
 
     def __init__(self, engine: VirtualEngine) -> None:
         self.stats = ClientStats()
-        self._engine = engine
-        self._answers: list[Answer] = []
+        self.did: list[tuple[str, int]] = []
+        """What was asked of it: `("encode", tokens)`, `("send", tag)`, `("read", tag)`."""
         self.closed = False
         self.opened = 0
+        self._engine = engine
+        self._replies: list[VirtualReply] = []
 
     def open(self, connections: int) -> None:
         self.opened = connections
 
     def encode(self, generation: Generation) -> Generation:
+        self.did.append(("encode", len(generation.token_ids)))
         return generation
 
     def send(self, tag: int, generation: Generation) -> None:
         engine, script = self._engine, self._engine.script
+        self.did.append(("send", tag))
         number = len(engine.sent)
         engine.sent.append(generation)
         sent_ns = engine.clock.now_ns()
+        engine.clock.sleep(script.send_s)
+        flushed_ns = engine.clock.now_ns()
         failure = script.fail(number)
         if failure is not None:
-            self._answers.append(Answer(tag=tag, sent_ns=sent_ns, end_ns=sent_ns, failure=failure))
+            self._end(Answer(tag=tag, sent_ns=sent_ns, flushed_ns=flushed_ns, end_ns=flushed_ns, failure=failure))
             return
         cached = engine.serve(generation.token_ids)
-        engine.clock.sleep(script.ttft_s(len(generation.token_ids) - cached, number))
-        arrivals = []
-        for index in range(generation.output_tokens):
-            if index:
-                engine.clock.sleep(script.itl_s)
-            arrivals.append(Arrival(engine.clock.now_ns(), 1))
-        self._answers.append(
+        first_ns = flushed_ns + round(script.ttft_s(len(generation.token_ids) - cached, number) * NS_PER_S)
+        late_ns = round(script.late_s * NS_PER_S)
+        arrivals = tuple(
+            Arrival(first_ns + round(script.itl_s * index * NS_PER_S), 1, late_ns)
+            for index in range(generation.output_tokens)
+        )
+        self._end(
             Answer(
                 tag=tag,
                 sent_ns=sent_ns,
-                end_ns=engine.clock.now_ns(),
-                arrivals=tuple(arrivals),
+                flushed_ns=flushed_ns,
+                end_ns=arrivals[-1].at_ns,
+                arrivals=arrivals,
                 token_ids=tuple(range(generation.output_tokens)) if script.token_ids else None,
                 prompt_tokens=len(generation.token_ids),
                 output_tokens=generation.output_tokens,
@@ -173,16 +193,59 @@ class VirtualChannel:
         )
 
     def poll(self, timeout_s: float) -> bool:
-        if not self._answers:
+        if not self._replies:
             self._engine.clock.sleep(timeout_s)
-        return bool(self._answers)
+        return bool(self._replies)
 
     def ended(self) -> Sequence[VirtualReply]:
-        answers, self._answers = self._answers, []
-        return [VirtualReply(answer) for answer in answers]
+        replies, self._replies = self._replies, []
+        return replies
 
     def close(self) -> None:
         self.closed = True
 
+    def _end(self, answer: Answer) -> None:
+        """Let the answer take its time."""
+        self._wait_until(answer.end_ns)
+        self._replies.append(self._reply(answer))
 
-__all__ = ["BLOCK", "NS_PER_S", "Script", "VirtualChannel", "VirtualConnector", "VirtualEngine", "VirtualReply"]
+    def _reply(self, answer: Answer) -> VirtualReply:
+        def on_read() -> None:
+            self.did.append(("read", answer.tag))
+            self._engine.clock.sleep(self._engine.script.read_s)
+
+        return VirtualReply(answer.end_ns, answer.tag, self._engine.finished(answer), on_read)
+
+    def _wait_until(self, at_ns: int) -> None:
+        self._engine.clock.sleep((at_ns - self._engine.clock.now_ns()) / NS_PER_S)
+
+
+class ConcurrentChannel(VirtualChannel):
+    """Serves all requests side by side; waiting for them moves the clock to the next end."""
+
+    def __init__(self, engine: VirtualEngine) -> None:
+        super().__init__(engine)
+        self._coming: list[VirtualReply] = []
+
+    def poll(self, timeout_s: float) -> bool:
+        until_ns = self._engine.clock.now_ns() + max(0, round(timeout_s * NS_PER_S))
+        self._wait_until(min(until_ns, self._coming[0].end_ns) if self._coming else until_ns)
+        now_ns = self._engine.clock.now_ns()
+        while self._coming and self._coming[0].end_ns <= now_ns:
+            self._replies.append(heapq.heappop(self._coming))
+        return bool(self._replies)
+
+    def _end(self, answer: Answer) -> None:
+        heapq.heappush(self._coming, self._reply(answer))
+
+
+__all__ = [
+    "BLOCK",
+    "NS_PER_S",
+    "ConcurrentChannel",
+    "Script",
+    "VirtualChannel",
+    "VirtualConnector",
+    "VirtualEngine",
+    "VirtualReply",
+]

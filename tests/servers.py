@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +32,21 @@ class Do(Enum):
     RESET = "break the connection with RST"
 
 
-Step = bytes | float | threading.Event | Do
+@dataclass(frozen=True)
+class Wire:
+    """Bytes to be sent as they go over the wire: the records of TLS, where the server speaks it.
+
+    `records` are sealed one by one and sent together, in pieces of `piece` bytes with a pause after
+    each; 0 for one piece. The last `drop` bytes are not sent.
+    """
+
+    records: tuple[bytes, ...]
+    piece: int = 0
+    pause_s: float = 0.0
+    drop: int = 0
+
+
+Step = bytes | float | threading.Event | Do | Wire
 """Bytes are sent; a float is a pause in seconds; an event is waited for."""
 
 
@@ -41,7 +56,7 @@ class RawServer:
     A connection is closed at the end of its script; connections without a script are closed at once.
     """
 
-    def __init__(self, *scripts: Sequence[Step], host: str = "127.0.0.1") -> None:
+    def __init__(self, *scripts: Sequence[Step], host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[bytes] = []
         """What was read by `RECEIVE` and `RECEIVE_HEAD`."""
         self.sent_ns: list[int] = []
@@ -49,6 +64,7 @@ class RawServer:
         self.connections = 0
         self.errors: list[Exception] = []
         self._scripts = scripts
+        self._tls = tls
         self._stopped = threading.Event()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family)
@@ -60,7 +76,7 @@ class RawServer:
     @property
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"http{'s' if self._tls else ''}://{host}:{self.port}"
 
     def __enter__(self) -> RawServer:
         self._threads[0].start()
@@ -86,42 +102,126 @@ class RawServer:
                 self._threads.append(threading.Thread(target=self._play, args=(connection, script)))
                 self._threads[-1].start()
 
-    def _play(self, connection: socket.socket, script: Sequence[Step]) -> None:
-        with connection:
-            connection.settimeout(LIMIT_S)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def _play(self, sock: socket.socket, script: Sequence[Step]) -> None:
+        with sock:
+            sock.settimeout(LIMIT_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
+                connection = _Connection(sock) if self._tls is None else _TlsConnection(sock, self._tls)
                 for step in script:
                     self._take(connection, step)
+                connection.say_goodbye()
             except OSError as error:  # the client has gone, which some tests want
                 self.errors.append(error)
 
-    def _take(self, connection: socket.socket, step: Step) -> None:
+    def _take(self, connection: _Connection, step: Step) -> None:
         if isinstance(step, bytes):
+            self._take(connection, Wire((step,)))
+        elif isinstance(step, Wire):
+            sealed = connection.sealed(step.records)
+            sealed = sealed[: len(sealed) - step.drop]
+            connection.goodbye = not step.drop
             self.sent_ns.append(time.monotonic_ns())
-            connection.sendall(step)
+            size = step.piece or len(sealed)
+            for start in range(0, len(sealed), size):
+                connection.raw.sendall(sealed[start : start + size])
+                time.sleep(step.pause_s)
         elif isinstance(step, threading.Event):
             assert step.wait(LIMIT_S)
         elif isinstance(step, float):
             assert step <= _LONGEST_PAUSE_S
             time.sleep(step)
         elif step is Do.RESET:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.close()
+            connection.goodbye = False
+            connection.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.raw.close()
         elif step is Do.HOLD:
             self._hold(connection)
         else:
             self.requests.append(_read_request(connection, with_body=step is Do.RECEIVE))
 
-    def _hold(self, connection: socket.socket) -> None:
-        connection.settimeout(0.02)
+    def _hold(self, connection: _Connection) -> None:
+        connection.raw.settimeout(0.02)
         while not self._stopped.is_set():
             with contextlib.suppress(TimeoutError):
-                if not connection.recv(1 << 16):
+                if not connection.raw.recv(1 << 16):
                     return
 
 
-def _read_request(connection: socket.socket, *, with_body: bool) -> bytes:
+class _Connection:
+    """The server's end of a connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.raw = sock
+        self.goodbye = True
+        """Whether to end the connection properly."""
+
+    def recv(self, size: int) -> bytes:
+        return self.raw.recv(size)
+
+    def sealed(self, records: Sequence[bytes]) -> bytes:
+        return b"".join(records)
+
+    def say_goodbye(self) -> None:
+        """Say that nothing follows, where closing does not say it."""
+
+
+class _TlsConnection(_Connection):
+    """The same over TLS, on bytes in memory, so that a script can cut them anywhere."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(sock)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        try:
+            self._until_done(self._tls.do_handshake)
+        finally:
+            sock.sendall(self._outgoing.read())
+
+    def recv(self, size: int) -> bytes:
+        try:
+            data: bytes = self._until_done(lambda: self._tls.read(size))
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return b""
+        return data
+
+    def sealed(self, records: Sequence[bytes]) -> bytes:
+        for record in records:
+            self._tls.write(record)
+        return self._outgoing.read()
+
+    def say_goodbye(self) -> None:
+        if self.goodbye:
+            with contextlib.suppress(ssl.SSLWantReadError):  # it would wait for the client's
+                self._tls.unwrap()
+            self.raw.sendall(self._outgoing.read())
+
+    def _until_done(self, step: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                self.raw.sendall(self._outgoing.read())
+                data = self.raw.recv(1 << 16)
+                if data:
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
+
+
+@contextlib.contextmanager
+def full_listener() -> Iterator[int]:
+    """The port of a listener whose queue is full: whoever connects gets no answer."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def _read_request(connection: _Connection, *, with_body: bool) -> bytes:
     data = b""
     while b"\r\n\r\n" not in data:
         data += _receive(connection)
@@ -136,7 +236,7 @@ def _read_request(connection: socket.socket, *, with_body: bool) -> bytes:
     return head + b"\r\n\r\n" + b"".join(pieces)
 
 
-def _receive(connection: socket.socket) -> bytes:
+def _receive(connection: _Connection) -> bytes:
     data = connection.recv(1 << 16)
     if not data:
         raise ConnectionError("the client closed the connection within a request")

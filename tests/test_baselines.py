@@ -27,6 +27,7 @@ PROVENANCE = Provenance(
     workload="multi_round",
     workload_digest="0123456789abcdef",
     load="round_robin()",
+    open_load=False,
     cache="as_is",
     engine_kind=SPEC.kind,
     engine_identity={**SPEC.identity(), "model": "m"},

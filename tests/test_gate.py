@@ -14,7 +14,8 @@ from scipy import stats as scipy_stats
 from pytest_llmperf.baselines import SCHEMA_VERSION, Baselines, comparable
 from pytest_llmperf.gate import ALPHA, Criterion, Gate
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.records import Arrival, CacheCounters, Phase, RequestRecord, RunRecord
+from pytest_llmperf.arrivals import Arrival
+from pytest_llmperf.records import CacheCounters, Phase, RequestRecord, RunRecord
 from pytest_llmperf.results import PerfResult, Provenance, Validity
 from pytest_llmperf.verdicts import Verdict
 
@@ -26,6 +27,7 @@ PROVENANCE = Provenance(
     workload="multi_round",
     workload_digest="0123456789abcdef",
     load="round_robin()",
+    open_load=False,
     cache="as_is",
     engine_kind="vllm",
     engine_identity={"model": "m"},

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from pytest_llmperf import metrics
-from pytest_llmperf.metrics import GATED_BY_DEFAULT, LATENCIES, METRICS, STATISTICS, latency
-from pytest_llmperf.records import Arrival, CacheCounters, Failure, Phase, RequestRecord, RunRecord
+from pytest_llmperf.arrivals import Arrival, Arrivals
+from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS, gated_by_default, latency
+from pytest_llmperf.records import CacheCounters, Failure, Phase, RequestRecord, RunRecord, Window
 from pytest_llmperf.units import FORMATS
 
 MS = 1_000_000
@@ -35,9 +36,18 @@ def request(*arrivals_ms, sent_ms=0, end_ms=None, tokens=1, **words):
     return RequestRecord(**{**given, **words})
 
 
-def run(*requests, cache=None):
+def run(*requests, cache=None, window=None):
+    """A run that began at 0; `window` in milliseconds."""
+    if window is not None:
+        window = Window(*(None if edge is None else edge * MS for edge in window))
     return RunRecord(
-        index=0, phase=Phase.MEASURED, start_ns=0, end_ns=0, requests=requests, cache=cache or CacheCounters()
+        index=0,
+        phase=Phase.MEASURED,
+        start_ns=0,
+        end_ns=0,
+        requests=requests,
+        cache=cache or CacheCounters(),
+        window=window,
     )
 
 
@@ -48,6 +58,11 @@ def itl(record):
 def test_ttft_is_from_the_send_to_the_first_token():
     """Waiting before the send is not part of it."""
     assert 0.03 == metrics.ttft_s(request(40, 50, sent_ms=10))
+
+
+def test_scheduled_ttft_is_from_when_the_load_meant_to_send():
+    """Waiting before the send is part of it: a queue in the client cannot hide."""
+    assert 0.035 == metrics.scheduled_ttft_s(request(40, 50, sent_ms=10, released_ns=5 * MS))
 
 
 def test_e2e_is_from_the_send_to_the_last_token():
@@ -88,6 +103,13 @@ def test_tokens_of_one_chunk_arrive_together():
     assert [0.0, 0.0, 0.0, 0.01, 0.02] == sorted(itl(record))
 
 
+def test_gaps_are_the_same_whatever_form_the_arrivals_have():
+    """Rows or columns."""
+    record = replace(request(0), arrivals=(Arrival(40 * MS, 2), Arrival(50 * MS, 1), Arrival(70 * MS, 3)))
+
+    assert itl(record) == itl(replace(record, arrivals=Arrivals.of(record.arrivals)))
+
+
 def test_a_single_token_has_neither_tpot_nor_itl():
     """With one token there is nothing between tokens: absent, not 0."""
     record = request(40)
@@ -112,7 +134,7 @@ def test_without_a_token_count_there_is_no_tpot():
 @pytest.mark.parametrize("record", [request(), request(40, 50, sent_ms=None)])
 def test_without_a_send_or_a_token_there_is_no_latency(record):
     """What did not happen has no duration."""
-    assert (None, None) == (metrics.ttft_s(record), metrics.e2e_s(record))
+    assert (None, None, None) == (metrics.ttft_s(record), metrics.scheduled_ttft_s(record), metrics.e2e_s(record))
 
 
 @pytest.mark.parametrize("name", LATENCIES)
@@ -125,11 +147,17 @@ def test_a_distribution_has_only_answered_requests(name):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("ttft", (0.04, 0.02)), ("tpot", (0.01, 0.003)), ("itl", (0.01, 0.003)), ("e2e", (0.05, 0.023))],
+    [
+        ("ttft", (0.03, 0.02)),
+        ("scheduled_ttft", (0.04, 0.02)),
+        ("tpot", (0.01, 0.003)),
+        ("itl", (0.01, 0.003)),
+        ("e2e", (0.04, 0.023)),
+    ],
 )
 def test_a_distribution_is_over_all_requests(name, expected):
     """Each request adds its value, or all of its gaps."""
-    assert expected == latency(name, [request(40, 50), request(20, 23)]).values
+    assert expected == latency(name, [request(40, 50, sent_ms=10), request(20, 23)]).values
 
 
 def test_the_duration_is_from_the_first_send_to_the_last_end():
@@ -242,6 +270,126 @@ def test_storing_is_its_own_inverse(metric, value):
     assert value == metric.stored(metric.stored(value))
 
 
-def test_what_is_gated_by_default_exists():
-    """The default gate names metrics that there are."""
-    assert set(GATED_BY_DEFAULT) <= set(METRICS)
+@pytest.mark.parametrize(
+    ("open_load", "expected"),
+    [
+        (False, ("ttft_p50", "tpot_p50", "output_throughput")),
+        (True, ("scheduled_ttft_p50", "tpot_p50", "output_throughput")),
+    ],
+)
+def test_what_is_gated_by_default_depends_on_the_load(open_load, expected):
+    """Where the load does not wait, TTFT counts from the schedule; all of the names exist."""
+    assert expected == gated_by_default(open_load=open_load)
+    assert set(expected) <= set(METRICS)
+
+
+# Four requests, released at 0, 100, 200 and 300 ms, each answered with tokens 50 and 150 ms later.
+PACED = tuple(
+    request(at + 50, at + 150, sent_ms=at, released_ns=at * MS, input_tokens=100 + at, turn=at)
+    for at in range(0, 400, 100)
+)
+
+
+class TestWindow:
+    """What of a run counts where its load has a ramp or a tail."""
+
+    @pytest.mark.parametrize("window", [None, (0, None)])
+    def test_without_an_edge_the_whole_run_counts(self, window):
+        """A window that begins with the run and does not end is none."""
+        whole = run(*PACED, window=window)
+
+        assert (0.45, 8, 1000) == (metrics.duration_s(whole), metrics.output_tokens(whole), metrics.input_tokens(whole))
+        assert 4 == metrics.answered(whole) == METRICS["ttft_p50"].formula(whole) * 0 + len(whole.counted)
+
+    @pytest.mark.parametrize(
+        ("window", "released"),
+        [((100, 200), [100, 200]), ((101, None), [200, 300]), ((0, 299), [0, 100, 200]), ((50, 99), [])],
+    )
+    @pytest.mark.parametrize("name", LATENCIES)
+    def test_latencies_are_those_of_requests_meant_to_be_sent_within(self, name, window, released):
+        """Whenever their tokens came."""
+        counted = [record for record in PACED if record.turn in released]
+        metric = METRICS[f"{name}_mean"]
+
+        value = metric.formula(run(*PACED, window=window))
+
+        assert value == (latency(name, counted).mean if counted else None)
+
+    def test_latencies_count_by_the_release_and_not_by_the_send(self):
+        """A request that was sent late still belongs to the moment for which it was meant."""
+        late = request(500, 600, sent_ms=450, released_ns=150 * MS)
+
+        assert 0.35 == METRICS["scheduled_ttft_mean"].formula(run(late, window=(100, 200)))
+        assert METRICS["ttft_mean"].formula(run(late, window=(400, 500))) is None
+
+    @pytest.mark.parametrize(
+        ("window", "tokens", "inputs", "answers", "seconds"),
+        [
+            ((100, 250), 4, 300, 2, 0.15),
+            ((151, 249), 0, None, 0, 0.098),
+            ((100, None), 7, 900, 4, 0.35),
+            ((0, 250), 5, 400, 2, 0.25),
+            ((0, 1000), 8, 1000, 4, 1.0),
+        ],
+    )
+    def test_throughput_is_of_what_arrived_within_over_its_length(self, window, tokens, inputs, answers, seconds):
+        """Tokens by their arrival, inputs by the first token, answers by their end."""
+        cut = run(*PACED, window=window)
+
+        assert (tokens, inputs, answers) == (
+            metrics.output_tokens(cut),
+            metrics.input_tokens(cut),
+            metrics.answered(cut),
+        )
+        assert seconds == pytest.approx(metrics.duration_s(cut))
+        assert tokens / seconds == pytest.approx(metrics.output_throughput(cut))
+        assert answers / seconds == pytest.approx(metrics.request_throughput(cut))
+        expected = None if inputs is None else pytest.approx((tokens + inputs) / seconds)
+        assert expected == metrics.total_throughput(cut)
+
+    def test_tokens_of_requests_from_before_the_window_count(self):
+        """Throughput is what the server does in that time, for whomever."""
+        cut = run(request(40, 60, 80, tokens=2), request(90, sent_ms=70, released_ns=70 * MS), window=(50, 100))
+
+        assert (5, 0.05) == (metrics.output_tokens(cut), metrics.duration_s(cut))
+
+    def test_a_chunk_of_unknown_size_within_leaves_the_throughput_unknown(self):
+        """One outside does not matter."""
+        unknown = request(40, 60, tokens=None, output_tokens=6)
+
+        assert metrics.output_throughput(run(unknown, window=(50, 100))) is None
+        assert 0.0 == metrics.output_throughput(run(unknown, window=(70, 100)))
+
+    def test_failed_requests_are_not_in_it(self):
+        """Neither their tokens nor their inputs."""
+        cut = run(*PACED, request(120, 130, sent_ms=110, released_ns=110 * MS, failure=FAILURE), window=(100, 250))
+
+        assert (4, 300, 2) == (metrics.output_tokens(cut), metrics.input_tokens(cut), metrics.answered(cut))
+
+    @pytest.mark.parametrize("name", sorted(set(METRICS) - {"request_throughput", "duration"}))
+    def test_a_metric_that_was_not_measured_in_it_is_none(self, name):
+        """A window whose only request failed has no number for it, least of all 0."""
+        cut = run(request(40, sent_ms=10, released_ns=10 * MS, failure=FAILURE), window=(5, 50))
+
+        assert METRICS[name].formula(cut) is None
+
+    def test_a_window_of_no_length_has_no_rate(self):
+        """A load that fell before it was to be measured."""
+        cut = run(*PACED, window=(150, 150))
+
+        assert (0.0, None, None) == (
+            metrics.duration_s(cut),
+            metrics.output_throughput(cut),
+            metrics.request_throughput(cut),
+        )
+
+    def test_what_was_computed_of_a_run_is_not_that_of_another_one(self):
+        """A run made from another one with other requests or another window has figures of its own."""
+        whole = run(*PACED)
+        before = METRICS["ttft_mean"].formula(whole), metrics.output_tokens(whole)
+
+        cut = replace(whole, window=Window(100 * MS, 250 * MS))
+        less = replace(whole, requests=(request(7),))
+
+        assert (pytest.approx(0.05), 8) == before
+        assert (4, 0.007) == (metrics.output_tokens(cut), METRICS["ttft_mean"].formula(less))

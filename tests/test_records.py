@@ -1,56 +1,29 @@
-"""Rows and their file form."""
+"""Rows of what happened."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.arrivals import Arrival, Arrivals
+from pytest_llmperf.histogram import Histogram
 from pytest_llmperf.records import (
-    SCHEMA_VERSION,
-    Arrival,
     CacheCounters,
     ClientStats,
     Failure,
     Phase,
-    RecordFile,
+    Remark,
     RequestRecord,
     RunRecord,
-    read_requests,
-)
-
-NS = st.integers(0, 2**63 - 1)
-COUNT = st.integers(0, 2**31)
-ARRIVAL = st.builds(Arrival, NS, st.none() | COUNT)
-REQUEST = st.builds(
-    RequestRecord,
-    run=st.integers(-3, 100),
-    phase=st.sampled_from(Phase),
-    session=COUNT,
-    turn=COUNT,
-    released_ns=NS,
-    sent_ns=st.none() | NS,
-    end_ns=NS,
-    arrivals=st.lists(ARRIVAL, max_size=5).map(tuple),
-    new_tokens=COUNT,
-    input_tokens=COUNT,
-    output_tokens_asked=COUNT,
-    prompt_tokens=st.none() | COUNT,
-    output_tokens=st.none() | COUNT,
-    cached_tokens=st.none() | COUNT,
-    failure=st.none() | st.builds(Failure, kind=st.text(), detail=st.text()),
+    Window,
 )
 
 
-def request(turn=0, **words):
+def request(**words):
     given = {
         "run": 0,
         "phase": Phase.MEASURED,
         "session": 0,
-        "turn": turn,
+        "turn": 0,
         "released_ns": 0,
         "sent_ns": 1,
         "end_ns": 9,
@@ -62,126 +35,96 @@ def request(turn=0, **words):
     return RequestRecord(**{**given, **words})
 
 
-def write(path, records):
-    """A closed record file with these requests."""
-    rows = RecordFile(path, {"measurement": "test"})
-    for record in records:
-        rows.request(record)
-    rows.close()
+ARRIVALS = (Arrival(5, 1), Arrival(7, None, 1), Arrival(8, 1))
 
 
-@given(records=st.lists(REQUEST, max_size=4))
-@settings(deadline=None, max_examples=50)
-def test_requests_survive_the_file_unchanged(tmp_path_factory, records):
-    """What is read back equals what was written, in the same order."""
-    path = tmp_path_factory.mktemp("records") / "rows.jsonl"
-
-    write(path, records)
-
-    assert records == list(read_requests(path))
-
-
-def test_the_first_line_says_what_the_file_is(tmp_path):
-    """The header has the schema, its version and what the caller knows."""
-    path = tmp_path / "new" / "rows.jsonl"
-
-    RecordFile(path, {"measurement": "test_it"}).close()
-
-    expected = {"schema": "pytest-llmperf-records", "version": SCHEMA_VERSION, "measurement": "test_it"}
-    assert expected == json.loads(path.read_text())
-
-
-def test_a_request_is_in_the_file_before_the_next_one_comes(tmp_path):
-    """Rows are readable while the file is still open, so that a crash loses none."""
-    path = tmp_path / "rows.jsonl"
-    rows = RecordFile(path, {})
-
-    rows.request(request())
-
-    assert [request()] == list(read_requests(path))
-    rows.close()
-
-
-def test_a_run_is_written_without_repeating_its_requests(tmp_path):
-    """A run's row has its counters and the client's lag; readers of requests pass over it."""
-    path = tmp_path / "rows.jsonl"
-    rows = RecordFile(path, {})
-    run = RunRecord(
-        index=2,
-        phase=Phase.WARMUP,
-        start_ns=1,
-        end_ns=9,
-        requests=(request(),),
-        cache=CacheCounters(hit_tokens=7),
-        client=ClientStats(busy_ns=(3, 4)),
-    )
-
-    rows.run(run)
-    rows.request(request())
-    rows.close()
-
-    row = json.loads(path.read_text().splitlines()[1])["run"]
-    assert ("warmup", 2, 7, [3, 4]) == (
-        row["phase"],
-        row["index"],
-        row["cache"]["hit_tokens"],
-        row["client"]["busy_ns"],
-    )
-    assert "requests" not in row
-    assert [request()] == list(read_requests(path))
-
-
-@pytest.mark.parametrize("cut", [1, 2, 50])
-def test_a_last_line_cut_short_is_left_out(tmp_path, cut):
-    """A crash in the middle of a write costs that one request."""
-    path = tmp_path / "rows.jsonl"
-    write(path, [request(0), request(1)])
-
-    path.write_bytes(path.read_bytes()[:-cut])
-
-    assert [request(0)] == list(read_requests(path))
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"",
-        b"not json\n",
-        b"[1, 2]\n",
-        b'"text"\n',
-        b"\xff\xfe\x00binary\n",
-        b'{"schema": "another", "version": 1}\n',
-        b'{"schema": "pytest-llmperf-records", "version": 99}\n',
-        b'{"schema": "pytest-llmperf-records"}\n',
-        b'{"schema": "pytest-llmperf-rec',
-    ],
-)
-def test_a_file_that_is_not_ours_is_refused_by_its_first_line(tmp_path, line):
-    """Another file, or another schema version, raises an error that quotes what was found."""
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(line)
-
-    with pytest.raises(LLMPerfError, match="is not a record file of schema version 1: its first line is"):
-        list(read_requests(path))
-
-
-def test_a_request_knows_its_first_and_last_token():
-    """They are the stamps of the first and the last arrival."""
-    record = request(arrivals=(Arrival(5, 1), Arrival(7, 1), Arrival(8, 1)))
+@pytest.mark.parametrize("arrivals", [ARRIVALS, list(ARRIVALS), Arrivals.of(ARRIVALS)])
+def test_a_request_knows_its_first_and_last_token(arrivals):
+    """They are the stamps of the first and the last arrival, in whatever form arrivals are kept."""
+    record = request(arrivals=arrivals)
 
     assert (5, 8) == (record.first_token_ns, record.last_token_ns)
 
 
-def test_a_request_without_an_arrival_has_no_token_times():
+@pytest.mark.parametrize("arrivals", [(), Arrivals()])
+def test_a_request_without_an_arrival_has_no_token_times(arrivals):
     """Nothing arrived: both are None."""
-    record = request(arrivals=())
+    record = request(arrivals=arrivals)
 
     assert (None, None) == (record.first_token_ns, record.last_token_ns)
 
 
 def test_a_request_is_ok_unless_it_failed():
-    """A failure is what makes it not ok, not a missing token."""
+    """A failure is what makes it not ok, not a missing token, and not a remark."""
     assert (True, False) == (request(arrivals=()).ok, request(failure=Failure("timeout", "")).ok)
+    assert request(remarks=(Remark("no_usage", ""),)).ok
+
+
+def test_what_nobody_says_is_unknown():
+    """Times that there were not, and counts of the server, are None; oddities are none."""
+    record = request()
+
+    assert (None, None, ()) == (record.flushed_ns, record.connect_ns, record.remarks)
+    assert (None, None, None) == (record.prompt_tokens, record.output_tokens, record.cached_tokens)
+
+
+@pytest.mark.parametrize(
+    ("window", "inside"),
+    [
+        (Window(10, 20), [10, 15, 20]),
+        (Window(10, None), [10, 15, 20, 21, 99]),
+        (Window(0), [0, 9, 10, 15, 20, 21, 99]),
+        (Window(15, 15), [15]),
+        (Window(11, 14), []),
+    ],
+)
+def test_a_window_has_the_requests_that_were_meant_to_be_sent_within_it(window, inside):
+    """Whenever they were sent or answered; both ends belong to it."""
+    requests = tuple(request(released_ns=at, sent_ns=at + 50, end_ns=at + 90) for at in (0, 9, 10, 15, 20, 21, 99))
+    run = RunRecord(index=0, phase=Phase.MEASURED, start_ns=0, end_ns=200, requests=requests, window=window)
+
+    assert inside == [one.released_ns for one in requests if window.has(one)]
+    assert inside == [one.released_ns for one in run.counted]
+
+
+def test_without_a_window_the_whole_run_counts():
+    """Every request, in order."""
+    requests = (request(released_ns=5), request(released_ns=1))
+
+    assert requests == RunRecord(index=0, phase=Phase.MEASURED, start_ns=0, end_ns=9, requests=requests).counted
+
+
+def stats(*values, **words):
+    made = ClientStats(**words)
+    for name, value in zip(("away", "unread", "connects"), values, strict=False):
+        getattr(made, name).add(value)
+    return made
+
+
+def test_what_several_clients_saw_of_one_run_adds_up():
+    """Counts and histograms are summed, shares of processors and clocks stand beside one another."""
+    mine = stats(3, 5, 7, unstamped=1, clock_steps=2, resent=3, cpu_shares=[0.5], clock_offsets_ns={"a": (1, 2)})
+    theirs = stats(
+        3, 6, 7, unstamped=10, clock_steps=20, resent=30, cpu_shares=[0.6, 0.7], clock_offsets_ns={"b": (3, 4)}
+    )
+
+    mine.merge(theirs)
+
+    assert ({3: 2}, {5: 1, 6: 1}, {7: 2}) == (mine.away.bins, mine.unread.bins, mine.connects.bins)
+    assert (11, 22, 33) == (mine.unstamped, mine.clock_steps, mine.resent)
+    assert ([0.5, 0.6, 0.7], {"a": (1, 2), "b": (3, 4)}) == (mine.cpu_shares, mine.clock_offsets_ns)
+    assert ({3: 1}, 10, [0.6, 0.7]) == (theirs.away.bins, theirs.unstamped, theirs.cpu_shares)
+
+
+def test_merging_nothing_changes_nothing():
+    """A worker that saw nothing adds nothing, and one that begins with nothing becomes the other."""
+    one, other = stats(3, 5, 7, resent=3, cpu_shares=[0.5]), ClientStats()
+
+    one.merge(ClientStats())
+    other.merge(one)
+
+    assert stats(3, 5, 7, resent=3, cpu_shares=[0.5]) == one == other
+    assert Histogram() == ClientStats().away
 
 
 BEFORE = CacheCounters(

@@ -6,7 +6,8 @@ import pytest
 
 from pytest_llmperf.errors import NoSamplesError
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.records import Arrival, CacheCounters, ClientStats, Failure, Phase, RequestRecord, RunRecord
+from pytest_llmperf.arrivals import Arrival
+from pytest_llmperf.records import CacheCounters, ClientStats, Failure, Phase, RequestRecord, RunRecord
 from pytest_llmperf.results import CacheResult, ClientResult, Figures, PerfResult, Provenance, Validity
 from pytest_llmperf.verdicts import Judgement, Verdict
 
@@ -18,6 +19,7 @@ PROVENANCE = Provenance(
     workload="multi_round",
     workload_digest="0123456789abcdef",
     load="round_robin()",
+    open_load=False,
     cache="as_is",
     engine_kind="vllm",
     engine_identity={"model": "m"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -28,13 +29,15 @@ class Address:
         try:
             parts = urlsplit(url)
             port = parts.port
-            (parts.hostname or "").encode("idna")  # as the resolver will do
+            host = (parts.hostname or "").encode("idna").decode("ascii")  # as the resolver would do
         except ValueError as error:
             raise ConfigurationError(f"{problem} ({error})") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        if parts.scheme not in ("http", "https") or not host or port == 0 or parts.query or parts.fragment:
             raise ConfigurationError(problem)
+        if not re.fullmatch("[!-~]+", host + parts.path):
+            raise ConfigurationError(f"{problem} (it has a space or another character that must be percent-encoded)")
         tls = parts.scheme == "https"
-        return cls(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+        return cls(host, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
     def __str__(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self._bracketed}:{self.port}{self.prefix}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import httptools
 
+from pytest_llmperf.client.sockets import READ_BYTES
 from pytest_llmperf.client.sse import Fragment
 from pytest_llmperf.records import Failure
 
@@ -47,6 +48,7 @@ class Exchange:
     _parser: httptools.HttpResponseParser | None = None
     _reading: tuple[int, int] = (0, 0)
     _head_bytes: int = 0
+    _header_lines: int = 0
     _began: bool = False
     _framed: bool = False
     _streams: bool = False
@@ -85,33 +87,37 @@ class Exchange:
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpResponseParser(self)
-            self._began = True
-        for at_ns, since_ns, data in self._reads:
-            self._reading = at_ns, since_ns
+        reads, self._reads = self._reads, []
+        for at_ns, since_ns, data in reads:
+            self._reading, self._began = (at_ns, since_ns), True
             if self.status is None:
                 self._head_bytes += len(data)
                 if self._head_bytes > _MAX_HEAD_BYTES:
                     raise httptools.HttpParserError(f"headers of more than {_MAX_HEAD_BYTES} bytes")
             before = len(self._fragments)
-            parser.feed_data(data)
-            if self.stamped and len(self._fragments) > before:  # the stamp is that of the newest byte
-                self._fragments[-1] = at_ns, since_ns, True, self._fragments[-1][3]
-        self._reads.clear()
+            try:
+                parser.feed_data(data)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+                if not self._complete:
+                    raise
+            if self.stamped and len(self._fragments) > before:
+                self._time_exactly(data)
         if self._complete:
             self._parser = None  # it refers to this exchange, and nothing collects cycles during a run
         return self._complete
 
     def settle(self) -> None:
         """Parse what was left for later; a response that turns out not to have ended becomes a failure."""
-        if not self._reads or self.failure is not None:
+        if not self._reads:
             return
+        problem = None
         try:
-            complete = self.parse()
+            if not self.parse():
+                problem = Failure("not_http", "the stream went on after what looked like its end")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.failure = not_http(error)
-            return
-        if not complete:
-            self.failure = Failure("not_http", "the stream went on after what looked like its end")
+            problem = not_http(error)
+        self.failure = self.failure or problem
+        self._parser = None
 
     def ended_with_connection(self) -> bool:
         """Whether the end of the connection is the end of the body, as in HTTP/1.0."""
@@ -126,15 +132,26 @@ class Exchange:
         if tail.endswith(_LAST_CHUNK):
             self.reusable = True
             return True
-        # Trailers or extensions of the last chunk: rare enough to be parsed at once.
-        return tail.endswith(b"\r\n\r\n") and self.parse()
+        # Trailers, extensions of the last chunk, the last bytes of a read that was parsed: rare enough.
+        return (tail.endswith(b"\r\n\r\n") or len(tail) < len(_LAST_CHUNK)) and self.parse()
+
+    def _time_exactly(self, data: bytes) -> None:
+        """The stamp of a read is that of its newest byte: of its last fragment, unless more came after it."""
+        at_ns, since_ns, _, body = self._fragments[-1]
+        if len(data) < READ_BYTES and data.endswith((body, body + b"\r\n")):
+            self._fragments[-1] = at_ns, since_ns, True, body
 
     # Callbacks of the parser.
+
+    def on_message_begin(self) -> None:
+        if self._complete:  # bytes after the answer are no part of it
+            self.reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._complete:
             return
-        if len(self.headers) >= _MAX_HEADERS:
+        self._header_lines += 1
+        if self._header_lines > _MAX_HEADERS:
             raise ValueError(f"more than {_MAX_HEADERS} headers")
         key = name.decode("latin-1").lower()
         self.headers[key] = value.decode("latin-1")
@@ -157,9 +174,9 @@ class Exchange:
             self._fragments.append((at_ns, since_ns, False, body))
 
     def on_message_complete(self) -> None:
-        if self._complete:  # bytes after the answer are no part of it, and the connection is not reused
-            self.reusable = False
-        elif self._parser is not None and self._parser.get_status_code() >= 200:
+        if self._complete:
+            return
+        if self._parser is not None and self._parser.get_status_code() >= 200:
             self._complete = True
             self.reusable = bool(self._parser.should_keep_alive())
         else:  # 1xx announces the real response and says nothing about it

@@ -89,7 +89,7 @@ class HttpClient:
         self._ended: list[Exchange] = []
         self._candidates: list[tuple[int, Any]] = []
         self._sleeps = wants_kernel_stamps()
-        self._tls: ssl.SSLContext | None = None
+        self._tls = ssl.create_default_context() if address.tls else None
         self._looked_ns = self._woke_ns = clock.now_ns()
         self._expires_ns = self._woke_ns + _EXPIRE_EVERY_NS
 
@@ -119,8 +119,9 @@ class HttpClient:
 
     def send(self, tag: int, request: bytes) -> None:
         """Send one encoded request, on a connection that is open where there is one."""
-        if not self._active:  # until now nothing could arrive, so nothing was missed
-            self._woke_ns = self._looked_ns = self._clock.now_ns()
+        if not self._active:
+            self.poll(0)  # an idle connection may have been closed while nobody looked
+            self._woke_ns = self._looked_ns = self._clock.now_ns()  # nothing could arrive, so nothing was missed
         self._start(Exchange(tag, request))
 
     def poll(self, timeout_s: float) -> bool:
@@ -136,16 +137,17 @@ class HttpClient:
         stepped = self._wall.refresh()
         if stepped:
             self.stats.clock_steps += 1
-        longest_ns = 0
+        oldest_ns = 0
         for key, mask in ready:
             connection: _Connection = key.data
             if mask & _WRITE and connection.events:  # else an earlier one of these has ended it
                 self._writable(connection)
             if mask & _READ and connection.events:
-                waited_ns = self._read(connection, since_ns, trust=not stepped)
-                longest_ns = max(longest_ns, waited_ns)
-        if longest_ns:
-            self.stats.unread.add(longest_ns)
+                at_ns = self._read(connection, since_ns, trust=not stepped)
+                if at_ns and (at_ns < oldest_ns or not oldest_ns):
+                    oldest_ns = at_ns
+        if oldest_ns:
+            self.stats.unread.add(woke_ns - oldest_ns)
         if woke_ns > self._expires_ns:
             self._expires_ns = woke_ns + _EXPIRE_EVERY_NS
             self._expire(woke_ns)
@@ -160,8 +162,8 @@ class HttpClient:
         """Send one request and wait for its end; for a client that has nothing else in flight."""
         self.send(0, self.encode(method, path, body))
         deadline_ns = self._clock.now_ns() + int(timeout_s * NS_PER_S)
-        while not self._ended and self._clock.now_ns() < deadline_ns:
-            self.poll(min(0.5, timeout_s))
+        while not self._ended and (left_ns := deadline_ns - self._clock.now_ns()) > 0:
+            self.poll(min(0.5, left_ns / NS_PER_S))
         for connection in tuple(self._active):
             self._fail(connection, Failure("timeout", f"{method} {path} did not finish within {timeout_s:g} s"))
         (exchange,) = self.ended()
@@ -191,29 +193,33 @@ class HttpClient:
             self._begin(connection, exchange)
 
     def _connect(self, *, fresh: bool, candidate: int = 0) -> _Connection:
-        """Begin to connect to one of the addresses behind the name."""
+        """Begin to connect to an address behind the name: to this candidate, or the next one that can be tried."""
         began_ns = self._clock.now_ns()
         if not self._candidates:
             found = socket.getaddrinfo(self.address.host, self.address.port, type=socket.SOCK_STREAM)
-            self._candidates = [(family, where) for family, _, _, _, where in found]
+            self._candidates = list(dict.fromkeys((family, where) for family, _, _, _, where in found))
         where = self._candidates[candidate]
-        sock = socket.socket(where[0], socket.SOCK_STREAM)
         try:
-            connection = _Connection(self._wrapped(sock), began_ns, where, fresh=fresh, active_ns=began_ns)
-            with suppress(BlockingIOError):
-                sock.connect(where[1])
-        except OSError:
-            sock.close()
-            raise
+            connection = _Connection(self._socket(*where), began_ns, where, fresh=fresh, active_ns=began_ns)
+        except OSError:  # as for a family that this machine does not have
+            if candidate + 1 == len(self._candidates):
+                raise
+            return self._connect(fresh=fresh, candidate=candidate + 1)
         self._connections.add(connection)
         self._watch(connection, _WRITE)
         return connection
 
-    def _wrapped(self, sock: socket.socket) -> PlainSocket | TlsSocket:
-        if not self.address.tls:
-            return PlainSocket(sock)
-        self._tls = self._tls or ssl.create_default_context()
-        return TlsSocket(sock, self._tls, self.address.host)
+    def _socket(self, family: int, where: Any) -> PlainSocket | TlsSocket:
+        """A socket that is being connected."""
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            wrapped = TlsSocket(sock, self._tls, self.address.host) if self._tls else PlainSocket(sock)
+            with suppress(BlockingIOError):
+                sock.connect(where)
+        except OSError:
+            sock.close()
+            raise
+        return wrapped
 
     def _connected(self, connection: _Connection) -> None:
         """Go on with a connection that is being made."""
@@ -245,7 +251,7 @@ class HttpClient:
         connection.exchange = None
         self._discard(connection)
         following = self._candidates.index(connection.where) + 1 if connection.where in self._candidates else 0
-        if following < len(self._candidates):
+        if following < len(self._candidates) and not isinstance(error, ssl.SSLError):
             try:
                 another = self._connect(fresh=connection.fresh, candidate=following)
             except OSError as another_error:
@@ -295,42 +301,64 @@ class HttpClient:
     # Receiving.
 
     def _read(self, connection: _Connection, since_ns: int, *, trust: bool) -> int:
-        """Read what is there; returns for how long it had been there, nanoseconds, 0 if that is not known."""
+        """Read what is there; returns when it had come, 0 for nothing.
+
+        `trust` says whether the kernel's stamps can be converted.
+        """
+        at_ns = 0
         exchange = connection.exchange
-        if not connection.ready:
-            self._connected(connection)
-            return 0
-        if exchange is None:  # an idle connection has nothing to say but that it is closed
-            self._discard(connection)
-            return 0
+        if exchange is None or not connection.ready:
+            self._read_unasked(connection)
+            return at_ns
         receive, hides_bytes = connection.socket.recvmsg, connection.socket.hides_bytes
-        waited_ns = 0
         try:
-            while True:
+            for _ in range(connection.socket.most_reads):
                 data, ancillary, _, _ = receive(READ_BYTES, ANCILLARY_BYTES)
-                now_ns = self._clock.now_ns()
                 if not data:
                     self._at_end_of_stream(connection, exchange)
-                    return waited_ns
-                stamp_ns = wall_stamp_ns(ancillary) if trust else 0
-                at_ns = self._wall.monotonic(stamp_ns) if stamp_ns else now_ns
-                waited_ns = now_ns - at_ns
+                    return at_ns
+                stamp_ns = wall_stamp_ns(ancillary)
+                if stamp_ns and trust and not hides_bytes:
+                    at_ns = self._wall.monotonic(stamp_ns)
+                else:
+                    at_ns = self._unstamped(exchange, stamp_ns if trust else 0)
                 connection.active_ns = at_ns
-                if not stamp_ns or hides_bytes:
-                    exchange.stamped = False
-                    self.stats.unstamped += not stamp_ns
                 if exchange.take(at_ns, since_ns, data):
                     self._finish(connection, exchange)
-                    return waited_ns
+                    return at_ns
                 if len(data) < READ_BYTES and not hides_bytes:
-                    return waited_ns
+                    return at_ns
         except BlockingIOError:
-            return waited_ns
+            return at_ns
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(connection, not_http(error))
         except OSError as error:
             self._broken(connection, exchange, Failure("connection_reset", f"while receiving: {error}"))
-        return waited_ns
+        return at_ns
+
+    def _unstamped(self, exchange: Exchange, stamp_ns: int) -> int:
+        """The time of a read that is not exactly stamped.
+
+        A TLS read has a stamp, but what was decrypted may have come before the rest of its segment.
+        """
+        exchange.stamped = False
+        if stamp_ns:
+            return self._wall.monotonic(stamp_ns)
+        self.stats.unstamped += 1
+        return self._clock.now_ns()
+
+    def _read_unasked(self, connection: _Connection) -> None:
+        """Read where no answer is due: an idle connection has nothing to say but that it is closed."""
+        if not connection.ready:
+            self._connected(connection)
+            return
+        try:
+            connection.socket.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+        except BlockingIOError:  # a ticket for a TLS session
+            return
+        except OSError:
+            pass
+        self._discard(connection)
 
     def _at_end_of_stream(self, connection: _Connection, exchange: Exchange) -> None:
         try:
@@ -408,9 +436,11 @@ class HttpClient:
     def _hand_back(self, connection: _Connection, exchange: Exchange) -> None:
         connection.exchange = None
         self._active.discard(connection)
-        if exchange.reusable and not connection.unsent and connection.send_error is None:
+        if exchange.reusable and connection.events == _READ and connection.send_error is None:  # nothing is unsent
             connection.fresh = False
             self._idle.append(connection)
+            if connection.socket.hides_bytes:  # what came along with the answer must not look like the next one
+                self._read_unasked(connection)
         else:
             self._discard(connection)
         exchange.request = b""

@@ -481,7 +481,7 @@ class Origin:
 
     def _send_due(self) -> None:
         """Send the tokens that are due."""
-        agenda, tally = self._agenda, self._tally
+        agenda = self._agenda
         now_ns = time.monotonic_ns()
         for _ in range(_TOKEN_BATCH):
             entry = agenda.take_due(now_ns)
@@ -492,9 +492,9 @@ class Origin:
             if connection is None:
                 continue
             if not sent:
-                tally.late_ns.append(time.monotonic_ns() - due_ns)
+                self._tally.late_ns.append(time.monotonic_ns() - due_ns)
             self._put(connection, stream.next_data())
-            tally.tokens += stream.sent - sent
+            self._tally.tokens += stream.sent - sent
             if stream.sent < stream.tokens:
                 agenda.add((due_ns + self._itl_ns, number, stream))
             else:

@@ -22,6 +22,8 @@ A token is some 200 bytes, and the buffer is allocated anew for each read: with 
 2.5 times as much as with 4 to 16 KiB, and the memory that is given back is left in holes.
 """
 _TLS_READ_BYTES = 65_536
+_TLS_FILLS = 8
+"""How often to read in a row, as `most_reads`."""
 _TLS_WRITE_BYTES = 65_536
 
 _Ancillary: TypeAlias = "list[tuple[int, int, bytes]]"
@@ -57,11 +59,10 @@ def ask_for_stamps(sock: socket.socket) -> bool:
 
 def wall_stamp_ns(ancillary: _Ancillary) -> int:
     """The kernel's stamp among the ancillary data of a read, nanoseconds of the wall clock; 0 if there is none."""
-    for level, kind, data in ancillary:
-        if kind == _SO_TIMESTAMPING and level == socket.SOL_SOCKET and len(data) == _STAMP.size:
-            seconds, nanoseconds = _STAMP.unpack(data)
-            return int(seconds * NS_PER_S + nanoseconds)
-    return 0
+    if not ancillary:
+        return 0
+    seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])  # nothing else was asked for
+    return int(seconds * NS_PER_S + nanoseconds)
 
 
 class PlainSocket:
@@ -69,6 +70,8 @@ class PlainSocket:
 
     hides_bytes = False
     """Whether bytes may be readable although the kernel has none."""
+    most_reads = 64
+    """How often to read in a row: a server that sends faster than it is read is not the only one."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -97,6 +100,7 @@ class TlsSocket:
     """
 
     hides_bytes = True
+    most_reads = sys.maxsize  # it stops by itself, when everything is decrypted
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str) -> None:
         self._plain = PlainSocket(sock)
@@ -106,6 +110,7 @@ class TlsSocket:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._unsent = memoryview(b"")
         self._ancillary: _Ancillary = []
+        self._fills = _TLS_FILLS
 
     def handshake(self) -> bool:
         """As `PlainSocket`; raises `ssl.SSLError`, `OSError`."""
@@ -122,14 +127,21 @@ class TlsSocket:
                 return self.flush()
 
     def recvmsg(self, size: int, ancillary_size: int) -> Received:
-        """As `socket.recvmsg`, of the decrypted bytes; raises `BlockingIOError` when there are none."""
+        """As `socket.recvmsg`, of the decrypted bytes.
+
+        Raises `BlockingIOError` when there are none, and another `OSError` when the connection has
+        ended without TLS saying so: what came may be cut short.
+        """
         del ancillary_size
         while True:
             try:
                 return self._tls.read(size), self._ancillary, 0, None
             except ssl.SSLWantReadError:
-                self._fill()
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                if not self._fills:
+                    self._fills = _TLS_FILLS
+                    raise BlockingIOError from None
+                self._fills = self._fills - 1 if self._fill() == _TLS_READ_BYTES else 0
+            except ssl.SSLZeroReturnError:
                 return b"", [], 0, None
 
     def send(self, data: memoryview) -> int:
@@ -154,10 +166,11 @@ class TlsSocket:
     def close(self) -> None:
         self.raw.close()
 
-    def _fill(self) -> None:
+    def _fill(self) -> int:
         data, ancillary, _, _ = self._plain.recvmsg(_TLS_READ_BYTES, ANCILLARY_BYTES)
         if data:
             self._ancillary = ancillary
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
+        return len(data)

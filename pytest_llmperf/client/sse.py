@@ -5,7 +5,7 @@ An event belongs to the fragment that completed it, however the network has cut 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 Fragment: TypeAlias = tuple[int, int, bool, bytes]
@@ -18,29 +18,47 @@ came at `at_ns`; of the others this is not known.
 Event: TypeAlias = tuple[int, int, bytes]
 """`(at_ns, late_ns, data)`: the event was there by `at_ns`, and at most `late_ns` before."""
 
+_FIELD, _END = b"data: ", b"\n\n"
 _BOM = b"\xef\xbb\xbf"
 
 
-def events(fragments: Iterable[Fragment]) -> Iterator[Event]:
+def events(fragments: Sequence[Fragment]) -> list[Event]:
     """The events of a body.
 
     Follows the event-stream format of the HTML standard: lines end with LF, CRLF or CR, a blank
     line ends an event, several `data` lines are joined by LF, comments and other fields are passed
     over. Data not ended by a blank line is not an event.
     """
+    simple = _one_event_each(fragments)
+    return list(_any_events(fragments)) if simple is None else simple
+
+
+def _any_events(fragments: Sequence[Fragment]) -> Iterator[Event]:
     lines = _Lines()
-    at_start = True  # of an event
     for at_ns, since_ns, exact, data in fragments:
-        # What nearly every fragment is: one event of one line, whole.
-        if at_start and data[:6] == b"data: " and data.find(b"\n") == len(data) - 2 and b"\r" not in data:
-            if data[-1:] == b"\n":
-                yield at_ns, 0 if exact else max(0, at_ns - since_ns), data[6:-2]
-                continue
         found = lines.events(data)
-        at_start = lines.at_start
         for index, event in enumerate(found, 1):
-            last = exact and at_start and index == len(found)
+            last = exact and lines.ended and index == len(found)
             yield at_ns, 0 if last else max(0, at_ns - since_ns), event
+
+
+def _one_event_each(fragments: Sequence[Fragment]) -> list[Event] | None:
+    """The same events where each fragment is one of a single line, which is what servers send; else None.
+
+    Found by a few passes over the whole body, at a third of the cost.
+    """
+    body, count = b"".join([data for _, _, _, data in fragments]), len(fragments)
+    if (
+        body.count(b"\n") != 2 * count
+        or body.count(_END + _FIELD) != count - 1
+        or not body.startswith(_FIELD)
+        or b"\r" in body
+        or not all([data[-2:] == _END for _, _, _, data in fragments])
+    ):
+        return None
+    return [
+        (at_ns, 0 if exact else max(0, at_ns - since_ns), data[6:-2]) for at_ns, since_ns, exact, data in fragments
+    ]
 
 
 class _Lines:
@@ -51,16 +69,18 @@ class _Lines:
         self._data: list[bytes] = []
         self._after_cr = False
         self._began = False
+        self._ended = False
 
     @property
-    def at_start(self) -> bool:
-        """Whether nothing is unfinished."""
-        return not self._pieces and not self._data and not self._after_cr
+    def ended(self) -> bool:
+        """Whether nothing has come since the end of an event."""
+        return self._ended and not self._pieces and not self._after_cr
 
     def events(self, fragment: bytes) -> list[bytes]:
         """The events that a fragment completes."""
         found = []
         for line in self._lines(fragment):
+            self._ended = not line and bool(self._data)
             if not line:
                 if self._data:
                     found.append(b"\n".join(self._data))

@@ -7,8 +7,14 @@ What they record comes back while they drive.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import select
+import selectors
 import signal
+import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
@@ -18,15 +24,20 @@ from typing import Any
 from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock, RealClock
 from pytest_llmperf.driver.job import Driven, Job
 from pytest_llmperf.driver.local import LocalTeam, Worker
-from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.driver.parcel import pack, together, unpack
+from pytest_llmperf.errors import LLMPerfError
 from pytest_llmperf.load import Share
 from pytest_llmperf.records import RequestRecord
 
+Record = Callable[[RequestRecord], None]
+
 # For the message to reach everybody.
 _START_DELAY_NS = 50 * NS_PER_MS
-_BATCH_EVERY_NS = NS_PER_S // 4
 _LOOK_S = 1.0
 _STOP_S = 5.0
+# What a member says; a member of whom no more can come is `_LOST`.
+_READY, _RECORD, _DRIVEN, _ERROR, _LOST = "ready", "record", "driven", "error", "lost"
+_Message = tuple[str, Any]
 
 
 class ProcessTeam:
@@ -37,67 +48,88 @@ class ProcessTeam:
         self._clock = clock
         self._members: list[_Member] = []
 
-    def run(self, job: Job, record: Callable[[RequestRecord], None], check_engine: Callable[[], None]) -> Driven:
-        """Raises `ConfigurationError` for a workload that cannot be sent to another process."""
+    def run(self, job: Job, record: Record, check_engine: Callable[[], None]) -> Driven:
+        """Drive a job; a process that is lost is one of the problems of what is returned.
+
+        Raises what a process has raised, `ConfigurationError` for a job that cannot be sent to one, and
+        `LLMPerfError` if all are lost.
+        """
         count = job.load.workers(self._count)
         if count == 1:
             return LocalTeam(self._clock).run(job, record, check_engine)
-        message = _pickled(job)
+        parcels = [pack(job, Share(number, count)) for number in range(count)]
         try:
-            return self._run(message, count, record, check_engine)
+            return self._run(parcels, record, check_engine)
         except BaseException:
-            self._rescue(record)
-            self.close()
+            self._stop_driving(record)
             raise
 
     def close(self) -> None:
-        for member in self._members:
-            member.stop()
-        self._members.clear()
+        members, self._members = self._members, []
+        for member in members:
+            member.pipe.close()
+        until_ns = self._clock.now_ns() + int(_STOP_S * NS_PER_S)
+        for member in members:
+            member.join(until_ns - self._clock.now_ns())
 
-    def _run(
-        self, message: bytes, count: int, record: Callable[[RequestRecord], None], check_engine: Callable[[], None]
-    ) -> Driven:
-        self._members = [member for member in self._members if member.process.is_alive()]
+    def _run(self, parcels: list[bytes], record: Record, check_engine: Callable[[], None]) -> Driven:
+        members = self._staff(len(parcels))
+        for member, parcel in zip(members, parcels, strict=True):
+            member.send(parcel)
+        driven: dict[int, Driven] = {}
+        lost: list[str] = []
+        unready = set(range(len(members)))
+        for number, (kind, content) in _messages(members, (_DRIVEN, _LOST), self._clock, check_engine):
+            if kind == _RECORD:
+                record(content)
+            elif kind == _DRIVEN:
+                driven[number] = content
+            elif kind == _ERROR:
+                error, where = content
+                raise error from _WorkerError(where)
+            elif kind == _LOST:
+                lost.append(content)
+            if kind in (_READY, _LOST) and number in unready:
+                unready.discard(number)
+                if not unready:
+                    _start(members, self._clock.now_ns() + _START_DELAY_NS)
+        return together([driven[number] for number in sorted(driven)], lost)
+
+    def _staff(self, count: int) -> list[_Member]:
+        """So many members, all alive as far as is known."""
+        dead = [member for member in self._members if not member.process.is_alive()]
+        self._members = [member for member in self._members if member not in dead]
+        for member in dead:
+            member.pipe.close()
+            member.join(0)
         while len(self._members) < count:
             self._members.append(_Member())
-        members = self._members[:count]
-        for number, member in enumerate(members):
-            member.pipe.send_bytes(message)
-            member.pipe.send(Share(number, count))
-        driven: list[Driven] = []
-        lost: list[str] = []
-        waiting = set(members)
-        for member, kind, content in _messages(members, check_engine):
-            if kind in ("ready", "lost") and waiting:
-                waiting.discard(member)
-                if not waiting:
-                    _start(members, self._clock.now_ns() + _START_DELAY_NS)
-            if kind == "lost":
-                lost.append(content)
-            elif kind == "records":
-                for row in content:
-                    record(row)
-            elif kind == "driven":
-                driven.append(content)
-            elif kind == "error":
-                raise content
-        merged = driven[0] if driven else None
-        if merged is None:
-            raise ConfigurationError(*lost)
-        for other in driven[1:]:
-            merged.merge(other)
-        merged.problems += tuple(lost)
-        return merged
+        return self._members[:count]
 
-    def _rescue(self, record: Callable[[RequestRecord], None]) -> None:
-        """Take what has already been sent to us."""
-        for member in self._members:
-            with suppress(EOFError, OSError):
-                while member.pipe.poll():
-                    kind, content = member.pipe.recv()
-                    for row in content if kind == "records" else ():
-                        record(row)
+    def _stop_driving(self, record: Record) -> None:
+        """Have everybody hand over what has ended, and let them go."""
+        until_ns = self._clock.now_ns() + int(_STOP_S * NS_PER_S)
+
+        def give_up() -> None:
+            if self._clock.now_ns() > until_ns:
+                raise TimeoutError
+
+        try:
+            for member in self._members:
+                member.process.terminate()
+            with suppress(TimeoutError):
+                for _, (kind, content) in _messages(self._members, (_LOST,), self._clock, give_up):
+                    if kind == _RECORD:
+                        record(content)
+        finally:
+            self.close()
+
+
+class _WorkerError(Exception):
+    """Where in a worker the error was raised that this is the cause of."""
+
+    def __str__(self) -> str:
+        return f"in a worker process:\n\n{self.args[0]}"
 
 
 class _Member:
@@ -108,53 +140,66 @@ class _Member:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with _plain_main():
+        with _plain_main(), _without_interrupts():
             self.process.start()
         theirs.close()
-        self.lost = False
 
-    def stop(self) -> None:
-        self.pipe.close()
-        self.process.join(_STOP_S if not self.lost else 0)
+    def send(self, content: bytes) -> None:
+        """That nobody is there is noticed when an answer is waited for."""
+        with suppress(OSError):
+            self.pipe.send_bytes(content)
+
+    def receive(self) -> _Message:
+        """Its next message, which it has begun to send, or that it is lost."""
+        try:
+            message: _Message = self.pipe.recv()
+        except (EOFError, OSError):
+            return _LOST, self._how_it_ended()
+        return message
+
+    def join(self, left_ns: int) -> None:
+        """Wait for its end, and end it if that takes longer."""
+        self.process.join(max(0.0, left_ns / NS_PER_S))
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+        self.process.close()
+
+    def _how_it_ended(self) -> str:
+        self.process.join(_STOP_S)
+        code = self.process.exitcode
+        how = f"exit code {code}"
+        if code is not None and code < 0:
+            with suppress(ValueError):  # a real-time signal has no name
+                how = signal.Signals(-code).name
+        return f"the worker process {self.process.pid} ended early ({how}), and what it had not yet sent is missing"
 
 
-def _messages(members: list[_Member], check_engine: Callable[[], None]) -> Iterator[tuple[_Member, str, Any]]:
-    """What the members send until each has driven its share or is gone."""
-    by_pipe: dict[Any, _Member] = {member.pipe: member for member in members}
-    while by_pipe:
-        ready = wait(list(by_pipe), _LOOK_S)
-        if not ready:
-            check_engine()
-        for pipe in ready:
-            member = by_pipe[pipe]
-            try:
-                kind, content = member.pipe.recv()
-            except (EOFError, OSError):
-                member.lost = True
-                member.process.join(_STOP_S)
-                code = member.process.exitcode
-                kind, content = "lost", f"worker process {member.process.pid} ended early, with exit code {code}"
-            if kind in ("driven", "lost"):
-                del by_pipe[pipe]
-            yield member, kind, content
+def _messages(
+    members: list[_Member], last: tuple[str, ...], clock: Clock, look: Callable[[], None]
+) -> Iterator[tuple[int, _Message]]:
+    """What the members say, by their number, until each has sent a message of the kinds `last`.
+
+    `look` is called about every second and may end it by raising.
+    """
+    looked_ns = clock.now_ns()
+    with selectors.DefaultSelector() as selector:
+        for number, member in enumerate(members):
+            selector.register(member.pipe, selectors.EVENT_READ, number)
+        while selector.get_map():
+            for key, _ in selector.select(_LOOK_S):
+                message = members[key.data].receive()
+                if message[0] in last:
+                    selector.unregister(key.fileobj)
+                yield key.data, message
+            if clock.now_ns() - looked_ns > _LOOK_S * NS_PER_S:
+                look()
+                looked_ns = clock.now_ns()
 
 
 def _start(members: list[_Member], start_ns: int) -> None:
     for member in members:
-        if not member.lost:
-            with suppress(OSError):  # a member that has just ended will be noticed
-                member.pipe.send(start_ns)
-
-
-def _pickled(job: Job) -> bytes:
-    try:
-        return pickle.dumps(job)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
-        msg = f"--llmperf-workers: this workload or load cannot be sent to another process ({error}); use 1 worker"
-        raise ConfigurationError(msg) from None
+        member.send(pickle.dumps(start_ns))
 
 
 @contextmanager
@@ -174,40 +219,112 @@ def _plain_main() -> Iterator[None]:
             main.__file__ = file
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches the whole process group; a new process inherits that it is held back, and never sees it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Connection) -> None:
-    """The life of a member: one job after another until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process decides
-    with suppress(EOFError, OSError):
+    """The life of a member: one job after another until the pipe is closed, or until SIGTERM."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = _Parent(pipe)
+    with suppress(_Gone):
         while True:
-            job: Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own parent
-            share: Share = pipe.recv()
-            try:
-                _drive(pipe, job, share)
-            except (EOFError, OSError):
-                raise
-            except Exception as error:  # noqa: BLE001 - it is raised where the job came from
-                pipe.send(("error", error))
+            _work(parent)
 
 
-def _drive(pipe: Connection, job: Job, share: Share) -> None:
-    clock = RealClock()
-    batch: list[RequestRecord] = []
-    sent_ns = clock.now_ns()
+def _work(parent: _Parent) -> None:
+    parcel = parent.receive_bytes()
+    answer: _Message
+    try:
+        job, share = unpack(parcel)
+        worker = Worker(job, share, RealClock(), parent.record, check_engine=parent.send_records)
+        parent.send(_READY)
+        answer = _DRIVEN, worker.drive(parent.receive())
+    except Exception as error:  # noqa: BLE001 - it is raised where the job came from
+        answer = _ERROR, (_sendable(error), traceback.format_exc())
+    finally:  # also of a run that was stopped
+        parent.send_records(patiently=True)
+    parent.send(*answer)
 
-    def record(row: RequestRecord) -> None:
-        nonlocal sent_ns
-        batch.append(row)
-        if clock.now_ns() - sent_ns > _BATCH_EVERY_NS:
-            flush()
 
-    def flush() -> None:
-        nonlocal sent_ns
-        pipe.send(("records", list(batch)))
-        batch.clear()
-        sent_ns = clock.now_ns()
+def _end_with_parent() -> None:
+    """A worker that drives looks at no pipe, and nobody is left to stop it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # that is for the main thread
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
-    worker = Worker(job, share, clock, record, check_engine=lambda: None)
-    pipe.send(("ready", None))
-    driven = worker.drive(pipe.recv())
-    flush()
-    pipe.send(("driven", driven))
+
+class _Gone(BaseException):
+    """Nobody wants what this process does any more."""
+
+
+class _Parent:
+    """The process that started this one, and that stops it by SIGTERM."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._room = select.poll()
+        self._room.register(pipe, select.POLLOUT)
+        self._rows: deque[RequestRecord] = deque()
+        self._sending = self._stopped = False
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def receive_bytes(self) -> bytes:
+        try:
+            return self._pipe.recv_bytes()
+        except (EOFError, OSError):
+            raise _Gone from None
+
+    def receive(self) -> Any:
+        return pickle.loads(self.receive_bytes())
+
+    def send(self, kind: str, content: object = None) -> None:
+        with self._undisturbed():
+            self._pipe.send((kind, content))
+
+    def record(self, row: RequestRecord) -> None:
+        self._rows.append(row)
+        self.send_records()
+
+    def send_records(self, *, patiently: bool = False) -> None:
+        """Send what has been recorded; not `patiently`, only as long as that need not be waited for."""
+        with self._undisturbed():
+            while self._rows and (patiently or self._room.poll(0)):
+                self._pipe.send((_RECORD, self._rows.popleft()))
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """No signal comes in the middle of a message."""
+        self._sending = True
+        try:
+            yield
+        except OSError:
+            raise _Gone from None
+        finally:
+            self._sending = False
+        if self._stopped:
+            self._stopped = False
+            raise _Gone
+
+    def _stop(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        if not self._sending:
+            raise _Gone
+        self._stopped = True
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error itself if it survives the way, else one of ours that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever its class does
+        return LLMPerfError(f"{type(error).__name__}: {error}")
+    return error

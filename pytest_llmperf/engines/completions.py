@@ -141,7 +141,7 @@ def read_answer(exchange: Exchange) -> Answer:
     elif exchange.status != 200:
         stream.failure = Failure(f"http_{exchange.status}", _refusal(exchange))
     else:
-        stream.read(list(events(exchange.fragments)))
+        stream.read(events(exchange.fragments))
         stream.conclude()
     return stream.answer(exchange)
 
@@ -182,19 +182,31 @@ class _Stream:
         if found and found[-1][2] == _DONE:
             self.done = True
             found.pop()
+        stamped, counts, late = self.arrivals.at_ns.append, self.arrivals.tokens.append, self.arrivals.late_ns.append
         for (at_ns, late_ns, data), event in zip(found, _parsed([data for _, _, data in found]), strict=True):
             if type(event) is not dict or event.get("error") is not None:
                 self._not_an_event(event, data)
                 continue
             choices, usage = event.get("choices"), event.get("usage")
-            if type(usage) is dict:
+            if usage is not None and type(usage) is dict:
                 self.usage = usage
                 self.done = self.done or not choices  # with choices it is only the count so far
-            if choices:
-                if type(choices) is not list or type(choices[0]) is not dict:
-                    self._fail("not_completions", data)
-                    continue
-                self._choice(at_ns, late_ns, choices[0], usage, data)
+            if not choices:
+                continue
+            if type(choices) is not list or type(choices[0]) is not dict:
+                self._fail("not_completions", data)
+                continue
+            choice = choices[0]
+            if choice.get("finish_reason") is not None:
+                self.done = True
+            if usage is None and "token_ids" not in choice:
+                tokens = UNKNOWN if choice.get("text") or _has_text(choice) else 0
+            else:
+                tokens = self._tokens(choice, usage, data)
+            if tokens:
+                stamped(at_ns)
+                counts(tokens)
+                late(late_ns)
 
     def conclude(self) -> None:
         """Find what is missing of an answer."""
@@ -222,28 +234,22 @@ class _Stream:
             remarks=() if self.failure is not None else tuple(self._remarks()),
         )
 
-    def _choice(self, at_ns: int, late_ns: int, choice: dict[str, Any], usage: Any, data: bytes) -> None:
-        if choice.get("finish_reason") is not None:
-            self.done = True
+    def _tokens(self, choice: dict[str, Any], usage: Any, data: bytes) -> int:
+        """How many tokens a chunk brings, by its ids or by what the usage has grown."""
         ids = choice.get("token_ids")
+        if ids is not None and type(ids) is not list:
+            self._fail("not_completions", data)
+            return 0
         if ids is not None:
-            if type(ids) is not list:
-                self._fail("not_completions", data)
-                return
             self.has_token_ids = True
             self.token_ids += ids
             tokens = len(ids)
         elif type(usage) is dict and type(usage.get("completion_tokens")) is int:
             tokens = max(0, usage["completion_tokens"] - self.counted)
         else:
-            tokens = UNKNOWN if _has_text(choice) else 0
-        if tokens:
-            arrivals = self.arrivals
-            arrivals.at_ns.append(at_ns)
-            arrivals.tokens.append(tokens)
-            arrivals.late_ns.append(late_ns)
-            if tokens > 0:
-                self.counted += tokens
+            return UNKNOWN if _has_text(choice) else 0
+        self.counted += tokens
+        return tokens
 
     def _not_an_event(self, event: Any, data: bytes) -> None:
         if event is not _UNPARSED:

@@ -51,9 +51,9 @@ WHOLE = Share()
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """The part of a run that is measured; `end_ns` None: to the run's end.
+    """The part of a run that is measured, both ends included; `end_ns` None: to the run's end.
 
-    It is empty, never negative, where the load fell before it was to be measured.
+    Where the load fell before it was to be measured, it ends where it starts.
     """
 
     start_ns: int = 0

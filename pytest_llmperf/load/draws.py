@@ -38,7 +38,8 @@ def gamma_gaps(shape: float, seed: int, count: int) -> Floats:
     """Independent gaps with a mean of 1 and a standard deviation of 1 / sqrt(shape)."""
     drawn = uniforms(seed, "gaps", count)
     if shape == 1:
-        return -np.log1p(-drawn)
+        gaps: Floats = -np.log1p(-drawn)
+        return gaps
     from scipy.special import gammaincinv  # noqa: PLC0415 - only bursts pay for it
 
     return np.asarray(gammaincinv(shape, drawn)) / shape
