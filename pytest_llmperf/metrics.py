@@ -133,6 +133,8 @@ def _tokens_within(run: RunRecord) -> Iterator[int | None]:
         return
     start_ns, end_ns = _span(run) or (0, 0)
     for request in run.requests:
+        if not request.ok:
+            continue
         arrivals = columns(request)
         first, last = bisect_left(arrivals.at_ns, start_ns), bisect_right(arrivals.at_ns, end_ns)
         inside = arrivals.tokens[first:last]

@@ -209,7 +209,7 @@ class RunRecord:
     shed: int = 0
     cache: CacheCounters = field(default_factory=CacheCounters)
     client: ClientStats = field(default_factory=ClientStats)
-    derived: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+    derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What has been computed from these rows, so that it is computed once."""
 
     @property
@@ -217,3 +217,12 @@ class RunRecord:
         """The requests within the window."""
         window = self.window
         return self.requests if window is None else tuple(filter(window.has, self.requests))
+
+    def due_ns(self, request: RequestRecord) -> int:
+        """When a perfect client would have sent one of these: as meant, or once the answer before it had come."""
+        if not request.turn:
+            return request.released_ns
+        if "ends" not in self.derived:
+            self.derived["ends"] = {(r.session, r.turn): r.end_ns for r in self.requests}
+        before_ns: int = self.derived["ends"].get((request.session, request.turn - 1), request.released_ns)
+        return max(request.released_ns, before_ns)

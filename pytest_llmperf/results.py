@@ -231,9 +231,10 @@ class Figures:
         for run in self.records:
             stats.merge(run.client)
         late = Histogram()
-        for request in self._latencies.requests:
-            if request.sent_ns is not None:
-                late.add(max(0, request.sent_ns - request.released_ns))
+        for run in self.records:
+            for request in run.counted:
+                if request.sent_ns is not None:
+                    late.add(max(0, request.sent_ns - run.due_ns(request)))
         return ClientResult(
             lag_p99_s=_seconds(stats.away.percentile(0.99)),
             unread_p99_s=_seconds(stats.unread.percentile(0.99)),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -85,7 +84,7 @@ def _three(name: str, run: RunRecord) -> _Three:
     high: list[float] = []
     for request in run.counted:
         if request.ok:
-            least, most = _EXTREMES[name](request)
+            least, most = _EXTREMES[name](request, run)
             low += least
             high += most
     return Sample(tuple(low), name), metrics.run_latency(name, run), Sample(tuple(high), name)
@@ -99,16 +98,27 @@ def _between(three: _Three, statistic: Callable[[Sample], float]) -> float | Non
     return max(statistic(high) - middle, middle - statistic(low), 0.0)
 
 
-def _first_token(origin: Callable[[RequestRecord], int], request: RequestRecord) -> _Extremes:
-    """From `origin`, or with a perfect client from when the request had left, to the first token."""
+def _ttft(request: RequestRecord, run: RunRecord) -> _Extremes:
+    del run
     if request.sent_ns is None or not len(request.arrivals):
         return (), ()
     first = request.arrivals[0]
-    low_ns, high_ns = first.at_ns - first.late_ns - _left_ns(request), first.at_ns - origin(request)
+    low_ns, high_ns = first.at_ns - first.late_ns - _left_ns(request), first.at_ns - request.sent_ns
     return (max(0, low_ns) / NS_PER_S,), (high_ns / NS_PER_S,)
 
 
-def _e2e(request: RequestRecord) -> _Extremes:
+def _scheduled_ttft(request: RequestRecord, run: RunRecord) -> _Extremes:
+    """A perfect client would have sent the request when it was due, and got everything by so much earlier."""
+    if request.sent_ns is None or not len(request.arrivals):
+        return (), ()
+    first = request.arrivals[0]
+    high_ns = first.at_ns - request.released_ns
+    low_ns = high_ns - first.late_ns - max(0, _left_ns(request) - run.due_ns(request))
+    return (max(0, low_ns) / NS_PER_S,), (high_ns / NS_PER_S,)
+
+
+def _e2e(request: RequestRecord, run: RunRecord) -> _Extremes:
+    del run
     if request.sent_ns is None or not len(request.arrivals):
         return (), ()
     last = request.arrivals[-1]
@@ -116,15 +126,21 @@ def _e2e(request: RequestRecord) -> _Extremes:
     return (max(0, low_ns) / NS_PER_S,), (high_ns / NS_PER_S,)
 
 
-def _tpot(request: RequestRecord) -> _Extremes:
-    if metrics.tpot_s(request) is None or request.output_tokens is None:
+def _tpot(request: RequestRecord, run: RunRecord) -> _Extremes:
+    """Also of a request whose tokens were all read at once: they may have come one by one."""
+    del run
+    tokens, arrivals = request.output_tokens, request.arrivals
+    if tokens is None or tokens < 2 or not len(arrivals):
         return (), ()
-    first, last, gaps = request.arrivals[0], request.arrivals[-1], request.output_tokens - 1
+    first, last, gaps = arrivals[0], arrivals[-1], tokens - 1
+    if first.at_ns == last.at_ns and not first.late_ns:
+        return (), ()
     low_ns, high_ns = last.at_ns - last.late_ns - first.at_ns, last.at_ns - first.at_ns + first.late_ns
     return (max(0, low_ns) / gaps / NS_PER_S,), (high_ns / gaps / NS_PER_S,)
 
 
-def _itl(request: RequestRecord) -> _Extremes:
+def _itl(request: RequestRecord, run: RunRecord) -> _Extremes:
+    del run
     arrivals = metrics.columns(request)
     if UNKNOWN in arrivals.tokens or not len(arrivals):
         return (), ()
@@ -144,9 +160,9 @@ def _left_ns(request: RequestRecord) -> int:
     return sent_ns if request.flushed_ns is None else max(sent_ns, request.flushed_ns)
 
 
-_EXTREMES: dict[str, Callable[[RequestRecord], _Extremes]] = {
-    "ttft": partial(_first_token, lambda request: request.sent_ns or 0),
-    "scheduled_ttft": partial(_first_token, lambda request: request.released_ns),
+_EXTREMES: dict[str, Callable[[RequestRecord, RunRecord], _Extremes]] = {
+    "ttft": _ttft,
+    "scheduled_ttft": _scheduled_ttft,
     "tpot": _tpot,
     "itl": _itl,
     "e2e": _e2e,
@@ -160,6 +176,7 @@ def _waiting_share(run: RunRecord) -> float:
     waited_ns = spent_ns = 0
     for request in run.counted:
         if request.sent_ns is not None:
-            waited_ns += max(0, request.sent_ns - request.released_ns)
-            spent_ns += max(0, request.end_ns - request.released_ns)
+            due_ns = run.due_ns(request)
+            waited_ns += max(0, request.sent_ns - due_ns)
+            spent_ns += max(0, request.end_ns - due_ns)
     return waited_ns / spent_ns if spent_ns else 0.0

@@ -23,7 +23,7 @@ from pytest_llmperf.load import Load, round_robin
 from pytest_llmperf.metrics import LATENCIES
 from pytest_llmperf.record_file import RecordFile
 from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, RequestRecord, RunRecord
-from pytest_llmperf.results import Figures, PerfResult, Provenance, Validity
+from pytest_llmperf.results import PerfResult, Provenance, Validity
 from pytest_llmperf.workloads import Session, Turn, Workload
 from pytest_llmperf.workloads.base import TokenSource
 

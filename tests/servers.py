@@ -41,6 +41,8 @@ class Wire:
     """
 
     records: tuple[bytes, ...]
+    sealed: bool = True
+    """False: the bytes as they are, below TLS."""
     piece: int = 0
     pause_s: float = 0.0
     drop: int = 0
@@ -84,8 +86,8 @@ class RawServer:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        with socket.create_connection((self.host, self.port), LIMIT_S):
-            pass  # wakes the thread that accepts
+        with contextlib.suppress(ConnectionError), socket.create_connection((self.host, self.port), LIMIT_S):
+            pass  # wakes the thread that accepts, unless another connection has just done so
         for thread in self._threads:
             thread.join(LIMIT_S)
         assert not any(thread.is_alive() for thread in self._threads)
@@ -118,11 +120,11 @@ class RawServer:
         if isinstance(step, bytes):
             self._take(connection, Wire((step,)))
         elif isinstance(step, Wire):
-            sealed = connection.sealed(step.records)
+            sealed = connection.sealed(step.records) if step.sealed else b"".join(step.records)
             sealed = sealed[: len(sealed) - step.drop]
             connection.goodbye = not step.drop
             self.sent_ns.append(time.monotonic_ns())
-            size = step.piece or len(sealed)
+            size = step.piece or len(sealed) or 1
             for start in range(0, len(sealed), size):
                 connection.raw.sendall(sealed[start : start + size])
                 time.sleep(step.pause_s)
@@ -305,7 +307,7 @@ class CompletionsServer:
             return 401, b'{"error": {"message": "Unauthorized"}}'
         if request.path in self.routes:
             return self.routes[request.path]
-        if (request.method, request.path) == ("POST", "/v1/completions"):
+        if request.method == "POST" and request.path in ("/v1/completions", "/v1/chat/completions"):
             if self.refuse_extensions is not None and _is_extended(request.body):
                 return self.refuse_extensions, b'{"error": {"message": "ignore_eos: extra inputs are not permitted"}}'
             return None
@@ -316,9 +318,13 @@ class CompletionsServer:
     def events(self, body: dict[str, Any]) -> Iterator[bytes]:
         """The events of a stream of as many tokens as were asked for."""
         continuous = body.get("stream_options", {}).get("continuous_usage_stats", False)
-        prompt_tokens = len(body["prompt"])
+        chat = "messages" in body
+        prompt = body["messages"][0]["content"] if chat else body["prompt"]
+        prompt_tokens = len(prompt.split() if isinstance(prompt, str) else prompt)
+        if chat:
+            yield _event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "usage": None})
         for number in range(1, body["max_tokens"] + 1):
-            choice: dict[str, Any] = {"index": 0, "text": "x"}
+            choice: dict[str, Any] = {"index": 0, "delta": {"content": "x"}} if chat else {"index": 0, "text": "x"}
             if self.token_ids and body.get("return_token_ids"):
                 choice["token_ids"] = [1000 + number]
             usage = {"prompt_tokens": prompt_tokens, "completion_tokens": number} if continuous else None

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.baselines import SCHEMA_VERSION, Baselines, comparable
 from pytest_llmperf.gate import ALPHA, Criterion, Gate
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.records import CacheCounters, Phase, RequestRecord, RunRecord
 from pytest_llmperf.results import PerfResult, Provenance, Validity
 from pytest_llmperf.verdicts import Verdict

@@ -299,7 +299,7 @@ class TestWindow:
         whole = run(*PACED, window=window)
 
         assert (0.45, 8, 1000) == (metrics.duration_s(whole), metrics.output_tokens(whole), metrics.input_tokens(whole))
-        assert 4 == metrics.answered(whole) == METRICS["ttft_p50"].formula(whole) * 0 + len(whole.counted)
+        assert (4, 4) == (metrics.answered(whole), len(whole.counted))
 
     @pytest.mark.parametrize(
         ("window", "released"),
@@ -325,10 +325,10 @@ class TestWindow:
     @pytest.mark.parametrize(
         ("window", "tokens", "inputs", "answers", "seconds"),
         [
-            ((100, 250), 4, 300, 2, 0.15),
+            ((100, 250), 4, 500, 2, 0.15),
             ((151, 249), 0, None, 0, 0.098),
             ((100, None), 7, 900, 4, 0.35),
-            ((0, 250), 5, 400, 2, 0.25),
+            ((0, 250), 5, 600, 2, 0.25),
             ((0, 1000), 8, 1000, 4, 1.0),
         ],
     )
@@ -364,7 +364,7 @@ class TestWindow:
         """Neither their tokens nor their inputs."""
         cut = run(*PACED, request(120, 130, sent_ms=110, released_ns=110 * MS, failure=FAILURE), window=(100, 250))
 
-        assert (4, 300, 2) == (metrics.output_tokens(cut), metrics.input_tokens(cut), metrics.answered(cut))
+        assert (4, 500, 2) == (metrics.output_tokens(cut), metrics.input_tokens(cut), metrics.answered(cut))
 
     @pytest.mark.parametrize("name", sorted(set(METRICS) - {"request_throughput", "duration"}))
     def test_a_metric_that_was_not_measured_in_it_is_none(self, name):

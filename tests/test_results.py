@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from importlib import resources
+
+import jsonschema
 import pytest
 
+from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.errors import NoSamplesError
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.arrivals import Arrival
-from pytest_llmperf.records import CacheCounters, ClientStats, Failure, Phase, RequestRecord, RunRecord
-from pytest_llmperf.results import CacheResult, ClientResult, Figures, PerfResult, Provenance, Validity
+from pytest_llmperf.records import CacheCounters, ClientStats, Failure, Phase, Remark, RequestRecord, RunRecord, Window
+from pytest_llmperf.reports.figures import figures_json, result_json
+from pytest_llmperf.results import CacheResult, ClientResult, Figures, LoadResult, PerfResult, Provenance, Validity
 from pytest_llmperf.verdicts import Judgement, Verdict
 
 MS = 1_000_000
@@ -52,7 +58,8 @@ def failed(kind="timeout", **words):
     return request(failure=Failure(kind, "detail"), arrivals=(), output_tokens=None, **words)
 
 
-def run(*requests, cache=None, busy_ns=()):
+def run(*requests, cache=None, client=None, window_ms=None, shed=0):
+    """A run that began at 0; a window makes figures those of its part."""
     return RunRecord(
         index=0,
         phase=Phase.MEASURED,
@@ -60,7 +67,9 @@ def run(*requests, cache=None, busy_ns=()):
         end_ns=0,
         requests=requests,
         cache=cache or CacheCounters(),
-        client=ClientStats(busy_ns=busy_ns),
+        client=client or ClientStats(),
+        window=None if window_ms is None else Window(*(edge * MS for edge in window_ms)),
+        shed=shed,
     )
 
 
@@ -73,6 +82,7 @@ def test_latencies_are_over_the_requests_of_all_runs():
     figures = result(run(request(10), request(20)), run(request(30), failed()))
 
     assert (0.01, 0.02, 0.03) == figures.ttft.values
+    assert (0.01, 0.02, 0.03) == figures.scheduled_ttft.values
     assert pytest.approx((0.002,) * 3) == figures.tpot.values
     assert pytest.approx((0.002,) * 6) == figures.itl.values
     assert (0.014, 0.024, 0.034) == figures.e2e.values
@@ -106,11 +116,12 @@ def test_a_round_in_which_nothing_was_answered_is_there_and_empty():
         _ = figures.by_round[1].ttft.p50
 
 
-@pytest.mark.parametrize("name", ["ttft", "tpot", "itl", "e2e"])
+@pytest.mark.parametrize("name", ["ttft", "scheduled_ttft", "tpot", "itl", "e2e"])
 @pytest.mark.parametrize("figures", [result(), result(run()), result(run(failed()))])
 def test_a_statistic_of_nothing_is_an_error(name, figures):
     """No answered request, no number: an assertion on it must not hold by accident."""
-    with pytest.raises(NoSamplesError, match=f"no {name.upper()} was measured"):
+    word = name.upper().replace("SCHEDULED_", "scheduled ")
+    with pytest.raises(NoSamplesError, match=f"no {word} was measured"):
         _ = getattr(figures, name).p99
 
 
@@ -119,6 +130,7 @@ def test_without_any_request_there_are_no_figures():
     figures = result()
 
     assert (0, {}, (), ()) == (figures.requests, figures.errors, figures.by_round, figures.runs)
+    assert ({}, LoadResult(offered=None, achieved=None, shed=0)) == (figures.remarks, figures.load)
     assert (None,) * 4 == (
         figures.duration_s,
         figures.request_throughput,
@@ -126,7 +138,7 @@ def test_without_any_request_there_are_no_figures():
         figures.total_throughput,
     )
     assert CacheResult(None, None, None, None, None) == figures.cache
-    assert ClientResult(None, None) == figures.client
+    assert ClientResult() == figures.client
 
 
 def test_errors_are_counted_by_kind():
@@ -139,6 +151,37 @@ def test_errors_are_counted_by_kind():
 def test_no_errors_are_an_empty_count():
     """A clean result has no kinds."""
     assert {} == result(run(request())).errors
+
+
+def test_errors_outside_the_window_are_counted_too():
+    """They spoil the run, although they are not among the requests that count."""
+    figures = result(run(request(at_ms=50), failed(at_ms=10), window_ms=(40, 90)))
+
+    assert (1, {"timeout": 1}) == (figures.requests, figures.errors)
+
+
+def test_remarks_are_counted_by_kind():
+    """What was odd about answers that stand, wherever in the run."""
+    odd, odder = Remark("no_usage", "it did not count"), Remark("wrong_usage", "it counted wrong")
+    figures = result(
+        run(request(remarks=(odd,)), request(at_ms=50, remarks=(odd, odder)), window_ms=(40, 90)), run(request())
+    )
+
+    assert {"no_usage": 2, "wrong_usage": 1} == figures.remarks
+
+
+def test_figures_are_those_of_the_windows():
+    """Latencies of requests meant to be sent within, what arrived within over its length."""
+    requests = [request(10, 2, at_ms=at, turn=at // 50) for at in (0, 50, 100, 150)]
+    figures = result(run(*requests, window_ms=(40, 140)), run(*requests, window_ms=(50, 150)))
+
+    assert (5, 0.2) == (figures.requests, pytest.approx(figures.duration_s))
+    assert (4 / 0.2, 12 / 0.2) == (
+        pytest.approx(figures.request_throughput),
+        pytest.approx(figures.output_throughput),
+    )
+    assert [0, 2, 2, 1] == [one.ttft.count for one in figures.by_round]
+    assert [2, 3] == [one.ttft.count for one in figures.runs]
 
 
 def test_throughput_is_over_the_time_of_all_runs():
@@ -264,15 +307,183 @@ def test_what_one_run_does_not_say_about_its_cache_is_unknown():
     assert CacheResult(None, None, None, None, None) == figures.cache
 
 
-def test_the_client_s_own_delays_are_told():
-    """The 99th percentile of how long it was away, and of how late it sent."""
-    figures = result(
-        run(request(at_ms=5, released_ns=4 * MS), busy_ns=(1 * MS, 2 * MS)),
-        run(request(at_ms=9, released_ns=9 * MS), failed(sent_ns=None), busy_ns=(3 * MS,)),
-    )
+def stats(away_ms=(), unread_ms=(), connects_ms=(), **words):
+    """What a client saw of itself."""
+    made = ClientStats(**words)
+    for histogram, values in ((made.away, away_ms), (made.unread, unread_ms), (made.connects, connects_ms)):
+        for value in values:
+            histogram.add(round(value * MS))
+    return made
 
-    assert pytest.approx(0.00298) == figures.client.lag_p99_s
-    assert pytest.approx(0.00099) == figures.client.sent_late_p99_s
+
+def within_a_bin(expected):
+    """Histograms tell durations to 3 %, rounded up."""
+    return pytest.approx(expected * 1.016, rel=0.017)
+
+
+class TestClient:
+    """The client's own delays."""
+
+    def test_each_is_taken_over_all_runs(self):
+        """Of the wake-ups, of the connections, and of the sends."""
+        figures = result(
+            run(
+                request(at_ms=5, released_ns=4 * MS),
+                client=stats([1] * 99, [0.1], [3, 4], resent=2, cpu_shares=[0.4], unstamped=0),
+            ),
+            run(
+                request(at_ms=9, released_ns=9 * MS),
+                failed(sent_ns=None),
+                client=stats([7, 7], [0.3], [5], resent=1, cpu_shares=[0.6]),
+            ),
+        )
+
+        client = figures.client
+
+        assert within_a_bin(0.007) == client.lag_p99_s
+        assert within_a_bin(0.0003) == client.unread_p99_s
+        assert within_a_bin(0.001) == client.sent_late_p99_s
+        assert within_a_bin(0.004) == client.connect_p50_s
+        assert (0.6, 1, 3, "kernel") == (client.cpu_share, client.workers, client.resent, client.stamps)
+
+    def test_the_busiest_worker_counts(self):
+        """Several workers of one run are counted, and the one that used most of a processor is shown."""
+        client = result(run(client=stats(cpu_shares=[0.2, 0.9, 0.5])), run(client=stats(cpu_shares=[0.3, 0.4]))).client
+
+        assert (0.9, 3) == (client.cpu_share, client.workers)
+
+    @pytest.mark.parametrize(("unstamped", "stamps"), [(0, "kernel"), (1, "read")])
+    def test_one_read_without_a_stamp_of_the_kernel_is_told(self, unstamped, stamps):
+        """Its time is that at which the read returned."""
+        runs = [run(client=stats([1])), run(client=stats([1], unstamped=unstamped))]
+
+        assert stamps == result(*runs).client.stamps
+
+    def test_clocks_of_other_machines_are_told_in_seconds(self):
+        """How far ahead, and how well that is known."""
+        client = result(run(client=stats(clock_offsets_ns={"10.0.0.7/ab": (-3_000_000, 20_000)}))).client
+
+        assert {"10.0.0.7/ab": (-0.003, 0.00002)} == client.clock_offsets_s
+
+    def test_sends_outside_the_windows_are_not_asked(self):
+        """A ramp may be late."""
+        late, on_time = request(at_ms=30, released_ns=0), request(at_ms=50)
+
+        assert 0.0 == result(run(late, on_time, window_ms=(40, 90))).client.sent_late_p99_s
+
+    def test_a_turn_that_had_to_wait_for_its_answer_was_not_sent_late_by_the_client(self):
+        """What counts is from the moment at which it could be sent."""
+        first = request(900, at_ms=0)
+        second = request(10, at_ms=905, turn=1, released_ns=100 * MS)
+
+        assert within_a_bin(0.001) == result(run(first, second)).client.sent_late_p99_s
+
+    def test_an_error_bound_is_that_of_the_worst_run(self):
+        """Of each metric that has one, in its unit."""
+        late = request(arrivals=(Arrival(10 * MS, 1, 3 * MS), Arrival(14 * MS, 2)))
+
+        bounds = result(run(request()), run(late), run(failed())).client.error_bounds
+
+        assert pytest.approx(0.003) == bounds["ttft_p50"]
+        assert pytest.approx(0.0015) == bounds["tpot_p99"]
+        assert (0.0, 0.0) == (bounds["e2e_mean"], bounds["output_throughput"])
+        assert "cache_hit_rate" not in bounds
+
+
+class TestLoad:
+    """What the load meant to send, and what was sent."""
+
+    def test_rates_are_of_the_gaps_between_requests(self):
+        """Eleven requests over ten seconds are 1.1 - 0.1 a second; each run has its own first and last."""
+        runs = [
+            run(*(request(at_ms=start + 1500 * n, released_ns=(start + 1000 * n) * MS) for n in range(11)))
+            for start in (0, 90_000)
+        ]
+
+        load = result(*runs).load
+
+        assert (1.0, pytest.approx(1 / 1.5), 0) == (load.offered, load.achieved, load.shed)
+
+    def test_requests_outside_the_windows_do_not_count(self):
+        """Nor the gap to them."""
+        requests = [request(at_ms=at) for at in (0, 1000, 1100, 1200, 9000)]
+
+        load = result(run(*requests, window_ms=(900, 1300))).load
+
+        assert (10.0, 10.0) == (load.offered, load.achieved)
+
+    def test_what_was_never_sent_was_offered_and_not_achieved(self):
+        """A turn that a failure made impossible."""
+        load = result(run(request(at_ms=0), failed(at_ms=1000, sent_ns=None), request(at_ms=2000))).load
+
+        assert (1.0, 0.5) == (load.offered, load.achieved)
+
+    @pytest.mark.parametrize("requests", [(), (request(),), (request(), request())])
+    def test_one_moment_is_no_rate(self, requests):
+        """None, not 0 and not infinity."""
+        assert (None, None) == (result(run(*requests)).load.offered, result(run(*requests)).load.achieved)
+
+    def test_shed_turns_are_added_up(self):
+        """Over the runs."""
+        assert 5 == result(run(shed=2), run(shed=3)).load.shed
+
+    @pytest.mark.parametrize("is_open", [True, False])
+    def test_whether_the_load_waits_is_told(self, is_open):
+        """It decides which TTFT counts."""
+        provenance = replace(PROVENANCE, open_load=is_open)
+
+        assert is_open is PerfResult([], provenance=provenance, validity=Validity()).is_open
+
+
+class TestJson:
+    """The figures as they are written."""
+
+    @pytest.fixture
+    def check(self):
+        """Validates figures, as JSON holds them, against the schema that the package ships."""
+        schema = json.loads(resources.files("pytest_llmperf.reports").joinpath("result.schema.json").read_text())
+
+        def checked(figures):
+            written = json.loads(json.dumps(figures_json(figures)))
+            jsonschema.validate(written, {"$ref": "#/$defs/figures", "$defs": schema["$defs"]})
+            return written
+
+        return checked
+
+    def test_a_full_result_follows_the_schema(self, check):
+        """With everything that a client, a load and a server can tell."""
+        client = stats([1], [1], [1], cpu_shares=[0.5], clock_offsets_ns={"node": (1, 2)}, unstamped=1)
+        cache = CacheCounters(queried_tokens=2, hit_tokens=1, tokens_by_tier={"gpu": 1}, offloaded_bytes=5)
+        requests = [request(at_ms=at, remarks=(Remark("no_usage", ""),)) for at in (0, 50, 100)]
+
+        written = check(
+            result(
+                run(*requests, failed(at_ms=60), client=client, cache=cache, window_ms=(40, 140), shed=3),
+                slo={"ttft": 0.02},
+                doubts=("a doubt",),
+            )
+        )
+
+        assert {"offered", "achieved", "shed"} == set(written["load"])
+        assert {"no_usage": 3} == written["remarks"]
+        assert 3 == written["scheduled_ttft"]["count"] + 1
+        assert ("read", {"node": [1e-9, 2e-9]}) == (written["client"]["stamps"], written["client"]["clock_offsets_s"])
+        assert {"ttft_p50", "tpot_p50"} <= set(written["client"]["error_bounds"])
+
+    @pytest.mark.parametrize("figures", [result(), result(run()), result(run(failed()))])
+    def test_a_result_of_nothing_follows_the_schema(self, check, figures):
+        """What was not measured is absent."""
+        written = check(figures)
+
+        assert {"shed": 0} == written["load"]
+        assert not {"ttft", "scheduled_ttft", "goodput"} & set(written)
+
+    def test_a_whole_result_says_what_it_is_of(self):
+        """The provenance stands beside the figures."""
+        written = result_json(result(run(request())))
+
+        assert ("round_robin()", False) == (written["provenance"]["load"], written["provenance"]["open_load"])
+        assert 1 == written["requests"]
 
 
 def test_a_metric_has_one_value_per_run():

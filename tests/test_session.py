@@ -10,10 +10,12 @@ import pytest
 from fakes import Script, VirtualEngine
 
 from pytest_llmperf.clock import VirtualClock
+from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineDiedError
-from pytest_llmperf.load import closed_loop, round_robin
-from pytest_llmperf.records import CacheCounters, Failure, Phase, read_requests
+from pytest_llmperf.load import closed_loop, constant, poisson, round_robin
+from pytest_llmperf.record_file import read_requests
+from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, Window
 from pytest_llmperf.session import Setting, checked_request, measure
 from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
 
@@ -36,14 +38,25 @@ def ask(workload=ROUNDS, **words):
     return checked_request(workload, **{**given, **words})
 
 
+@pytest.fixture(autouse=True)
+def no_cpu_time(monkeypatch):
+    """In virtual time the processor's real time means nothing."""
+    monkeypatch.setattr("pytest_llmperf.driver.local.cpu_ns", lambda: 0)
+
+
 @pytest.fixture
 def setting(tmp_path):
-    """Where all of these measurements take place; `progress` keeps what was said."""
+    """Where all of these measurements take place; `said` keeps what was reported."""
     said = []
 
-    def make(engine, test="test_it.py::test_it"):
+    def make(engine, test="test_it.py::test_it", team=None):
         return Setting(
-            test=test, hardware_key="NVIDIA-TEST", clock=engine.clock, record_dir=tmp_path, progress=said.append
+            test=test,
+            hardware_key="NVIDIA-TEST",
+            clock=engine.clock,
+            record_dir=tmp_path,
+            progress=said.append,
+            team=team or LocalTeam(engine.clock),
         )
 
     make.said = said
@@ -108,11 +121,8 @@ class Silent(VirtualEngine):
     def cache_counters(self):
         return CacheCounters()
 
-    def open_channel(self):
-        channel = super().open_channel()
-        answers = channel.wait
-        channel.wait = lambda timeout_s: [replace(answer, cached_tokens=None) for answer in answers(timeout_s)]
-        return channel
+    def finished(self, answer):
+        return replace(answer, cached_tokens=None)
 
 
 def test_each_run_is_one_pass_of_the_whole_workload(run):
@@ -164,7 +174,15 @@ def test_progress_says_which_run_it_is(run, setting):
     run(VirtualEngine(), runs=2, warmup_runs=1)
     run(VirtualEngine(), name="cold")
 
-    assert ["run 1 of 3 (warm-up)", "run 2 of 3", "run 3 of 3", "cold: run 1 of 1"] == setting.said
+    titles = [said for said in setting.said if "done" not in said]
+    assert ["run 1 of 3 (warm-up)", "run 2 of 3", "run 3 of 3", "cold: run 1 of 1"] == titles
+
+
+def test_progress_says_how_far_a_run_has_come(run, setting):
+    """After each request; the preparation is passed over."""
+    run(VirtualEngine(), ONE_ROUND, cache="primed")
+
+    assert ["run 1 of 1", "run 1 of 1: 1 request done", "run 1 of 1: 2 requests done"] == setting.said
 
 
 def test_no_two_runs_share_a_prompt(run):
@@ -446,7 +464,7 @@ def test_when_the_engine_dies_the_record_file_holds_what_had_ended(run, tmp_path
     ended = records(tmp_path)
     assert [0] * 6 + [1] * 3 == [record.run for record in ended[:9]]
     assert [True] * 9 == [record.ok for record in ended[:9]]
-    assert {"connection_reset": 1, "abandoned": 1} == Counter(record.failure.kind for record in ended[9:])
+    assert {"connection_reset": 2, "abandoned": 1} == Counter(record.failure.kind for record in ended[9:])
 
 
 def test_the_record_file_is_named_after_the_measurement(run, tmp_path):
@@ -592,13 +610,8 @@ def test_lengths_that_are_not_what_was_asked_are_doubted(run, miscounted, doubt)
     class Miscounting(VirtualEngine):
         """Counts one token less than there are."""
 
-        def open_channel(self):
-            channel = super().open_channel()
-            answers = channel.wait
-            channel.wait = lambda timeout_s: [
-                replace(answer, **{miscounted: getattr(answer, miscounted) - 1}) for answer in answers(timeout_s)
-            ]
-            return channel
+        def finished(self, answer):
+            return replace(answer, **{miscounted: getattr(answer, miscounted) - 1})
 
     result = run(Miscounting())
 
@@ -606,32 +619,147 @@ def test_lengths_that_are_not_what_was_asked_are_doubted(run, miscounted, doubt)
     assert result.validity
 
 
+def test_odd_answers_are_doubted(run):
+    """What was odd is counted by kind, with an example of each."""
+
+    class Odd(VirtualEngine):
+        """Does not say how many tokens it made, or says it wrongly."""
+
+        def finished(self, answer):
+            kind = "no_usage" if len(self.sent) < 3 else "wrong_usage"
+            return replace(answer, remarks=(Remark(kind, f"example {len(self.sent)}"),))
+
+    result = run(Odd())
+
+    assert ("odd answers among 6: 4 wrong_usage (example 3); 2 no_usage (example 1)",) == result.doubts
+    assert {"no_usage": 2, "wrong_usage": 4} == result.remarks
+    assert result.validity
+
+
+def test_a_client_that_is_busy_all_the_time_is_doubted(run, monkeypatch):
+    """It may be what limits the throughput, and the doubt says what would help."""
+    readings = iter(range(0, 10**12, 10**9))
+    monkeypatch.setattr("pytest_llmperf.driver.local.cpu_ns", lambda: next(readings))
+    engine = VirtualEngine(Script(ttft_s=lambda computed, number: 0.25, itl_s=0.0))
+
+    busy, idle = (run(engine, single_turn(requests=n, input_tokens=4, output_tokens=2)) for n in (4, 5))
+
+    assert (
+        "a client process used 100.0 % of a processor, so it may be what limits the throughput; use more workers "
+        "(--llmperf-workers)",
+    ) == busy.doubts
+    assert (1.0, 0.8, ()) == (busy.client.cpu_share, idle.client.cpu_share, idle.doubts)
+
+
+def test_a_wall_clock_that_was_set_is_doubted(run):
+    """Stamps from that moment mean nothing."""
+
+    class Stepping(VirtualEngine):
+        def open_channel(self):
+            channel = super().open_channel()
+            channel.stats.clock_steps = 1
+            return channel
+
+    assert ("the wall clock was set 2 times; what arrived in those moments is stamped by when it was read",) == run(
+        Stepping(), runs=2
+    ).doubts
+
+
 def test_the_channel_is_closed_whatever_happens(run):
     """No connection is left, neither after a run nor after an error."""
-    channels = []
+    healthy, dying = VirtualEngine(), VirtualEngine(failing(0), dies_after=0)
 
-    class Watched(VirtualEngine):
-        def open_channel(self):
-            channels.append(super().open_channel())
-            return channels[-1]
-
-    run(Watched(), cache="primed")
+    run(healthy, cache="primed")
     with pytest.raises(EngineDiedError):
-        run(Watched(failing(0), dies_after=0))
+        run(dying)
 
-    assert [True, True, True] == [channel.closed for channel in channels]
+    assert [True, True, True] == [channel.closed for channel in healthy.channels + dying.channels]
 
 
 def test_the_client_s_delays_are_those_of_the_channel(run):
-    """What the channel says about its caller's absence goes into the run."""
+    """What the channel says of its own absence goes into the run, that of the preparation left out."""
 
     class Busy(VirtualEngine):
         def open_channel(self):
             channel = super().open_channel()
-            channel.busy_ns.append(5_000_000)
+            channel.stats.away.add(5_000_000 * len(self.channels))
             return channel
 
-    assert 0.005 == run(Busy()).client.lag_p99_s
+    assert 0.005 == pytest.approx(run(Busy(), cache="primed").client.lag_p99_s, rel=0.04)
+
+
+class TestLoads:
+    """What the load makes of a run."""
+
+    def test_shed_load_spoils_the_run(self, run):
+        """What was not sent was not measured; the reason says what to do."""
+        engine = VirtualEngine(Script(ttft_s=lambda computed, number: 0.5), concurrent=True)
+
+        result = run(engine, SINGLE, load=constant(10, max_in_flight=2), runs=3)
+
+        assert (
+            "2 turns of the load could not be sent within max_in_flight and were dropped; offer less, or allow more",
+        ) == result.validity.reasons
+        assert (2, 1, 2) == (result.load.shed, len(result.records), result.requests)
+
+    def test_a_window_is_kept_with_the_run_and_decides_what_counts(self, run, tmp_path):
+        """Requests of the warm-up are on record, and in no figure."""
+        engine = VirtualEngine(Script(ttft_s=lambda computed, number: 0.1 * (1 + number % 5)), concurrent=True)
+        load = constant(10, warmup_s=0.5, duration_s=1.5)
+
+        result = run(engine, single_turn(requests=30, input_tokens=8, output_tokens=4), load=load)
+
+        (record,) = result.records
+        start_ns = record.start_ns
+        assert Window(start_ns + 500_000_000, start_ns + 1_500_000_000) == record.window
+        assert (15, 10, 10) == (len(record.requests), len(record.counted), result.requests)
+        assert (10.0, 10.0) == (pytest.approx(result.load.offered), pytest.approx(result.load.achieved))
+        rows = [json.loads(line) for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
+        assert [{"start_ns": start_ns + 500_000_000, "end_ns": start_ns + 1_500_000_000}] == [
+            row["run"]["window"] for row in rows if "run" in row
+        ]
+
+    def test_a_session_that_the_load_cut_short_is_no_failure(self, run):
+        """Turns that were never meant to be sent are not missing."""
+        result = run(VirtualEngine(concurrent=True), load=closed_loop(2, max_requests=3))
+
+        assert (True, {}, 3) == (bool(result.validity), result.errors, len(result.records[0].requests))
+
+    @pytest.mark.parametrize(
+        ("load", "is_open"), [(round_robin(), False), (closed_loop(2), False), (constant(9), True), (poisson(9), True)]
+    )
+    def test_it_is_told_whether_the_load_waits(self, run, load, is_open):
+        """It stands in the provenance beside the load."""
+        result = run(VirtualEngine(concurrent=True), load=load)
+
+        assert (load.describe(), is_open) == (result.provenance.load, result.provenance.open_load)
+
+    def test_requests_are_kept_in_the_order_of_their_ends(self, run):
+        """In whatever order they were read."""
+        engine = VirtualEngine(Script(ttft_s=lambda computed, number: [0.4, 0.1, 0.3, 0.2][number]), concurrent=True)
+
+        (record,) = run(engine, SINGLE, load=closed_loop(4)).records
+
+        assert [1, 3, 2, 0] == [request.session for request in record.requests]
+
+    def test_another_team_drives_the_runs_and_not_the_preparation(self, setting):
+        """Contexts are sent ahead by this process, one after another; its problems spoil the run."""
+
+        phases = []
+
+        class Watched(LocalTeam):
+            def run(self, job, record, check_engine):
+                phases.append(job.phase)
+                driven = super().run(job, record, check_engine)
+                driven.problems += ("a worker was lost",)
+                return driven
+
+        engine = VirtualEngine()
+
+        result = measure(engine, ask(cache="primed"), setting(engine, team=Watched(engine.clock)))
+
+        assert [Phase.MEASURED] == phases
+        assert ("a worker was lost",) == result.validity.reasons
 
 
 def test_the_provenance_says_what_was_measured(run):
@@ -687,7 +815,7 @@ def test_all_mistakes_are_reported_at_once():
             slo={"ttft": -1, "latency": 0.5, "tpot": "fast", "itl": float("nan"), "e2e": True},
         )
 
-    accepted = "expected a positive number of seconds for one of ttft, tpot, itl, e2e"
+    accepted = "expected a positive number of seconds for one of ttft, tpot, itl, e2e, scheduled_ttft"
     assert (
         "llm_perf: expected a workload such as multi_round(...), got ['not a workload']",
         "llm_perf: load must be a load model such as closed_loop(8), got 'round_robin'",
@@ -726,7 +854,7 @@ def test_limits_may_be_any_positive_number_of_seconds():
 
 def test_limits_that_are_no_mapping_are_refused():
     """A single number does not say what it limits."""
-    with pytest.raises(ConfigurationError, match=r"slo must be a dict of seconds by ttft, tpot, itl, e2e, got 0\.5"):
+    with pytest.raises(ConfigurationError, match=r"slo must be a dict of seconds by ttft, .*, got 0\.5"):
         ask(slo=0.5)
 
 

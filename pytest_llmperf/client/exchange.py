@@ -60,6 +60,11 @@ class Exchange:
         return self._began
 
     @property
+    def has_body(self) -> bool:
+        """Whether something of a stream of events has come."""
+        return self._streams and bool(self._fragments or self._reads)
+
+    @property
     def fragments(self) -> list[Fragment]:
         """The body, in the pieces in which it was received."""
         self.settle()

@@ -7,7 +7,6 @@ no proxy is ever used: a measurement through one is a measurement of it.
 from __future__ import annotations
 
 import os
-import selectors
 import socket
 import ssl
 from collections.abc import Mapping
@@ -19,22 +18,19 @@ import httptools
 
 from pytest_llmperf.client.address import Address
 from pytest_llmperf.client.exchange import Exchange, not_http
+from pytest_llmperf.client.lookout import FEW, READ, WRITE, Look, Lookout
 from pytest_llmperf.client.sockets import (
     ANCILLARY_BYTES,
     READ_BYTES,
     PlainSocket,
     TlsSocket,
     wall_stamp_ns,
-    wants_kernel_stamps,
 )
-from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock, WallOffset
+from pytest_llmperf.clock import NS_PER_S, Clock
 from pytest_llmperf.records import ClientStats, Failure
 
 CONNECT_TIMEOUT_S = 10.0
 _EXPIRE_EVERY_NS = NS_PER_S // 2
-# Between the kernel's look at the sockets and ours at the clock; covers the reading of a long list of them.
-_LOOK_NS = NS_PER_MS
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +62,8 @@ class _Connection:
     active_ns: int = 0
     send_error: OSError | None = None
     events: int = 0
+    streaming: bool = False
+    """Watched among the streams, of which only the last token's time may become inexact."""
 
 
 class HttpClient:
@@ -80,18 +78,15 @@ class HttpClient:
         self.limits = limits
         self.stats = ClientStats()
         self._clock = clock
-        self._wall = WallOffset(clock)
         self._head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._selector = selectors.DefaultSelector()
+        self._lookout = Lookout(clock, self.stats)
         self._connections: set[_Connection] = set()
         self._active: set[_Connection] = set()
         self._idle: list[_Connection] = []
         self._ended: list[Exchange] = []
         self._candidates: list[tuple[int, Any]] = []
-        self._sleeps = wants_kernel_stamps()
         self._tls = ssl.create_default_context() if address.tls else None
-        self._looked_ns = self._woke_ns = clock.now_ns()
-        self._expires_ns = self._woke_ns + _EXPIRE_EVERY_NS
+        self._expires_ns = clock.now_ns() + _EXPIRE_EVERY_NS
 
     @property
     def in_flight(self) -> int:
@@ -121,37 +116,34 @@ class HttpClient:
         """Send one encoded request, on a connection that is open where there is one."""
         if not self._active:
             self.poll(0)  # an idle connection may have been closed while nobody looked
-            self._woke_ns = self._looked_ns = self._clock.now_ns()  # nothing could arrive, so nothing was missed
+            self._lookout.missed_nothing()
         self._start(Exchange(tag, request))
 
     def poll(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` for sockets and serve them once; whether there was anything to serve."""
-        now_ns = self._clock.now_ns
-        call_ns = now_ns()
-        if self._active:
-            self.stats.away.add(call_ns - self._woke_ns)
-        since_ns = self._looked_ns
-        ready = self._selector.select(self._pause(timeout_s))
-        woke_ns = self._woke_ns = now_ns()
-        self._looked_ns = max(call_ns, woke_ns - _LOOK_NS)
-        stepped = self._wall.refresh()
-        if stepped:
-            self.stats.clock_steps += 1
+        served = False
+        for look in self._lookout.looks(timeout_s, len(self._active)):
+            if look.ready:
+                served = True
+                self._serve(look)
+        now_ns = self._clock.now_ns()
+        if now_ns > self._expires_ns:
+            self._expires_ns = now_ns + _EXPIRE_EVERY_NS
+            self._expire(now_ns)
+        return served
+
+    def _serve(self, look: Look) -> None:
         oldest_ns = 0
-        for key, mask in ready:
+        for key, mask in look.ready:
             connection: _Connection = key.data
-            if mask & _WRITE and connection.events:  # else an earlier one of these has ended it
+            if mask & WRITE and connection.events:  # else an earlier one of these has ended it
                 self._writable(connection)
-            if mask & _READ and connection.events:
-                at_ns = self._read(connection, since_ns, trust=not stepped)
+            if mask & READ and connection.events:
+                at_ns = self._read(connection, look.since_ns, trust=look.trusted)
                 if at_ns and (at_ns < oldest_ns or not oldest_ns):
                     oldest_ns = at_ns
         if oldest_ns:
-            self.stats.unread.add(woke_ns - oldest_ns)
-        if woke_ns > self._expires_ns:
-            self._expires_ns = woke_ns + _EXPIRE_EVERY_NS
-            self._expire(woke_ns)
-        return bool(ready)
+            self.stats.unread.add(look.woke_ns - oldest_ns)
 
     def ended(self) -> list[Exchange]:
         """Take the exchanges that have ended since this was last asked."""
@@ -177,7 +169,7 @@ class HttpClient:
         self._connections.clear()
         self._active.clear()
         self._idle.clear()
-        self._selector.close()
+        self._lookout.close()
 
     # Making connections.
 
@@ -206,7 +198,7 @@ class HttpClient:
                 raise
             return self._connect(fresh=fresh, candidate=candidate + 1)
         self._connections.add(connection)
-        self._watch(connection, _WRITE)
+        self._watch(connection, WRITE)
         return connection
 
     def _socket(self, family: int, where: Any) -> PlainSocket | TlsSocket:
@@ -229,14 +221,14 @@ class HttpClient:
             if problem:
                 raise OSError(problem, os.strerror(problem))  # noqa: TRY301 - as connect would have raised it
             if not sock.handshake():
-                self._watch(connection, _READ)
+                self._watch(connection, READ)
                 return
         except OSError as error:
             self._unconnected(connection, error)
             return
         self._candidates = [connection.where]
         connection.ready = True
-        self._watch(connection, _READ)
+        self._watch(connection, READ)
         took_ns = self._clock.now_ns() - connection.began_ns
         self.stats.connects.add(took_ns)
         if connection.exchange is None:
@@ -274,6 +266,7 @@ class HttpClient:
 
     def _begin(self, connection: _Connection, exchange: Exchange) -> None:
         connection.unsent, connection.send_error = memoryview(exchange.request), None
+        self._move(connection, streaming=False)
         exchange.sent_ns = connection.active_ns = self._clock.now_ns()
         self._write(connection, exchange)
 
@@ -296,7 +289,7 @@ class HttpClient:
             # A server may answer early, 413 or 401, and close: what can still be read says more.
             connection.unsent, connection.send_error, done = memoryview(b""), error, True
         exchange.flushed_ns = connection.active_ns = self._clock.now_ns()
-        self._watch(connection, _READ if done else _READ | _WRITE)
+        self._watch(connection, READ if done else READ | WRITE)
 
     # Receiving.
 
@@ -317,15 +310,15 @@ class HttpClient:
                 if not data:
                     self._at_end_of_stream(connection, exchange)
                     return at_ns
-                stamp_ns = wall_stamp_ns(ancillary)
-                if stamp_ns and trust and not hides_bytes:
-                    at_ns = self._wall.monotonic(stamp_ns)
-                else:
-                    at_ns = self._unstamped(exchange, stamp_ns if trust else 0)
+                stamp_ns = wall_stamp_ns(ancillary) if trust else 0
+                exact = stamp_ns and not hides_bytes
+                at_ns = self._lookout.wall.monotonic(stamp_ns) if exact else self._unstamped(exchange, stamp_ns)
                 connection.active_ns = at_ns
                 if exchange.take(at_ns, since_ns, data):
                     self._finish(connection, exchange)
                     return at_ns
+                if not connection.streaming:
+                    self._let_stream(connection, exchange)
                 if len(data) < READ_BYTES and not hides_bytes:
                     return at_ns
         except BlockingIOError:
@@ -343,7 +336,7 @@ class HttpClient:
         """
         exchange.stamped = False
         if stamp_ns:
-            return self._wall.monotonic(stamp_ns)
+            return self._lookout.wall.monotonic(stamp_ns)
         self.stats.unstamped += 1
         return self._clock.now_ns()
 
@@ -370,9 +363,7 @@ class HttpClient:
             exchange.reusable = False
             self._finish(connection, exchange)
         elif connection.send_error is not None:
-            self._broken(
-                connection, exchange, Failure("connection_reset", f"while sending: {connection.send_error}")
-            )
+            self._broken(connection, exchange, Failure("connection_reset", f"while sending: {connection.send_error}"))
         else:
             reason = "the server closed it before the answer was complete"
             self._broken(connection, exchange, Failure("connection_closed", reason))
@@ -436,7 +427,7 @@ class HttpClient:
     def _hand_back(self, connection: _Connection, exchange: Exchange) -> None:
         connection.exchange = None
         self._active.discard(connection)
-        if exchange.reusable and connection.events == _READ and connection.send_error is None:  # nothing is unsent
+        if exchange.reusable and connection.events == READ and connection.send_error is None:  # nothing is unsent
             connection.fresh = False
             self._idle.append(connection)
             if connection.socket.hides_bytes:  # what came along with the answer must not look like the next one
@@ -452,7 +443,7 @@ class HttpClient:
         if connection in self._idle:
             self._idle.remove(connection)
         if connection.events:
-            self._selector.unregister(connection.socket.raw)
+            self._lookout.forget(connection.socket.raw, streaming=connection.streaming)
             connection.events = 0
         connection.socket.close()
 
@@ -460,23 +451,20 @@ class HttpClient:
         if connection.events == events:
             return
         if connection.events:
-            self._selector.modify(connection.socket.raw, events, connection)
+            self._lookout.change(connection.socket.raw, events, connection, streaming=connection.streaming)
         else:
-            self._selector.register(connection.socket.raw, events, connection)
+            self._lookout.watch(connection.socket.raw, events, connection)
         connection.events = events
 
-    def _pause(self, timeout_s: float) -> float:
-        """What to give the selector, which rounds up to milliseconds.
+    def _let_stream(self, connection: _Connection, exchange: Exchange) -> None:
+        """Once the first token is there, the connection need not be looked at before others."""
+        if len(self._active) > FEW and exchange.has_body:
+            self._move(connection, streaming=True)
 
-        A rest below one is slept: nothing is lost by that where the kernel stamps what arrives.
-        """
-        if not self._sleeps or timeout_s <= 0:
-            return timeout_s
-        milliseconds = int(timeout_s * 1000)
-        if milliseconds:
-            return (milliseconds - 0.5) / 1000
-        self._clock.sleep(timeout_s)
-        return 0.0
+    def _move(self, connection: _Connection, *, streaming: bool) -> None:
+        if connection.streaming != streaming:
+            connection.streaming = streaming
+            self._lookout.move(connection.socket.raw, connection.events, connection, streaming=streaming)
 
 
 def _connect_failure(address: Address, error: OSError) -> Failure:

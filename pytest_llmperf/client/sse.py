@@ -53,12 +53,10 @@ def _one_event_each(fragments: Sequence[Fragment]) -> list[Event] | None:
         or body.count(_END + _FIELD) != count - 1
         or not body.startswith(_FIELD)
         or b"\r" in body
-        or not all([data[-2:] == _END for _, _, _, data in fragments])
+        or not all([data[-2:] == _END for _, _, _, data in fragments])  # noqa: C419 - a list is twice as fast
     ):
         return None
-    return [
-        (at_ns, 0 if exact else max(0, at_ns - since_ns), data[6:-2]) for at_ns, since_ns, exact, data in fragments
-    ]
+    return [(at_ns, 0 if exact else max(0, at_ns - since_ns), data[6:-2]) for at_ns, since_ns, exact, data in fragments]
 
 
 class _Lines:

@@ -17,6 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -221,7 +222,8 @@ def _plain_main() -> Iterator[None]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches the whole process group; a new process inherits that it is held back, and never sees it."""
+    """Hold Ctrl-C back, which reaches the whole process group: a new process inherits that for as long as it starts."""
+    resource_tracker.ensure_running()  # the first start would do so, and lift what is held back
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -231,6 +233,7 @@ def _without_interrupts() -> Iterator[None]:
 
 def _serve(pipe: Connection) -> None:
     """The life of a member: one job after another until the pipe is closed, or until SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who has started it decides what Ctrl-C means
     threading.Thread(target=_end_with_parent, daemon=True).start()
     parent = _Parent(pipe)
     with suppress(_Gone):

@@ -1,66 +1,102 @@
 """The same workers as actors on the nodes of an existing Ray cluster.
 
 Ray places them, carries jobs and records, and says which are lost. Each node's monotonic clock is
-read from here, and its times are converted.
+read from here before each run, and its times are converted.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
-from dataclasses import replace
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pytest_llmperf import __version__
 from pytest_llmperf.arrivals import Arrivals
 from pytest_llmperf.clock import NS_PER_MS, Clock, RealClock
 from pytest_llmperf.driver.job import Driven, Job
 from pytest_llmperf.driver.local import Worker
+from pytest_llmperf.driver.parcel import pack, together, unpack
 from pytest_llmperf.errors import ConfigurationError, LLMPerfError
 from pytest_llmperf.load import Share
 from pytest_llmperf.records import RequestRecord, Window
 
+Record = Callable[[RequestRecord], None]
+_Answer = tuple[list[RequestRecord], Driven | None]
+
 _START_DELAY_NS = 200 * NS_PER_MS
 _CLOCK_READINGS = 20
 _LOOK_S = 1.0
+_STOP_S = 5.0
 _PLACE_S = 60.0
 
 
+class _Stopped(BaseException):
+    """The run is over before its end."""
+
+
 class _Remote:
-    """What runs on a node."""
+    """What runs on a node; `stop` may come while it drives."""
 
     def __init__(self) -> None:
-        self._clock = RealClock()
+        self._clock: Clock = RealClock()
         self._records: list[RequestRecord] = []
         self._worker: Worker | None = None
+        self._stop = threading.Event()
+
+    def version(self) -> str:
+        """That of the package on the node."""
+        return __version__
 
     def now_ns(self) -> int:
         """This node's monotonic clock."""
         return self._clock.now_ns()
 
-    def prepare(self, message: bytes, share: Share) -> None:
+    def prepare(self, parcel: bytes) -> None:
         """All that needs no start."""
-        job: Job = pickle.loads(message)  # noqa: S301 - from our own driver
+        job, share = unpack(parcel)
         self._records = []
-        self._worker = Worker(job, share, self._clock, self._records.append, check_engine=lambda: None)
+        self._stop.clear()
+        self._worker = Worker(job, share, self._clock, self._record, check_engine=self._obey)
 
-    def drive(self, start_ns: int) -> tuple[list[RequestRecord], Driven]:
-        """Drive the share, from `start_ns` of this node's clock on."""
+    def drive(self, start_ns: int) -> _Answer:
+        """Drive the share, from `start_ns` of this node's clock on; None if it was stopped."""
         assert self._worker is not None, "prepare comes first"
-        driven = self._worker.drive(start_ns)
+        try:
+            driven = self._worker.drive(start_ns)
+        except _Stopped:
+            return self._records, None
         return self._records, driven
 
+    def stop(self) -> None:
+        """Have `drive` return with what has ended."""
+        self._stop.set()
 
+    def _record(self, row: RequestRecord) -> None:
+        self._records.append(row)
+        self._obey()
+
+    def _obey(self) -> None:
+        """Stop once only: what is still to be recorded afterwards is recorded."""
+        if self._stop.is_set():
+            self._stop.clear()
+            raise _Stopped
+
+
+@dataclass(slots=True, eq=False)
 class _Member:
-    """An actor, the node that it is on, and that node's clock."""
+    """An actor, its node, how far that node's clock is ahead, and by how much this may be wrong."""
 
-    def __init__(self, actor: Any, node: str) -> None:
-        self.actor = actor
-        self.node = node
-        self.offset_ns = 0
-        self.error_ns = 0
+    actor: Any
+    node_id: str
+    node: str
+    offset_ns: int = 0
+    error_ns: int = 0
 
     def read_clock(self, ray: Any, clock: Clock) -> None:
-        """Find how far the node's clock is ahead, by the reading that took least."""
+        """Believe the reading that took least."""
         readings = []
         for _ in range(_CLOCK_READINGS):
             before_ns = clock.now_ns()
@@ -72,7 +108,10 @@ class _Member:
 
 
 class RayTeam:
-    """One worker on each node of the cluster at `address`, which is `auto` for the one that this machine is part of."""
+    """One worker on each node of the cluster at `address`, which is `auto` for the one that this machine is part of.
+
+    A cluster that this process is connected to already is used as it is.
+    """
 
     def __init__(self, address: str, clock: Clock) -> None:
         self._address = address
@@ -81,95 +120,195 @@ class RayTeam:
         self._connected = False
         self._members: list[_Member] = []
 
-    def run(self, job: Job, record: Callable[[RequestRecord], None], check_engine: Callable[[], None]) -> Driven:
-        """Raises `ConfigurationError` if the cluster cannot be used, `LLMPerfError` if all nodes are lost."""
-        self._place()
-        count = job.load.workers(len(self._members))
-        members = self._members[:count]
-        message = pickle.dumps(job)
-        lost: list[str] = []
-        preparing = {m.actor.prepare.remote(message, Share(n, count)): m for n, m in enumerate(members)}
-        ready = [member for member, _ in self._results(preparing, lost, check_engine)]
-        start_ns = self._clock.now_ns() + _START_DELAY_NS
-        driving = {m.actor.drive.remote(start_ns + m.offset_ns): m for m in ready}
-        merged: Driven | None = None
-        for member, (records, driven) in self._results(driving, lost, check_engine):
-            for row in records:
-                record(_here(row, member.offset_ns))
-            here = _driven_here(driven, member)
-            if merged is None:
-                merged = here
-            else:
-                merged.merge(here)
-        if lost:
+    def run(self, job: Job, record: Record, check_engine: Callable[[], None]) -> Driven:
+        """Drive a job; a node that is lost is one of the problems of what is returned.
+
+        Raises what a worker has raised, `ConfigurationError` if the cluster cannot be used or the job not
+        be sent, `LLMPerfError` if all nodes are lost.
+        """
+        try:
+            self._staff()
+            driven, lost = self._run(job, record, check_engine)
+        except BaseException:
             self.close()
-        if merged is None:
-            raise LLMPerfError("every node of the Ray cluster was lost: " + "; ".join(lost))
-        merged.problems += tuple(lost)
-        return merged
+            raise
+        if lost:
+            self._dismiss()
+        return together(driven, lost)
 
     def close(self) -> None:
-        for member in self._members:
-            self._ray.kill(member.actor)
-        self._members.clear()
+        self._dismiss()
         if self._connected:
             self._ray.shutdown()
             self._connected = False
 
-    def _place(self) -> None:
-        """Put a worker on each living node."""
-        if self._members:
-            return
-        ray = self._ray = _ray()
-        if not ray.is_initialized():
-            address = "auto" if self._address == "auto" else f"ray://{self._address}"
-            try:
-                ray.init(address=address, log_to_driver=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                msg = f"--llmperf-workers: no Ray cluster at {address} ({error}); start one with `ray start --head`"
-                raise ConfigurationError(msg) from None
-            self._connected = True
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - an extra
+    def _run(self, job: Job, record: Record, check_engine: Callable[[], None]) -> tuple[list[Driven], list[str]]:
+        """What those did who were not lost, and the sentences on those who were."""
+        count = job.load.workers(len(self._members))
+        members = self._members[:count]
+        lost: list[str] = []
+        preparing = {m.actor.prepare.remote(pack(job, Share(n, count))): m for n, m in enumerate(members)}
+        ready = [member for member, _ in self._answers(preparing, lost, check_engine)]
+        start_ns = self._clock.now_ns() + _START_DELAY_NS
+        driving = {member.actor.drive.remote(start_ns + member.offset_ns): member for member in ready}
+        driven = []
+        try:
+            for member, answer in self._answers(driving, lost, check_engine):
+                driven += _taken(member, answer, record)
+        except BaseException:
+            self._stop_driving(driving, record)
+            raise
+        return driven, lost
 
-        remote = ray.remote(num_cpus=1, max_restarts=0)(_Remote)
-        for node in ray.nodes():
-            if node["Alive"] and node["Resources"].get("CPU"):
-                here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                actor = remote.options(scheduling_strategy=here).remote()
-                self._members.append(_Member(actor, f"{node['NodeManagerAddress']}/{node['NodeID'][:8]}"))
-        for member in self._members:
-            try:
-                member.read_clock(ray, self._clock)
-            except ray.exceptions.RayError as error:
-                msg = f"--llmperf-workers: no worker could be placed on the Ray node {member.node}: {error}"
-                raise ConfigurationError(msg) from None
-
-    def _results(
+    def _answers(
         self, pending: dict[Any, _Member], lost: list[str], check_engine: Callable[[], None]
-    ) -> list[tuple[_Member, Any]]:
-        """What the members answer, in their order; who does not is lost."""
-        ray, waiting = self._ray, list(pending)
-        while waiting:
-            done, waiting = ray.wait(waiting, timeout=_LOOK_S)
+    ) -> Iterator[tuple[_Member, Any]]:
+        """What the members answer, and who is lost; `pending` has those who have not answered yet."""
+        ray = self._ray
+        while pending:
+            done, _ = ray.wait(list(pending), timeout=_LOOK_S)
             if not done:
                 check_engine()
-        found = []
-        for reference, member in pending.items():
+            for reference in done:
+                member = pending.pop(reference)
+                try:
+                    answer = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise _cause(error) from None
+                except ray.exceptions.RayError as error:
+                    lost.append(f"the Ray node {member.node} was lost with all that it measured: {_first_line(error)}")
+                else:
+                    yield member, answer
+
+    def _stop_driving(self, driving: dict[Any, _Member], record: Record) -> None:
+        """Take what has ended until now, from those who answer in time."""
+        ray = self._ray
+        for member in driving.values():
+            member.actor.stop.remote()
+        done, _ = ray.wait(list(driving), num_returns=len(driving), timeout=_STOP_S) if driving else ([], [])
+        for reference in done:
+            with suppress(ray.exceptions.RayError):
+                _taken(driving[reference], ray.get(reference), record)
+
+    def _staff(self) -> None:
+        """Have a worker on each living node, and know its clock."""
+        self._connect()
+        ray = self._ray
+        try:
+            for member in self._members:
+                member.read_clock(ray, self._clock)
+        except ray.exceptions.RayError:  # lost since the last run
+            self._dismiss()
+        if not self._members:
+            self._place()
+            for member in self._members:
+                member.read_clock(ray, self._clock)
+
+    def _connect(self) -> None:
+        self._ray = ray = self._ray or _ray()
+        if ray.is_initialized():
+            return
+        address = "auto" if self._address == "auto" else f"ray://{self._address}"
+        try:
+            with _own_signals():
+                ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            msg = (
+                f"no Ray cluster can be used at {address} ({_first_line(error)}); start one with `ray start --head`, "
+                "or give the address of its client server"
+            )
+            raise ConfigurationError(msg) from None
+        self._connected = True
+
+    def _place(self) -> None:
+        """Put a worker on each living node. Raises `ConfigurationError` naming every node where that fails."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - an extra
+
+        ray = self._ray
+        remote = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(_Remote)
+        for node_id, address in _nodes(ray).items():
+            here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            actor = remote.options(scheduling_strategy=here).remote()
+            self._members.append(_Member(actor, node_id, f"{address}/{node_id[:8]}"))
+        unplaced = self._unplaced()
+        if unplaced:  # the cluster notices a dead node late
+            alive = _nodes(ray)
+            self._members = [m for m in self._members if m not in unplaced or m.node_id in alive]
+        problems = [unplaced[member] for member in self._members if member in unplaced]
+        if problems or not self._members:
+            raise ConfigurationError(*problems or ("the Ray cluster has no node with a CPU",))
+
+    def _unplaced(self) -> dict[_Member, str]:
+        """The members who cannot work, or are of another version, with the reason."""
+        ray, unplaced = self._ray, {}
+        versions = {member.actor.version.remote(): member for member in self._members}
+        placed, _ = ray.wait(list(versions), num_returns=len(versions), timeout=_PLACE_S) if versions else ([], [])
+        for reference, member in versions.items():
+            if reference not in placed:
+                unplaced[member] = f"the Ray node {member.node} had no CPU free for a worker within {_PLACE_S:g} s"
+                continue
             try:
-                found.append((member, ray.get(reference)))
-            except (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError) as error:
-                reason = str(error).strip().splitlines()[0]
-                lost.append(f"the worker on the Ray node {member.node} was lost with all that it measured: {reason}")
-        return found
+                version = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                unplaced[member] = f"no worker can run on the Ray node {member.node}: {_last_line(error)}"
+            else:
+                if version != __version__:
+                    unplaced[member] = f"the Ray node {member.node} has pytest-llmperf {version}, not {__version__}"
+        return unplaced
+
+    def _dismiss(self) -> None:
+        members, self._members = self._members, []
+        for member in members:
+            with suppress(Exception):  # the node or the whole cluster may be gone, each in a way of its own
+                self._ray.kill(member.actor)
+
+
+def _taken(member: _Member, answer: _Answer, record: Record) -> list[Driven]:
+    """Record what a member has recorded, in the times of this machine's clock."""
+    rows, driven = answer
+    for row in rows:
+        record(_here(row, member.offset_ns))
+    return [] if driven is None else [_driven_here(driven, member)]
+
+
+def _nodes(ray: Any) -> dict[str, str]:
+    """The living nodes that have a processor, by their id, with their address."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
 
 def _ray() -> Any:
     try:
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
-        msg = "--llmperf-workers ray://... needs Ray; install it with `pip install 'pytest-llmperf[ray]'`"
+        msg = "workers at ray://... need Ray; install it with `pip install 'pytest-llmperf[ray]'`"
         raise ConfigurationError(msg) from None
     return ray
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray makes SIGTERM an exit of its own, which would not end a test session in order."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _cause(error: Any) -> BaseException:
+    """What was raised on the node."""
+    return error.cause if isinstance(error.cause, Exception) else LLMPerfError(_last_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _last_line(error: BaseException) -> str:
+    """Where Ray puts what was raised on the node."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _here(row: RequestRecord, offset_ns: int) -> RequestRecord:
@@ -190,13 +329,12 @@ def _here(row: RequestRecord, offset_ns: int) -> RequestRecord:
 
 
 def _driven_here(driven: Driven, member: _Member) -> Driven:
+    """The same for a whole share; says by how much was converted."""
     offset_ns, window = member.offset_ns, driven.window
     driven.client.clock_offsets_ns[member.node] = offset_ns, member.error_ns
-    return Driven(
+    return replace(
+        driven,
         start_ns=driven.start_ns - offset_ns,
         end_ns=driven.end_ns - offset_ns,
         window=Window(window.start_ns - offset_ns, None if window.end_ns is None else window.end_ns - offset_ns),
-        shed=driven.shed,
-        client=driven.client,
-        problems=driven.problems,
     )

@@ -128,9 +128,7 @@ class OpenAIServer:
     def _request(self, method: str, path: str, body: bytes, timeout_s: float) -> Exchange:
         key = self._surroundings.api_key
         headers = {"Accept": "*/*"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        client = HttpClient(
-            self.address, self._surroundings.clock, headers=headers, limits=Limits(silence_s=timeout_s)
-        )
+        client = HttpClient(self.address, self._surroundings.clock, headers=headers, limits=Limits(silence_s=timeout_s))
         try:
             return client.request(method, path, body, timeout_s=timeout_s)
         finally:

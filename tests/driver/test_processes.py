@@ -320,6 +320,23 @@ class TestTrouble:
         assert len(driven.problems) == 1
         assert drive(fragile_pair, job(server))[0].problems == ()
 
+    def test_an_interrupt_of_the_process_group_is_not_for_workers(self, server, fragile_pair):
+        """Ctrl-C reaches them, too, but who has started them decides."""
+
+        def interrupt(row):
+            if (row.session, row.turn) == (1, 0):
+                for pid in pids(fragile_pair):
+                    os.kill(pid, signal.SIGINT)
+
+        driven, rows = drive(fragile_pair, job(server), interrupt)
+        assert (driven.problems, len(rows)) == ((), 21)
+
+    def test_an_interrupt_does_not_reach_a_worker_that_is_starting(self, server, fragile_pair):
+        """It is held back from its first moment on."""
+        for member in fragile_pair._staff(2):
+            os.kill(member.process.pid, signal.SIGINT)
+        assert drive(fragile_pair, job(server))[0].problems == ()
+
     def test_nobody_left_is_an_error(self, server, fragile_pair):
         """There is nothing to go on with."""
         drive(fragile_pair, job(server))
@@ -537,7 +554,7 @@ import atexit, os, sys
 
 def tell():
     with open(os.environ["TELL"], "a") as file:
-        file.write(f"{'pytest' in sys.modules} ")
+        file.write(f"{'_pytest' in sys.modules} ")
 
 if "--multiprocessing-fork" in sys.orig_argv:
     atexit.register(tell)

@@ -1,0 +1,145 @@
+"""Which sockets have something to read or can be written to, in the order in which it matters.
+
+What waits for its first byte comes before what streams: a first token that is read together with the
+second one has no exact time any more, and TTFT is what is gated most. While a long list of streams
+is served, the others are looked at again and again.
+"""
+
+from __future__ import annotations
+
+import select
+import selectors
+import socket
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from pytest_llmperf.client.sockets import wants_kernel_stamps
+from pytest_llmperf.clock import NS_PER_MS, Clock, WallOffset
+from pytest_llmperf.records import ClientStats
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+Ready: TypeAlias = "list[tuple[selectors.SelectorKey, int]]"
+
+FEW = 64
+"""With no more than so many exchanges a look at all of them is short, and each is looked at when it comes."""
+_REST_S = 250e-6
+"""Between two looks at many exchanges. The kernel notes when things come; looking less often finds more at a time."""
+_SLICE = 64
+"""Streams that are read before the others are looked at again: about 0.3 ms."""
+# Between the kernel's look at the sockets and ours at the clock; covers the reading of a long list of them.
+_LOOK_NS = NS_PER_MS
+_MOST_FD = 1024
+"""`select` takes no descriptor from here on."""
+
+
+class Look:
+    """What one look at some sockets has found.
+
+    `since_ns`: nothing of it was there then. `trusted`: the kernel's stamps can be converted.
+    """
+
+    __slots__ = ("ready", "since_ns", "trusted", "woke_ns")
+
+    def __init__(self, ready: Ready, since_ns: int, woke_ns: int, *, trusted: bool) -> None:
+        self.ready = ready
+        self.since_ns = since_ns
+        self.woke_ns = woke_ns
+        self.trusted = trusted
+
+
+class Lookout:
+    """Watches sockets; `data` is handed back with a socket that is ready."""
+
+    def __init__(self, clock: Clock, stats: ClientStats) -> None:
+        self.wall = WallOffset(clock)
+        self._clock = clock
+        self._stats = stats
+        self._first = selectors.DefaultSelector()
+        self._streams = selectors.DefaultSelector()
+        # One that cannot be watched by another is not used: then all sockets are equal.
+        self._nests = hasattr(self._streams, "fileno")
+        if self._nests:
+            self._first.register(self._streams.fileno(), READ)
+        self._looked_ns: dict[Any, int] = dict.fromkeys((self._first, self._streams), clock.now_ns())
+        self._woke_ns = clock.now_ns()
+        self._rests = wants_kernel_stamps()
+
+    def watch(self, sock: socket.socket, events: int, data: object) -> None:
+        """Look out for something that has not begun to stream."""
+        self._first.register(sock, events, data)
+
+    def change(self, sock: socket.socket, events: int, data: object, *, streaming: bool) -> None:
+        """Look out for other events on a socket."""
+        (self._streams if streaming else self._first).modify(sock, events, data)
+
+    def move(self, sock: socket.socket, events: int, data: object, *, streaming: bool) -> None:
+        """Put a socket among those that stream, or back among the others."""
+        origin, target = (self._first, self._streams) if streaming else (self._streams, self._first)
+        origin.unregister(sock)
+        target.register(sock, events, data)
+
+    def forget(self, sock: socket.socket, *, streaming: bool) -> None:
+        """Do not look at it any more."""
+        (self._streams if streaming else self._first).unregister(sock)
+
+    def missed_nothing(self) -> None:
+        """Until this moment nothing could arrive."""
+        self._woke_ns = self._clock.now_ns()
+        self._looked_ns = dict.fromkeys(self._looked_ns, self._woke_ns)
+
+    def looks(self, timeout_s: float, in_flight: int) -> Iterator[Look]:
+        """Wait up to `timeout_s`, then look until everything that was ready has been handed out.
+
+        `in_flight`: how many answers are outstanding; with none, being away does not count.
+        """
+        waiting = in_flight > 0
+        if in_flight > FEW and self._rests and timeout_s > _REST_S:
+            self._clock.sleep(_REST_S)
+            timeout_s -= _REST_S
+        look = self._look(self._first, timeout_s, waiting=waiting)
+        nested = self._without_streams(look)
+        yield look
+        if not nested:
+            return
+        streams = self._look(self._streams, 0, waiting=False)
+        for start in range(0, len(streams.ready), _SLICE):
+            if start:
+                urgent = self._look(self._first, 0, waiting=waiting)
+                self._without_streams(urgent)
+                yield urgent
+            yield Look(
+                streams.ready[start : start + _SLICE], streams.since_ns, streams.woke_ns, trusted=streams.trusted
+            )
+
+    def close(self) -> None:
+        self._first.close()
+        self._streams.close()
+
+    def _look(self, selector: selectors.BaseSelector, timeout_s: float, *, waiting: bool) -> Look:
+        call_ns = self._clock.now_ns()
+        if waiting:
+            self._stats.away.add(call_ns - self._woke_ns)
+        since_ns = self._looked_ns[selector]
+        ready = selector.select(self._waited(selector, timeout_s))
+        woke_ns = self._woke_ns = self._clock.now_ns()
+        self._looked_ns[selector] = max(call_ns, woke_ns - _LOOK_NS)
+        stepped = self.wall.refresh()
+        if stepped:
+            self._stats.clock_steps += 1
+        return Look(ready, since_ns, woke_ns, trusted=not stepped)
+
+    def _waited(self, selector: Any, timeout_s: float) -> float:
+        """Wait for the selector, which itself rounds up to milliseconds; returns how long it still has to."""
+        if timeout_s <= 0 or not self._nests or selector.fileno() >= _MOST_FD:
+            return timeout_s
+        select.select([selector], [], [], timeout_s)
+        return 0
+
+    @staticmethod
+    def _without_streams(look: Look) -> bool:
+        """Take out the entry that stands for the streams; whether there was one."""
+        for index, (key, _) in enumerate(look.ready):
+            if key.data is None:
+                del look.ready[index]
+                return True
+        return False
