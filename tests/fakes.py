@@ -135,6 +135,10 @@ class VirtualReply:
     answer: Answer = field(compare=False)
     on_read: Callable[[], None] = field(compare=False, default=lambda: None)
 
+    @property
+    def pieces(self) -> int:
+        return len(self.answer.arrivals)
+
     def read(self) -> Answer:
         self.on_read()
         return self.answer

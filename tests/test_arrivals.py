@@ -1,85 +1,124 @@
-"""When tokens arrived, in columns."""
+"""`arrivals.py`: arrivals in columns behave like a sequence of arrivals."""
 
 from __future__ import annotations
 
+import copy
+import json
 import pickle
-import tracemalloc
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.arrivals import Arrival, Arrivals
+from pytest_llmperf.arrivals import UNKNOWN, Arrival, Arrivals
 
-NS = st.integers(0, 2**63 - 1)
-ROWS = st.lists(st.builds(Arrival, NS, st.none() | st.integers(0, 2**31 - 1), st.just(0) | NS), max_size=6)
+arrivals = st.builds(
+    Arrival,
+    at_ns=st.integers(-(1 << 63), (1 << 63) - 1),
+    tokens=st.one_of(st.none(), st.integers(0, (1 << 31) - 1)),
+    late_ns=st.integers(0, (1 << 63) - 1),
+)
+lists = st.lists(arrivals, max_size=12)
 
 
-@given(rows=ROWS)
-def test_columns_read_like_the_rows_that_they_are_made_of(rows):
-    """As a sequence of arrivals: by number from both ends, in slices, and in order."""
+@given(lists)
+def test_sequence(rows):
+    """Rows go in and come out the same."""
     columns = Arrivals.of(rows)
-
     assert rows == list(columns)
-    assert (len(rows), bool(rows)) == (len(columns), bool(columns))
-    for number in range(-len(rows), len(rows)):
-        assert rows[number] == columns[number]
-    assert rows[1:3] == list(columns[1:3])
     assert rows[::-1] == list(reversed(columns))
+    assert len(rows) == len(columns)
+    assert bool(rows) == bool(columns)
+    for index in range(-len(rows), len(rows)):
+        assert rows[index] == columns[index]
+        assert rows[index] in columns
 
 
-@given(rows=ROWS)
-def test_they_survive_json_and_another_process(rows):
-    """Nothing is lost on the way."""
-    columns = Arrivals.of(rows)
-
-    assert columns == Arrivals.from_json(columns.to_json())
-    assert columns == pickle.loads(pickle.dumps(columns))
-
-
-@given(rows=ROWS, others=ROWS)
-def test_equal_arrivals_are_equal_in_any_form(rows, others):
-    """Columns compare with columns and with rows, and equal ones have one hash."""
-    columns = Arrivals.of(rows)
-
-    assert (columns == Arrivals.of(others)) == (rows == others) == (columns == tuple(others)) == (columns == others)
-    assert hash(columns) == hash(Arrivals.of(rows))
-    assert columns != 7
+@given(lists, st.slices(12))
+def test_slices(rows, part):
+    """A slice is of the same kind."""
+    sliced = Arrivals.of(rows)[part]
+    assert isinstance(sliced, Arrivals)
+    assert rows[part] == list(sliced)
 
 
-def test_lateness_stands_in_json_only_where_there_is_some():
-    """Most answers are stamped exactly."""
-    exact, late = Arrivals([5, 6], [1, -1], [0, 0]), Arrivals([5, 6], [1, -1], [0, 2])
-
-    assert {"at_ns": [5, 6], "tokens": [1, -1]} == exact.to_json()
-    assert {"at_ns": [5, 6], "tokens": [1, -1], "late_ns": [0, 2]} == late.to_json()
-    assert [0, 0] == list(Arrivals.from_json(exact.to_json()).late_ns)
-
-
-def test_what_does_not_exist_is_an_error():
-    """As with any sequence."""
+@pytest.mark.parametrize("index", [1, -2])
+def test_no_such_row(index):
+    """A row that is not there is an error."""
     with pytest.raises(IndexError):
-        Arrivals([5], [1], [0])[1]
+        Arrivals([1], [1], [0])[index]
 
 
-def test_they_are_shown_as_they_can_be_made():
-    """The text in a failed assertion is the arrivals."""
-    columns = Arrivals.of([Arrival(5, None, 2)])
+@given(lists, lists)
+def test_equality(mine, theirs):
+    """They equal a sequence of the same arrivals, and have the hash of a tuple of them."""
+    columns = Arrivals.of(mine)
+    assert columns == tuple(mine)
+    assert tuple(mine) == columns
+    assert columns == mine
+    assert hash(columns) == hash(tuple(mine))
+    assert (mine == theirs) == (columns == Arrivals.of(theirs)) == (columns == tuple(theirs))
 
-    assert "Arrivals.of([Arrival(at_ns=5, tokens=None, late_ns=2)])" == repr(columns)
+
+@pytest.mark.parametrize("other", [5, None, {1}, "x", (1,), [(1, 1, 0)]])
+def test_inequality(other):
+    """They equal nothing else."""
+    assert Arrivals([1], [1], [0]) != other
+
+
+def test_unequal_in_one_thing():
+    """Each column counts, and so does the length."""
+    columns = Arrivals([1, 2], [1, 1], [0, 0])
+    others = [Arrivals([1, 3], [1, 1], [0, 0]), Arrivals([1, 2], [1, 2], [0, 0]), Arrivals([1, 2], [1, 1], [0, 5])]
+    assert all(columns != other for other in [*others, columns[:1], Arrivals()])
+
+
+@given(lists)
+def test_copies(rows):
+    """They can be pickled and copied, and a copy has columns of its own."""
+    columns = Arrivals.of(rows)
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        assert columns == pickle.loads(pickle.dumps(columns, protocol))
+    copied = copy.deepcopy(columns)
+    copied.append(1, 1, 1)
+    assert rows == list(columns)
+
+
+@given(lists)
+def test_json(rows):
+    """What is written is JSON and is read back as it was; lateness is written where there is some."""
+    columns = Arrivals.of(rows)
+    content = json.loads(json.dumps(columns.to_json()))
+    assert columns == Arrivals.from_json(content)
+    assert any(row.late_ns for row in rows) == ("late_ns" in content)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 16])
+def test_json_without_lateness(count):
+    """However many arrivals there are, none is late where it is not said."""
+    columns = Arrivals.from_json({"at_ns": list(range(count)), "tokens": [1] * count})
+    assert [Arrival(at_ns, 1) for at_ns in range(count)] == list(columns)
+
+
+def test_unknown_tokens():
+    """A number of tokens that is not known is None in a row."""
+    columns = Arrivals()
+    columns.append(1, None, 0)
+    columns.append(2, 3, 4)
+    assert [UNKNOWN, 3] == columns.tokens.tolist()
+    assert [Arrival(1, None), Arrival(2, 3, 4)] == list(columns)
+
+
+def test_repr():
+    """What is shown can be read as an expression."""
+    columns = Arrivals([1, 2], [1, UNKNOWN], [0, 3])
     assert columns == eval(repr(columns))
 
 
-def test_a_token_takes_twenty_bytes():
-    """A million of them take little more than 20 MB."""
-    tracemalloc.start()
-    try:
-        columns = Arrivals()
-        for number in range(100_000):
-            columns.append(number, 1, 0)
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-
-    assert 100_000 == len(columns)
-    assert held < 100_000 * 20 * 1.2
+def test_memory():
+    """A token takes 20 bytes, and some room to grow."""
+    columns = Arrivals()
+    for number in range(10_000):
+        columns.append(number, 1, 0)
+    assert sum(sys.getsizeof(column) for column in (columns.at_ns, columns.tokens, columns.late_ns)) < 24 * 10_000

@@ -103,6 +103,30 @@ def test_any_positive_values_survive_the_file(tmp_path_factory, values):
     assert tuple(values) == entry.stored_values
 
 
+def test_a_file_from_before_prompts_had_forms_is_comparable(folder):
+    """What a file does not say was not asked for; text and chat are other requests."""
+    before = row()
+    del before["extra_info"]["llmperf"]["comparable"]["engine prompts"]
+    Baselines(folder).save("main", KEY, document(before))
+    chat = replace(PROVENANCE, engine_identity={**PROVENANCE.engine_identity, "prompts": "chat"})
+
+    assert isinstance(Baselines(folder).find(PROVENANCE, "ttft_p50"), Match)
+    assert "engine prompts was None, is 'chat'" in Baselines(folder).find(chat, "ttft_p50")
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [("constant(10)", "constant(20)"), ("poisson(10)", "poisson(10, seed=1)"), ("closed_loop(8)", "constant(8)")],
+)
+def test_another_load_is_not_comparable(folder, before, now):
+    """The reason names both, with every argument."""
+    Baselines(folder).save("main", KEY, document(row(provenance=replace(PROVENANCE, load=before))))
+
+    found = Baselines(folder).find(replace(PROVENANCE, load=now), "ttft_p50")
+
+    assert f"load was {before!r}, is {now!r}" in found
+
+
 def test_files_are_numbered_as_they_come(folder):
     """The first is 0001, and each next one follows the highest there is."""
     baselines = Baselines(folder)

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
-from pytest_llmperf.records import Phase, read_requests
+from pytest_llmperf.record_file import read_requests
+from pytest_llmperf.records import Phase
 
 pytestmark = MARKS
 

@@ -32,6 +32,7 @@ def test_all_mistakes_are_reported_at_once(run):
         *("--llmperf-runs", "0", "--llmperf-engine", "vlm", "--llmperf-hardware", "NVIDIA-H1000"),
         *("--llmperf-set", "prefix_cachin=false", "--llmperf-set", "nonsense", "--llmperf-timeout", "soon"),
         *("--llmperf-save-baseline", "../main", "--llmperf-url", "localhost:8000"),
+        *("--llmperf-workers", "many", "--llmperf-request-timeout", "0"),
     )
 
     assert pytest.ExitCode.USAGE_ERROR == result.ret
@@ -43,6 +44,8 @@ def test_all_mistakes_are_reported_at_once(run):
             "*--llmperf-set: unknown word 'prefix_cachin'; did you mean 'prefix_caching'? accepted: *",
             "*--llmperf-set 'nonsense': expected WORD=VALUE*",
             "*--llmperf-timeout: expected a positive number of seconds, got 'soon'",
+            "*--llmperf-request-timeout: expected a positive number of seconds, got '0'",
+            "*--llmperf-workers: expected a number of processes from 1 to 256, or ray://..., got 'many'",
             "*--llmperf-save-baseline: '../main' cannot name a baseline*",
             "*--llmperf-url: not a server's URL: 'localhost:8000'*",
         ]
@@ -71,6 +74,67 @@ def test_the_command_line_wins_over_the_ini_file(pytester):
 
     assert (3, 0) == (options.runs, options.warmup_runs)
     assert pytester.path / "stored" == options.baselines
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("1", 1),
+        ("256", 256),
+        ("ray://auto", "ray://auto"),
+        ("ray://10.0.0.7:10001", "ray://10.0.0.7:10001"),
+    ],
+)
+def test_workers_are_a_number_of_processes_or_a_ray_cluster(pytester, given, expected):
+    """Here on the command line, there in the ini file."""
+    from pytest_llmperf.options import read_options
+
+    by_option = read_options(pytester.parseconfig("--llmperf-workers", given), environ={})
+    pytester.makeini(f"[pytest]\nllmperf_workers = {given}\n")
+    by_ini = read_options(pytester.parseconfig(), environ={})
+
+    assert (expected, expected) == (by_option.workers, by_ini.workers)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "257", "1.5", "two", "ray://", "ray:auto", "auto", "http://head:10001"])
+def test_what_is_neither_is_refused(pytester, given):
+    """The error says what is accepted."""
+    from pytest_llmperf.errors import ConfigurationError
+    from pytest_llmperf.options import read_options
+
+    with pytest.raises(ConfigurationError) as caught:
+        read_options(pytester.parseconfig(f"--llmperf-workers={given}"), environ={})
+
+    expected = f"--llmperf-workers: expected a number of processes from 1 to 256, or ray://..., got {given!r}"
+    assert (expected,) == caught.value.problems
+
+
+def test_a_server_may_take_so_long(pytester):
+    """Over a byte, over a request, over its start: three limits with a default each."""
+    from pytest_llmperf.options import read_options
+
+    default = read_options(pytester.parseconfig(), environ={})
+    given = read_options(
+        pytester.parseconfig(
+            *("--llmperf-timeout", "0.5", "--llmperf-request-timeout", "7200", "--llmperf-start-timeout", "60")
+        ),
+        environ={},
+    )
+
+    assert (300.0, 3600.0, 900.0) == (default.timeout_s, default.request_timeout_s, default.start_timeout_s)
+    assert (0.5, 7200.0, 60.0) == (given.timeout_s, given.request_timeout_s, given.start_timeout_s)
+    assert 1 == default.workers
+
+
+@pytest.mark.parametrize("given", ["0", "-3", "inf", "nan", "soon", ""])
+@pytest.mark.parametrize("name", ["timeout", "request-timeout", "start-timeout"])
+def test_a_limit_is_a_positive_number_of_seconds(pytester, name, given):
+    """None of them can be switched off."""
+    from pytest_llmperf.errors import ConfigurationError
+    from pytest_llmperf.options import read_options
+
+    with pytest.raises(ConfigurationError, match=f"--llmperf-{name}: expected a positive number of seconds, got"):
+        read_options(pytester.parseconfig(f"--llmperf-{name}={given}"), environ={})
 
 
 def test_words_are_python_or_json_literals_or_text(pytester):

@@ -17,6 +17,7 @@ import jsonschema
 import numpy as np
 import pytest
 from scipy import special
+from servers import CompletionsServer
 
 # A test directory of a user: one engine that answers as scripted, no process, no waiting.
 CONFTEST = """
@@ -25,8 +26,16 @@ import numpy as np
 import pytest
 from scipy import special
 from fakes import Script, VirtualEngine
+from pytest_llmperf.clock import VirtualClock
 
 NOISE = (0.0, 0.001, -0.001, 0.002, -0.002)
+CLOCK = VirtualClock()
+
+def pytest_configure(config):
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    patch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: CLOCK)
+    patch.setattr("pytest_llmperf.driver.local.cpu_ns", lambda: 0)
 
 @pytest.fixture
 def engine(request):
@@ -34,7 +43,7 @@ def engine(request):
     def ttft_s(computed, number):
         run = number // 8
         return (0.010 + computed * 1e-5) * SLOW * (1 + NOISE[run % len(NOISE)])
-    return VirtualEngine(Script(ttft_s=ttft_s, itl_s=0.002 * {slow_decode}))
+    return VirtualEngine(Script(ttft_s=ttft_s, itl_s=0.002 * {slow_decode}), clock=CLOCK)
 """
 
 TEST = """
@@ -248,6 +257,134 @@ def test_the_json_is_pytest_benchmarks_own(suite):
     assert 2 == len(about["result"]["by_round"])
     assert "NO_BASELINE" == about["judgement"]["verdict"]
     assert document["machine_info"]["llmperf"]["hardware_key"] == about["provenance"]["hardware_key"]
+
+
+# The client of these tests sees each token up to so late, and takes so long to read an answer.
+GATED = """
+import pytest
+from pytest_llmperf import multi_round, round_robin
+
+@pytest.mark.llm_gate(metric='{metric}')
+def test_rounds(engine, llm_perf):
+    engine.script.late_s = {late_s}
+    engine.script.read_s = {read_s}
+    llm_perf(engine, multi_round(users=4, rounds=2, context_tokens=256, input_tokens=16, output_tokens=8, seed=7))
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "delay", "invalid"),
+    [
+        ("tpot_p50", {"late_s": 0.00069}, False),  # seven gaps of 2 ms: 5 % of TPOT is a seventh of 0.7 ms
+        ("tpot_p50", {"late_s": 0.00071}, True),
+        ("ttft_p50", {"late_s": 0.0005}, False),
+        ("ttft_p50", {"late_s": 0.0007}, True),
+        ("output_throughput", {"late_s": 0.005}, False),
+        ("output_throughput", {"read_s": 0.001}, False),
+        ("output_throughput", {"read_s": 0.005}, True),
+        ("ttft_p50", {"read_s": 0.005}, False),
+    ],
+)
+def test_a_client_that_may_have_falsified_a_gated_metric_makes_an_error_of_the_test(suite, metric, delay, invalid):
+    """Beyond 5 % of it the run is invalid, with the reason and what would help; below, and elsewhere, it is not."""
+    test = GATED.format(metric=metric, **{"late_s": 0.0, "read_s": 0.0, **delay})
+
+    result = run(suite(test), "--llmperf-runs", "2", "-W", "ignore")
+
+    result.assert_outcomes(**{"errors" if invalid else "passed": 1})
+    if invalid:
+        result.stdout.fnmatch_lines(
+            [f"*INVALID_RUN*in run [01] the client itself may account for *of {metric} *--llmperf-workers*"]
+        )
+
+
+def test_an_invalid_run_is_not_stored(suite):
+    """What the client may have made of it does not become a baseline."""
+    result = run(suite(GATED.format(metric="tpot_p50", late_s=0.002, read_s=0.0)), "--llmperf-save-baseline", "main")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["not stored: INVALID_RUN*the client itself may account for*"])
+    assert [] == list(suite().path.glob("baselines/*/*.json"))
+
+
+OPEN = """
+from pytest_llmperf import constant, single_turn
+
+def test_open(engine, llm_perf):
+    engine.concurrent = True
+    requests = single_turn(requests=40, input_tokens=64, output_tokens=8)
+    result = llm_perf(engine, requests, load=constant(20, warmup_s=0.5{limit}), slo={{"scheduled_ttft": 0.5}})
+    assert result.is_open
+    assert abs(result.load.offered - 20) < 0.01
+"""
+
+
+def test_an_open_load_is_judged_by_ttft_from_the_schedule(suite):
+    """It is gated, stored and met again; the files follow the schema."""
+    schema = json.loads(resources.files("pytest_llmperf.reports").joinpath("result.schema.json").read_text())
+    first = run(suite(OPEN.format(limit="")), "--llmperf-save-baseline", "main", "--benchmark-json", "out.json")
+
+    again = run(suite(OPEN.format(limit="")))
+
+    first.assert_outcomes(passed=1, warnings=1)
+    again.assert_outcomes(passed=1)
+    document = json.loads((suite().path / "out.json").read_text())
+    jsonschema.validate(document, schema)
+    assert ["output_throughput", "scheduled_ttft_p50", "tpot_p50"] == sorted(
+        row["extra_info"]["llmperf"]["metric"] for row in document["benchmarks"]
+    )
+
+
+@pytest.mark.parametrize(("slow", "outcome"), [(1.0, "passed"), (9.0, "errors")])
+def test_shed_load_makes_an_error_of_the_test(suite, slow, outcome):
+    """What the server could not take in time was not measured; a limit that is not met changes nothing."""
+    test = OPEN.format(limit=", max_in_flight=1").replace("0.01", "99")
+
+    result = run(suite(test, slow=slow), "-W", "ignore", "--llmperf-runs", "1")
+
+    result.assert_outcomes(**{outcome: 1})
+    if outcome == "errors":
+        result.stdout.fnmatch_lines(["*INVALID_RUN*turns of the load could not be sent within max_in_flight and were*"])
+
+
+def test_the_options_reach_the_requests_and_those_who_send_them(pytester):
+    """Limits go to the engine's client, and a load that can be split is sent by as many processes as asked for."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_llmperf import closed_loop, round_robin, single_turn
+        from pytest_llmperf.client import Limits
+
+        # A server this fast is beyond what a client can measure; what is gated here does not depend on it.
+        @pytest.mark.llm_gate(metric="cache_hit_rate")
+        @pytest.mark.llm_engine("openai")
+        def test_it(llm_engine, llm_perf):
+            assert Limits(silence_s=7.0, exchange_s=70.0) == llm_engine.connector().limits
+            requests = single_turn(requests=9, input_tokens=8, output_tokens=4)
+            both = llm_perf(llm_engine, requests, load=closed_loop(2), name="both")
+            alone = llm_perf(llm_engine, requests, load=round_robin(), name="alone")
+            assert [2, 1] == [both.client.workers, alone.client.workers]
+            assert [{}, {}] == [both.errors, alone.errors]
+            assert [9, 9] == [len(both.records[0].requests), len(alone.records[0].requests)]
+        """
+    )
+    with CompletionsServer() as server:
+        result = pytester.runpytest_subprocess(
+            *("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-W", "ignore", "--llmperf-gate", "off"),
+            *(
+                "--llmperf-url",
+                server.url,
+                "--llmperf-workers",
+                "2",
+                "--llmperf-runs",
+                "1",
+                "--llmperf-warmup-runs",
+                "0",
+            ),
+            *("--llmperf-timeout", "7", "--llmperf-request-timeout", "70"),
+        )
+
+    result.assert_outcomes(passed=1)
 
 
 def test_results_and_baselines_follow_the_schema(suite):
@@ -505,7 +642,8 @@ def test_a_plain_suite_is_left_alone(pytester):
 
 def test_records_are_kept_whatever_the_outcome(suite):
     """Every request of every run, warm-up included, is in the record file."""
-    from pytest_llmperf.records import Phase, read_requests
+    from pytest_llmperf.record_file import read_requests
+    from pytest_llmperf.records import Phase
 
     run(suite(), "--llmperf-runs", "2")
 
@@ -522,8 +660,8 @@ def test_importing_the_plugin_imports_neither_numpy_nor_an_engine(pytester):
         probe="""
         import sys
         def pytest_unconfigure():
-            heavy = [name for name in ("numpy", "scipy", "httptools", "pynvml", "prometheus_client", "vllm")
-                     if name in sys.modules]
+            heavy = [name for name in ("numpy", "scipy", "httptools", "orjson", "pynvml", "prometheus_client", "ray",
+                                       "vllm") if name in sys.modules]
             print("HEAVY", heavy)
         """,
     )

@@ -382,7 +382,7 @@ class TestClient:
         """Of each metric that has one, in its unit."""
         late = request(arrivals=(Arrival(10 * MS, 1, 3 * MS), Arrival(14 * MS, 2)))
 
-        bounds = result(run(request()), run(late), run(failed())).client.error_bounds
+        bounds = result(run(request()), run(late), run(request()), run(failed())).client.error_bounds
 
         assert pytest.approx(0.003) == bounds["ttft_p50"]
         assert pytest.approx(0.0015) == bounds["tpot_p99"]

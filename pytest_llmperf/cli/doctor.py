@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from typing import TextIO
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
 
-from pytest_llmperf.hardware import MARKS, Requirement, detect
+from pytest_llmperf.hardware import MARKS, Hardware, Requirement, detect
+
+if TYPE_CHECKING:
+    from pytest_llmperf.calibration import Step
 
 HELP = "say what this machine is: its hardware key, its GPUs, the marks that it satisfies, the load it can measure"
+EXIT_INTERRUPTED = 130
+_COLUMNS = 80
+_NAME = 18
+# Above this share of the processors others have taken what the client would need.
+_TAKEN = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, out: TextIO) -> int:
-    """Print the findings; the exit code is always 0, as there is nothing to fail."""
+    """Print the findings; the exit code is 0, as there is nothing to fail, or 130 after Ctrl-C."""
     hardware = detect()
     satisfied = [mark for mark in MARKS if Requirement(parts=(mark,)).unmet_by(hardware) is None]
     facts = {
@@ -28,41 +39,79 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         "CPU": f"{hardware.cpu}, {hardware.cpus} usable",
         "marks satisfied": ", ".join(satisfied) or "none",
     }
-    out.writelines(f"{name:16}  {value}\n" for name, value in facts.items())
-    if not arguments.no_calibration:
-        _calibrate(out)
+    for name, value in facts.items():
+        _say(out, name, value)
+    if arguments.no_calibration:
+        return 0
+    try:
+        _calibrate(out, hardware)
+    except KeyboardInterrupt:
+        _clear()
+        return EXIT_INTERRUPTED
+    except RuntimeError as error:  # the built-in server's
+        _say(out, "client", f"could not be measured: {error}")
     return 0
 
 
-def _calibrate(out: TextIO) -> None:
-    from pytest_llmperf.calibration import ITL_S, TTFT_S, calibrate  # noqa: PLC0415 - needs numpy
+def _calibrate(out: TextIO, hardware: Hardware) -> None:
+    from pytest_llmperf.calibration import ITL_S, TTFT_S, calibrate, verdict  # noqa: PLC0415 - needs numpy
 
-    def progress(streams: int) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[Kmeasuring {streams} streams")
-            sys.stderr.flush()
-
+    notes = list(_notes(hardware))
     out.write(
-        f"\nThe client against a server on this machine that sends first tokens after {TTFT_S * 1e3:g} ms and further "
-        f"ones\nevery {ITL_S * 1e3:g} ms; true is what that server really did:\n"
-        "   streams   mean TTFT, true      reported     tokens/s   possible\n"
+        f"\nThe client against a server on this machine that sends first tokens after {TTFT_S * 1e3:g} ms\nand further "
+        f"ones every {ITL_S * 1e3:g} ms; by how much it was late with first tokens is known:\n"
+        "            TTFT, mean                              CPU used by\n"
+        "  streams   true       reported    tokens/s  of possible  client  server\n"
     )
-    best = None
-    for step in calibrate(progress):
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-        out.write(
-            f"{step.streams:10}   {step.true_s * 1e3:12.2f} ms  {step.reported_s * 1e3:9.2f} ms  "
-            f"{step.rate:10,.0f} {step.possible:10,.0f}  {'' if step.complaint is None else 'x'}\n"
-        )
-        if step.complaint is not None:
-            out.write(f"           x {step.complaint}\n")
-        else:
-            best = step
-    if best is None:
-        out.write("client            measures no load truthfully: other processes may be using the processors\n")
-    else:
-        out.write(
-            f"client            truthful up to {best.streams} streams and {best.rate:,.0f} tokens/s with one worker, "
-            "beside the server\n"
-        )
+    steps = []
+    for step in calibrate(_progress):
+        _clear()
+        out.writelines(f"{line}\n" for line in _row(step))
+        out.flush()
+        steps.append(step)
+    for note in notes:
+        _say(out, "note", note)
+    _say(out, "client", verdict(steps))
+
+
+def _row(step: Step) -> Iterator[str]:
+    """A line of the table, and the reason where it is not a good one."""
+    yield (
+        f"{step.streams:9}  {step.true_s * 1e3:7.2f} ms {step.reported_s * 1e3:8.2f} ms {step.rate:11,.0f}"
+        f"  {step.rate / step.possible:11.1%}  {step.client_cpu:6.0%}  {step.server_cpu:6.0%}  {_mark(step)}"
+    )
+    reason = step.complaint or step.doubt
+    if reason is not None:
+        text = f"{_mark(step)} {reason}"
+        yield from textwrap.wrap(text, _COLUMNS, initial_indent=" " * 11, subsequent_indent=" " * 13)
+
+
+def _mark(step: Step) -> str:
+    """Whether it was truthful: yes, no, or nobody knows."""
+    if step.complaint is not None:
+        return "x"
+    return "ok" if step.doubt is None else "?"
+
+
+def _notes(hardware: Hardware) -> Iterator[str]:
+    """What bears on the result and is not the client's doing."""
+    processors, load = hardware.cpus or 1, os.getloadavg()[0]
+    if load > _TAKEN * processors:
+        yield f"load average {load:.1f} on {processors} processors before: the client may reach further when it is idle"
+
+
+def _say(out: TextIO, name: str, value: str) -> None:
+    lines = textwrap.wrap(f"{name:{_NAME}}{value}", _COLUMNS, subsequent_indent=" " * _NAME, drop_whitespace=True)
+    out.writelines(f"{line}\n" for line in lines)
+
+
+def _progress(streams: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[Kmeasuring {streams} streams")
+        sys.stderr.flush()
+
+
+def _clear() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()

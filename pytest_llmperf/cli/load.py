@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from pytest_llmperf.errors import ConfigurationError, LLMPerfError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.driver import Driven, Job, Team
+    from pytest_llmperf.engines.base import EngineSpec
     from pytest_llmperf.load import Load
+    from pytest_llmperf.records import RequestRecord
     from pytest_llmperf.results import PerfResult
+    from pytest_llmperf.session import Request
+    from pytest_llmperf.workloads import Workload
 
 HELP = "send a load to an OpenAI-compatible server and print what was measured"
 EXIT_INVALID = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-_REPEAT_S = 1.0
+_REQUESTS = 100
+_REPEAT_NS = 500_000_000
+_TTY_CHARACTERS = 79
+_NOTHING = (
+    "nothing was measured: all requests had been sent before the ramp and the warm-up were over; send more (--requests)"
+)
+
+Made = TypeVar("Made")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--warmup", type=float, default=0.0, metavar="SECONDS", help="then send so long unmeasured")
     how.add_argument("--duration", type=float, metavar="SECONDS", help="send nothing after this time")
     what = parser.add_argument_group("requests")
-    what.add_argument("--requests", type=int, default=100, metavar="N", help="how many (default: 100)")
+    what.add_argument(
+        "--requests", type=int, metavar="N",
+        help=f"how many at most (default: {_REQUESTS}; with --rate and --duration as many as are due in that time)",
+    )  # fmt: skip
     what.add_argument("--input-tokens", type=int, default=512, metavar="N", help="of each prompt (default: 512)")
     what.add_argument("--output-tokens", type=int, default=128, metavar="N", help="of each answer (default: 128)")
     what.add_argument("--seed", type=int, default=0, metavar="N", help="of the prompts and the schedule (default: 0)")
@@ -55,12 +72,17 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     """Measure and print; 0 if the run is valid, 1 if not, 2 for a mistake in the arguments."""
     progress = _Progress(sys.stderr)
     try:
-        result = _measure(arguments, progress)
+        order = _order(arguments)
+        result = _measure(order, progress)
     except LLMPerfError as error:
         progress.clear()
         problems = error.problems if isinstance(error, ConfigurationError) else (str(error),)
-        sys.stderr.writelines(f"pytest-llmperf load: {problem}\n" for problem in problems)
+        sys.stderr.writelines(f"pytest-llmperf load: {_own_words(problem)}\n" for problem in problems)
         return EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_INVALID
+    except OSError as error:
+        progress.clear()
+        sys.stderr.write(f"pytest-llmperf load: {error}\n")
+        return EXIT_USAGE
     except KeyboardInterrupt:
         progress.clear()
         sys.stderr.write(f"interrupted; what had been answered is recorded below {arguments.output}\n")
@@ -68,87 +90,74 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     progress.clear()
     from pytest_llmperf.reports.serving import summary  # noqa: PLC0415 - needs numpy
 
-    out.writelines(f"{line}\n" for line in summary(result))
-    if arguments.json is not None:
-        _write(arguments.json, result)
-    return 0 if result.validity else EXIT_INVALID
+    out.writelines(f"{_own_words(line)}\n" for line in summary(result))
+    out.write(f"records: {order.output}\n")
+    written = arguments.json is None or _is_written(arguments.json, result)
+    return (0 if result.validity else EXIT_INVALID) if written else EXIT_USAGE
 
 
-def _measure(arguments: argparse.Namespace, progress: _Progress) -> PerfResult:
-    """Raises `ConfigurationError` listing every mistake, or `EngineError`."""
+def _own_words(text: str) -> str:
+    """The options that messages name are called so in pytest; here they have no prefix."""
+    return text.replace("--llmperf-", "--")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What was asked for, checked."""
+
+    spec: EngineSpec
+    request: Request
+    workers: int | str
+    timeout_s: float
+    api_key: str | None = field(repr=False)
+    output: Path
+
+
+class _Mistakes:
+    """Collects what is wrong, so that all of it can be told at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def attempt(self, make: Callable[[], Made], option: str = "") -> Made | None:
+        """What is made, or None where that is a mistake."""
+        try:
+            return make()
+        except ConfigurationError as error:
+            self.problems += [f"{option}: {problem}" if option else problem for problem in error.problems]
+            return None
+
+
+def _order(arguments: argparse.Namespace) -> _Order:
+    """Raises `ConfigurationError` listing every mistake."""
     # Only here: `--help` and the other subcommands shall not wait for numpy.
-    from pytest_llmperf.client import Address, Limits  # noqa: PLC0415
-    from pytest_llmperf.clock import RealClock, timestamp  # noqa: PLC0415
-    from pytest_llmperf.driver import team_of  # noqa: PLC0415
-    from pytest_llmperf.engines import openai  # noqa: PLC0415
-    from pytest_llmperf.engines.base import Surroundings, parse_spec  # noqa: PLC0415
-    from pytest_llmperf.hardware import detect, remote  # noqa: PLC0415
-    from pytest_llmperf.metrics import METRICS, gated_by_default  # noqa: PLC0415
-    from pytest_llmperf.options import API_KEY_VARIABLE, workers  # noqa: PLC0415
-    from pytest_llmperf.results import Validity  # noqa: PLC0415
-    from pytest_llmperf.selfcheck import excesses  # noqa: PLC0415
-    from pytest_llmperf.session import Setting, checked_request, measure  # noqa: PLC0415
-    from pytest_llmperf.workloads import single_turn  # noqa: PLC0415
+    from pytest_llmperf.clock import timestamp  # noqa: PLC0415
+    from pytest_llmperf.options import workers  # noqa: PLC0415
+    from pytest_llmperf.session import checked_request  # noqa: PLC0415
 
-    clock = RealClock()
-    words = {"url": arguments.url, "model": arguments.model, "prompts": arguments.prompts}
-    spec = parse_spec("openai", words, openai.WORDS, openai.REQUIRED)
-    load = _load(arguments)
-    workload = single_turn(
-        requests=arguments.requests,
-        input_tokens=arguments.input_tokens,
-        output_tokens=arguments.output_tokens,
-        seed=arguments.seed,
-    )
+    mistakes = _Mistakes()
+    mistakes.problems += _contradictions(arguments)
+    spec = mistakes.attempt(lambda: _spec(arguments))
+    load = mistakes.attempt(lambda: _load(arguments))
+    workload = mistakes.attempt(lambda: _workload(arguments))
+    team = mistakes.attempt(lambda: workers(arguments.workers), "--workers")
+    api_key = mistakes.attempt(_api_key)
+    mistakes.problems += _bad_seconds(arguments)
+    mistakes.problems += _unwritable(arguments)
+    if mistakes.problems or spec is None or team is None:
+        raise ConfigurationError(*mistakes.problems)
     slo = {name: limit for name in ("ttft", "tpot") if (limit := getattr(arguments, f"slo_{name}")) is not None}
     request = checked_request(
         workload, load=load, runs=1, warmup_runs=0, cache="as_is", prefill_context=False, slo=slo or None, name=None
     )
-    output = arguments.output / f"load-{timestamp():%Y%m%d-%H%M%S}-{os.getpid()}"
-    surroundings = Surroundings(
-        clock=clock,
-        log_dir=output,
-        cache_dir=output,
-        start_timeout_s=arguments.timeout,
-        limits=Limits(silence_s=arguments.timeout),
-        api_key=os.environ.get(API_KEY_VARIABLE, "").strip() or None,
-        progress=progress,
+    return _Order(
+        spec=spec,
+        request=request,
+        workers=team,
+        timeout_s=arguments.timeout,
+        api_key=api_key,
+        output=arguments.output / f"load-{timestamp():%Y%m%d-%H%M%S}-{os.getpid()}",
     )
-    address = Address.parse(arguments.url)
-    hardware = detect() if address.is_loopback else remote(address.host)
-    team = team_of(workers(arguments.workers), clock)
-    try:
-        setting = Setting(
-            test="load",
-            hardware_key=hardware.key,
-            clock=clock,
-            record_dir=output,
-            progress=progress,
-            team=team,
-        )
-        result = measure(openai.make(spec, surroundings), request, setting)
-    finally:
-        team.close()
-    if result.validity:
-        gated = [METRICS[name] for name in gated_by_default(open_load=request.load.is_open)]
-        result.validity = Validity(tuple(map(str, excesses(gated, result.records))))
-    return result
-
-
-def _load(arguments: argparse.Namespace) -> Load:
-    from pytest_llmperf.load import burst, closed_loop, constant, poisson  # noqa: PLC0415
-
-    problems = list(_contradictions(arguments))
-    if problems:
-        raise ConfigurationError(*problems)
-    times = {"ramp_s": arguments.ramp, "warmup_s": arguments.warmup, "duration_s": arguments.duration}
-    if arguments.concurrency is not None:
-        return closed_loop(arguments.concurrency, **times)
-    if arguments.constant:
-        return constant(arguments.rate, **times)
-    if arguments.burstiness is not None:
-        return burst(arguments.rate, shape=arguments.burstiness, seed=arguments.seed, **times)
-    return poisson(arguments.rate, seed=arguments.seed, **times)
 
 
 def _contradictions(arguments: argparse.Namespace) -> Iterator[str]:
@@ -158,18 +167,195 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[str]:
         yield "--constant and --burstiness go with --rate"
     if arguments.constant and arguments.burstiness is not None:
         yield "give --constant or --burstiness, not both"
+    if arguments.rate is None and arguments.duration is not None and arguments.requests is None:
+        yield "--duration with --concurrency: give --requests, too, more than can be answered in that time"
 
 
-def _write(path: Path, result: PerfResult) -> None:
-    """Write the result as JSON; a place that cannot be written to does not lose the summary."""
+def _spec(arguments: argparse.Namespace) -> EngineSpec:
+    from pytest_llmperf.engines import openai  # noqa: PLC0415
+    from pytest_llmperf.engines.base import parse_spec  # noqa: PLC0415
+
+    words = {"url": arguments.url, "model": arguments.model, "prompts": arguments.prompts}
+    return parse_spec("openai", words, openai.WORDS, openai.REQUIRED)
+
+
+def _load(arguments: argparse.Namespace) -> Load | None:
+    """None where neither of the two was given; both are looked at where there are two."""
+    from pytest_llmperf.load import burst, closed_loop, constant, poisson  # noqa: PLC0415
+
+    times = {"ramp_s": arguments.ramp, "warmup_s": arguments.warmup, "duration_s": arguments.duration}
+    load: Load | None = None
+    if arguments.concurrency is not None:
+        load = closed_loop(arguments.concurrency, **times)
+    if arguments.rate is None:
+        return load
+    if arguments.burstiness is not None:
+        return burst(arguments.rate, shape=arguments.burstiness, seed=arguments.seed, **times)
+    if arguments.constant:
+        return constant(arguments.rate, **times)
+    return poisson(arguments.rate, seed=arguments.seed, **times)
+
+
+def _workload(arguments: argparse.Namespace) -> Workload:
+    from pytest_llmperf.workloads import single_turn  # noqa: PLC0415
+
+    return single_turn(
+        requests=_requests(arguments),
+        input_tokens=arguments.input_tokens,
+        output_tokens=arguments.output_tokens,
+        seed=arguments.seed,
+    )
+
+
+def _requests(arguments: argparse.Namespace) -> int:
+    """As many as were asked for; for a rate and a duration more than can become due, whatever is drawn."""
+    if arguments.requests is not None:
+        return int(arguments.requests)
+    if arguments.rate is None or arguments.duration is None:
+        return _REQUESTS
+    expected: float = arguments.rate * arguments.duration
+    if not 0 <= expected < math.inf:  # the load says what is wrong with them
+        return _REQUESTS
+    shape = arguments.burstiness if arguments.burstiness is not None and arguments.burstiness > 0 else 1.0
+    return math.ceil(expected + 6 * math.sqrt(expected / min(shape, 1.0))) + 10
+
+
+def _api_key() -> str | None:
+    """The key, which has to fit into a header line; it is never quoted."""
+    from pytest_llmperf.options import API_KEY_VARIABLE  # noqa: PLC0415
+
+    key = os.environ.get(API_KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigurationError(f"the environment variable {API_KEY_VARIABLE} holds characters that no key has")
+    return key or None
+
+
+def _bad_seconds(arguments: argparse.Namespace) -> Iterator[str]:
+    for name in ("timeout", "slo_ttft", "slo_tpot"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            yield f"--{name.replace('_', '-')}: expected a positive number of seconds, got {value:g}"
+
+
+def _unwritable(arguments: argparse.Namespace) -> Iterator[str]:
+    """What would only be noticed when all has been measured."""
+    output: Path = arguments.output
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        yield f"--output: {output} cannot be written to"
+    target: Path | None = arguments.json
+    if target is not None and (target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK)):
+        yield f"--json: {target} cannot be written to"
+
+
+def _measure(order: _Order, progress: _Progress) -> PerfResult:
+    """Raises `EngineError`, and `ConfigurationError` for what the server cannot do."""
+    from pytest_llmperf.client import Address, Limits  # noqa: PLC0415
+    from pytest_llmperf.clock import RealClock  # noqa: PLC0415
+    from pytest_llmperf.driver import team_of  # noqa: PLC0415
+    from pytest_llmperf.engines import openai  # noqa: PLC0415
+    from pytest_llmperf.engines.base import Surroundings  # noqa: PLC0415
+    from pytest_llmperf.hardware import detect, remote  # noqa: PLC0415
+    from pytest_llmperf.session import Setting, measure  # noqa: PLC0415
+
+    clock = RealClock()
+    surroundings = Surroundings(
+        clock=clock,
+        log_dir=order.output,
+        cache_dir=order.output,
+        start_timeout_s=order.timeout_s,
+        limits=Limits(silence_s=order.timeout_s),
+        api_key=order.api_key,
+        progress=progress,
+    )
+    address = Address.parse(order.spec.url or "")
+    hardware = detect() if address.is_loopback else remote(address.host)
+    team = team_of(order.workers, clock)
+    try:
+        setting = Setting(
+            test="load",
+            hardware_key=hardware.key,
+            clock=clock,
+            record_dir=order.output,
+            progress=_silent,  # the team says more
+            team=_Watched(team, progress),
+        )
+        result = measure(openai.make(order.spec, surroundings), order.request, setting)
+    finally:
+        team.close()
+    _check_client(result)
+    return result
+
+
+def _silent(step: str, detail: str = "") -> None:
+    del step, detail
+
+
+def _check_client(result: PerfResult) -> None:
+    """Say where the figures of a run without a failure cannot be believed all the same."""
+    from pytest_llmperf.metrics import METRICS, gated_by_default  # noqa: PLC0415
+    from pytest_llmperf.selfcheck import excesses  # noqa: PLC0415
+
+    if not result.validity:
+        return
+    gated = [METRICS[name] for name in gated_by_default(open_load=result.is_open)]
+    reasons = [str(excess) for excess in excesses(gated, result.records)]
+    result.validity = result.validity.without(*reasons if result.requests else (_NOTHING,))
+
+
+def _is_written(path: Path, result: PerfResult) -> bool:
+    """Write the result as JSON; says why if it cannot be."""
     import orjson  # noqa: PLC0415 - only here
 
     from pytest_llmperf.reports.figures import result_json  # noqa: PLC0415
 
     try:
-        path.write_bytes(orjson.dumps(result_json(result), option=orjson.OPT_INDENT_2))
+        path.write_bytes(orjson.dumps(result_json(result), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     except OSError as error:
-        sys.stderr.write(f"--json: {error}\n")
+        sys.stderr.write(f"pytest-llmperf load: --json: {error}\n")
+        return False
+    return True
+
+
+class _Watched:
+    """A team, and a line on what it has done so far."""
+
+    def __init__(self, team: Team, progress: _Progress) -> None:
+        self._team = team
+        self._progress = progress
+        self._done = self._failed = self._tokens = 0
+
+    def run(self, job: Job, record: Callable[[RequestRecord], None], check_engine: Callable[[], None]) -> Driven:
+        """As the team does."""
+        from pytest_llmperf.clock import RealClock, seconds_between  # noqa: PLC0415
+
+        clock = RealClock()
+        began_ns = clock.now_ns()
+
+        def show() -> None:
+            if not self._progress.is_due:
+                return
+            passed_s = seconds_between(began_ns, clock.now_ns())
+            failed = f", {self._failed} failed" if self._failed else ""
+            self._progress(
+                f"{self._done} requests done{failed}, {self._tokens / max(passed_s, 1e-9):,.0f} tok/s, {passed_s:.0f} s"
+            )
+
+        def counted(row: RequestRecord) -> None:
+            record(row)
+            self._done += 1
+            self._failed += not row.ok
+            self._tokens += row.output_tokens or 0
+            show()
+
+        def checked() -> None:
+            check_engine()
+            show()
+
+        return self._team.run(job, counted, checked)
+
+    def close(self) -> None:
+        self._team.close()
 
 
 class _Progress:
@@ -180,16 +366,19 @@ class _Progress:
 
         self._stream = stream if stream.isatty() else None
         self._clock = RealClock()
-        self._said_ns = 0
+        self._due_ns = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether anybody would see a new line."""
+        return self._stream is not None and self._clock.now_ns() >= self._due_ns
 
     def __call__(self, step: str, detail: str = "") -> None:
-        from pytest_llmperf.clock import seconds_between  # noqa: PLC0415
-
-        now_ns = self._clock.now_ns()
-        if self._stream is None or (self._said_ns and seconds_between(self._said_ns, now_ns) < _REPEAT_S):
+        if self._stream is None or not self.is_due:
             return
-        self._said_ns = now_ns
-        self._stream.write(f"\r\x1b[K{step}{', ' + detail if detail else ''}")
+        self._due_ns = self._clock.now_ns() + _REPEAT_NS
+        line = f"{step}, {detail}" if detail else step
+        self._stream.write(f"\r\x1b[K{line[:_TTY_CHARACTERS]}")
         self._stream.flush()
 
     def clear(self) -> None:

@@ -60,6 +60,11 @@ class Exchange:
         return self._began
 
     @property
+    def pieces(self) -> int:
+        """In how many pieces the body has come, as far as that is known before it is parsed."""
+        return len(self._fragments) + len(self._reads)
+
+    @property
     def has_body(self) -> bool:
         """Whether something of a stream of events has come."""
         return self._streams and bool(self._fragments or self._reads)
@@ -92,21 +97,26 @@ class Exchange:
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpResponseParser(self)
+        fragments, stamped = self._fragments, self.stamped
         reads, self._reads = self._reads, []
+        self._began = self._began or bool(reads)
         for at_ns, since_ns, data in reads:
-            self._reading, self._began = (at_ns, since_ns), True
+            self._reading = at_ns, since_ns
             if self.status is None:
                 self._head_bytes += len(data)
                 if self._head_bytes > _MAX_HEAD_BYTES:
                     raise httptools.HttpParserError(f"headers of more than {_MAX_HEAD_BYTES} bytes")
-            before = len(self._fragments)
+            before = len(fragments)
             try:
                 parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade):
                 if not self._complete:
                     raise
-            if self.stamped and len(self._fragments) > before:
-                self._time_exactly(data)
+            if stamped and len(fragments) > before and len(data) < READ_BYTES:
+                # The stamp is that of the newest byte: of the last fragment, unless more came after it.
+                body = fragments[-1][3]
+                if data.endswith(body, 0, -2) or data.endswith(body):
+                    fragments[-1] = at_ns, since_ns, True, body
         if self._complete:
             self._parser = None  # it refers to this exchange, and nothing collects cycles during a run
         return self._complete
@@ -139,12 +149,6 @@ class Exchange:
             return True
         # Trailers, extensions of the last chunk, the last bytes of a read that was parsed: rare enough.
         return (tail.endswith(b"\r\n\r\n") or len(tail) < len(_LAST_CHUNK)) and self.parse()
-
-    def _time_exactly(self, data: bytes) -> None:
-        """The stamp of a read is that of its newest byte: of its last fragment, unless more came after it."""
-        at_ns, since_ns, _, body = self._fragments[-1]
-        if len(data) < READ_BYTES and data.endswith((body, body + b"\r\n")):
-            self._fragments[-1] = at_ns, since_ns, True, body
 
     # Callbacks of the parser.
 

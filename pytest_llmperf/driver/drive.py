@@ -1,7 +1,7 @@
 """One loop: send what is due, receive what is there, tell the load what has ended.
 
 Between an answer and the next send only the session's history is put together. Answers that nothing
-waits for are read when the sockets are quiet, and nothing is written but then.
+waits for are read in the pauses between two looks at the sockets, and nothing is written but then.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ WAIT_S = 1.0
 """How long to wait before looking again whether the engine is alive."""
 # Reading one answer takes a fraction of this; a send that is due earlier goes first.
 _READING_NS = NS_PER_MS
+_SHORT = 500
+"""Pieces of an answer that are read in a millisecond or two; a longer one waits until the sockets are quiet."""
 _UNREAD = 20_000
 """Answers kept unread while the sockets are never quiet; more would fill memory."""
 _ENCODED_AHEAD_BYTES = 256 << 20
@@ -127,7 +129,7 @@ class Driver:
             quiet = not channel.poll(pause_s)
             for reply in channel.ended():
                 self._ended(reply, schedule)
-            if may_read and (quiet or len(self._unread) > _UNREAD):
+            if may_read and (quiet or self._unread[0][0].pieces <= _SHORT or len(self._unread) > _UNREAD):
                 self._read_one()
             if quiet and (self._troubled or now_ns - self._checked_ns > WAIT_S * NS_PER_S):
                 self._look_after_engine()

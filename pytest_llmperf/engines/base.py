@@ -215,6 +215,11 @@ class Reply(Protocol):
         """When its last byte had arrived."""
         ...
 
+    @property
+    def pieces(self) -> int:
+        """How much there is to read: a few microseconds each."""
+        ...
+
     def read(self) -> Answer:
         """Make sense of what came back."""
         ...

@@ -98,11 +98,12 @@ class CompletionsChannel:
 class CompletionsReply:
     """An exchange that has ended and has not been read yet."""
 
-    __slots__ = ("_exchange", "end_ns", "tag")
+    __slots__ = ("_exchange", "end_ns", "pieces", "tag")
 
     def __init__(self, exchange: Exchange) -> None:
         self.tag = exchange.tag
         self.end_ns = exchange.end_ns
+        self.pieces = exchange.pieces
         self._exchange = exchange
 
     def read(self) -> Answer:

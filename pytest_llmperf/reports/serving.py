@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from pytest_llmperf import metrics, units
@@ -9,37 +10,58 @@ from pytest_llmperf.results import PerfResult
 from pytest_llmperf.stats import Sample
 
 _WIDTH = 50
+_COLUMNS = 80
 _MS = 1000.0
+_LATENCIES = {
+    "scheduled_ttft": "Time to first token, from the schedule",
+    "ttft": "Time to first token",
+    "tpot": "Time per output token, first left out",
+    "itl": "Inter-token latency",
+    "e2e": "End to end",
+}
 
 
 def summary(result: PerfResult) -> Iterator[str]:
     """Lines of at most 80 columns; what was not measured is left out."""
     yield f"{' Serving load ':=^{_WIDTH}}"
+    yield from _what(result)
     yield from _counts(result)
-    for name, label in (
-        ("scheduled_ttft", "Time to first token, from the schedule"),
-        ("ttft", "Time to first token"),
-        ("tpot", "Time per output token, first left out"),
-        ("itl", "Inter-token latency"),
-        ("e2e", "End to end"),
-    ):
+    yield from _rates(result)
+    for name, title in _LATENCIES.items():
         if name != "scheduled_ttft" or result.is_open:
-            yield from _latency(label, name.split("_")[-1].upper(), getattr(result, name))
+            yield from _latency(title, metrics.LABELS[name], getattr(result, name))
     yield from _client(result)
     yield "=" * _WIDTH
-    yield f"{'VALID' if result.validity else 'INVALID'}{'' if result.validity else ': ' + str(result.validity)}"
+    yield from _wrapped("VALID" if result.validity else f"INVALID: {result.validity}")
     for doubt in result.doubts:
-        yield f"note: {doubt}"
+        yield from _wrapped(f"note: {doubt}")
+
+
+def _what(result: PerfResult) -> Iterator[str]:
+    engine = result.provenance.engine
+    for label, word in (("Server:", "url"), ("Model:", "model")):
+        if engine.get(word):
+            yield _line(label, str(engine[word]))
+    yield _line("Load:", result.provenance.load)
 
 
 def _counts(result: PerfResult) -> Iterator[str]:
+    """All requests; and how many of them count, where ramp or tail are cut off."""
+    total = sum(len(run.requests) for run in result.records)
     failed = sum(result.errors.values())
-    inputs = [metrics.input_tokens(run) for run in result.records]
-    outputs = [metrics.output_tokens(run) for run in result.records]
-    yield _line("Successful requests:", f"{result.requests - failed}")
+    yield _line("Successful requests:", f"{total - failed}")
     yield _line("Failed requests:", f"{failed}")
     for kind, count in result.errors.items():
         yield _line(f"  {kind}:", f"{count}")
+    if result.load.shed:
+        yield _line("Requests that could not be sent:", f"{result.load.shed}")
+    if result.requests != total:
+        yield _line("Requests sent in the measured time:", f"{result.requests}")
+
+
+def _rates(result: PerfResult) -> Iterator[str]:
+    inputs = [metrics.input_tokens(run) for run in result.records]
+    outputs = [metrics.output_tokens(run) for run in result.records]
     yield from _known("Measured time (s):", result.duration_s)
     yield from _known("Total input tokens:", inputs[0] if inputs else None, 0)
     yield from _known("Total generated tokens:", outputs[0] if outputs else None, 0)
@@ -51,23 +73,21 @@ def _counts(result: PerfResult) -> Iterator[str]:
     yield from _known("Total token throughput (tok/s):", result.total_throughput)
 
 
-def _latency(label: str, short: str, sample: Sample) -> Iterator[str]:
+def _latency(title: str, short: str, sample: Sample) -> Iterator[str]:
     if not sample.count:
         return
-    yield f"{label:-^{_WIDTH}}"
-    yield _line(f"Mean {short} (ms):", f"{sample.mean * _MS:.2f}")
-    yield _line(f"Median {short} (ms):", f"{sample.p50 * _MS:.2f}")
-    yield _line(f"P99 {short} (ms):", f"{sample.p99 * _MS:.2f}")
+    yield f"{title:-^{_WIDTH}}"
+    for label, seconds in (("Mean", sample.mean), ("Median", sample.p50), ("P99", sample.p99)):
+        yield _line(f"{label} {short} (ms):", f"{seconds * _MS:.2f}")
 
 
 def _client(result: PerfResult) -> Iterator[str]:
     client = result.client
     yield f"{'The client itself':-^{_WIDTH}}"
-    name = "scheduled_ttft_p50" if result.is_open else "ttft_p50"
-    for metric in (name, "tpot_p50", "output_throughput"):
-        bound = client.error_bounds.get(metric)
+    for name in metrics.gated_by_default(open_load=result.is_open):
+        bound = client.error_bounds.get(name)
         if bound is not None:
-            yield _line(f"Error of {metric}, at most:", units.quantity(bound, metrics.METRICS[metric].unit))
+            yield _line(f"Error of {name}, at most:", units.quantity(bound, metrics.METRICS[name].unit))
     for label, value in (
         ("Event loop away, P99:", client.lag_p99_s),
         ("Arrived to read, P99:", client.unread_p99_s),
@@ -76,6 +96,8 @@ def _client(result: PerfResult) -> Iterator[str]:
     ):
         if value is not None:
             yield _line(label, units.seconds(value))
+    if client.workers is not None:
+        yield _line("Workers:", f"{client.workers}")
     if client.cpu_share is not None:
         yield _line("CPU, of the busiest worker:", units.share(client.cpu_share))
     if client.stamps is not None:
@@ -88,4 +110,9 @@ def _known(label: str, value: float | None, digits: int = 2) -> Iterator[str]:
 
 
 def _line(label: str, value: str) -> str:
-    return f"{label:<38}{value:>{_WIDTH - 38}}"
+    """A value that is too long for its column reaches to the left, or beyond it."""
+    return f"{label:<{max(_WIDTH - len(value) - 1, len(label))}} {value}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.client import Exchange, events
+from pytest_llmperf.client.sockets import READ_BYTES
 from pytest_llmperf.records import Failure
 
 EMOJI = "data: \u00e9\u4e2d\U0001f600\n\n".encode()
@@ -103,7 +104,7 @@ class TestFraming:
         for number in range(1, len(response)):
             exchange, ended = read(cut(response, [number]))
             assert 2 == ended
-            assert (body, None, reusable) == (exchange.body, exchange.failure, exchange.reusable)
+            assert (reusable, body, None) == (exchange.reusable, exchange.body, exchange.failure)
 
     @settings(max_examples=300)
     @given(st.sampled_from([*FRAMED]), cuts)
@@ -113,7 +114,7 @@ class TestFraming:
         pieces = cut(response, numbers)
         exchange, ended = read(pieces)
         assert len(pieces) == ended
-        assert (body, None, reusable) == (exchange.body, exchange.failure, exchange.reusable)
+        assert (reusable, body, None) == (exchange.reusable, exchange.body, exchange.failure)
         whole, _ = read([response])
         assert (whole.status, whole.headers) == (exchange.status, exchange.headers)
         assert [e[2] for e in events(whole.fragments)] == [e[2] for e in events(exchange.fragments)]
@@ -135,10 +136,10 @@ class TestFraming:
             assert "connection_closed" == exchange.failure.kind
             assert body.startswith(exchange.body)
 
-    @given(cuts)
-    def test_until_the_connection_ends(self, numbers):
+    @given(st.sampled_from([UNTIL_EOF, UNTIL_EOF.replace(b"1.1", b"1.0")]), cuts)
+    def test_until_the_connection_ends(self, response, numbers):
         """A body without a length ends with its connection only, and is whole then."""
-        exchange, ended = read(cut(UNTIL_EOF, numbers), hang_up=True)
+        exchange, ended = read(cut(response, numbers), hang_up=True)
         assert (None, b"hello", None) == (ended, exchange.body, exchange.failure)
 
     @pytest.mark.parametrize("name", FRAMED)
@@ -147,7 +148,11 @@ class TestFraming:
         response, body, _ = FRAMED[name]
         for garbage in (b"garbage", b"H", b"\0", OK, stream(b"b"), b"\r\nHTTP/1.1 200 OK\r\n\r\n"):
             exchange, _ = read([response + garbage], hang_up=True)
-            assert (body, None, False) == (exchange.body, exchange.failure, exchange.reusable)
+            assert (False, body, None) == (exchange.reusable, exchange.body, exchange.failure)
+            if not garbage.endswith(END):
+                head = response.rindex(b"\r\n\r\n", 0, -len(END)) + 4 if body else len(response) - 1
+                exchange, _ = read([response[:head], response[head:] + garbage], hang_up=True)
+                assert (False, body, None) == (exchange.reusable, exchange.body, exchange.failure)
 
     @given(st.sampled_from([*FALSE_ENDS]), cuts)
     def test_what_looks_like_the_end(self, name, numbers):
@@ -198,6 +203,13 @@ class TestFragments:
         """Of a fragment after which something else came in the same read, the time is not exact."""
         exchange, _ = read([STREAM_HEAD, event(b"a") + after])
         assert (2, 1, False, b"data: a\n\n") == exchange.fragments[0]
+
+    @pytest.mark.parametrize(("size", "exact"), [(READ_BYTES - 1, True), (READ_BYTES, False)])
+    def test_full_read(self, size, exact):
+        """A read that took all that it could may have left something: its stamp may be that of the rest."""
+        exchange, _ = read([STREAM_HEAD + b"ffff\r\n", size * b"x"])
+        exchange.settle()
+        assert [(2, 1, exact, size * b"x")] == exchange.fragments
 
     def test_settled_once(self):
         """Settling again changes nothing, after a failure neither."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -194,7 +195,7 @@ class TestTls:
         assert [(200, b"hello", None)] * 2 == outcomes
         assert 2 == server.connections
 
-    @pytest.mark.parametrize("pieces", [1, 2, 3, 4])
+    @pytest.mark.parametrize("pieces", [2, 3])
     def test_early_answer_to_an_unread_request(self, serve, connect, tls, monkeypatch, pieces):
         """A connection that TLS has still something to send on is not kept, to be found writable for ever."""
 
@@ -213,8 +214,8 @@ class TestTls:
         assert (200, b"hello", None) == outcome(exchange)
         go_on.set()
         for _ in range(3):
-            client.poll(0.01)
-        assert client.poll(0.02) is False
+            client.poll(0.005)
+        assert client.poll(0.01) is False
 
     def test_many_small_records(self, serve, connect, tls):
         """Records far smaller than a read arrive all, although the socket is empty before they are read."""
@@ -223,6 +224,52 @@ class TestTls:
         exchange = connect(server).request("GET", "/x", timeout_s=WAIT_S)
         assert exchange.failure is None
         assert 3000 == len(events(exchange.fragments))
+
+    def test_endless_body(self, tls):
+        """A server that sends faster than it is read does not keep the client from all else, and nothing is lost."""
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = tls.wrap_bio(incoming, outgoing, server_side=True)
+        context = ssl.create_default_context()
+        with socket.socket() as sock:
+            client = sockets.TlsSocket(sock, context, "localhost")
+            client._plain.send = lambda data: incoming.write(bytes(data))
+            client._plain.recvmsg = lambda size, _: (self._wire(outgoing, size), [], 0, None)
+            while not all([self._shaken(server), client.handshake()]):
+                pass
+            while self._read_all(client):  # tickets for sessions
+                pass
+            body = bytes(range(256)) * 10_000
+            server.write(body)
+            reads = []
+            while sum(map(len, reads)) < len(body):
+                reads.append(self._read_all(client))
+        assert body == b"".join(reads)
+        assert len(reads) > 2
+
+    @staticmethod
+    def _wire(outgoing, size):
+        data = outgoing.read(size)
+        if not data:
+            raise BlockingIOError
+        return data
+
+    @staticmethod
+    def _shaken(server):
+        try:
+            server.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    @staticmethod
+    def _read_all(client):
+        """What can be read before the client should look elsewhere."""
+        read = []
+        try:
+            while True:
+                read.append(client.recvmsg(sockets.READ_BYTES, 0)[0])
+        except BlockingIOError:
+            return b"".join(read)
 
     def test_read_late(self, serve, connect, tls):
         """What is read late has the kernel's stamp; by how much it may have come earlier is said."""

@@ -50,6 +50,14 @@ class Deaf(VirtualChannel):
         return []
 
 
+class Busy(ConcurrentChannel):
+    """Every poll finds something, as long as anything is in flight."""
+
+    def poll(self, timeout_s):
+        super().poll(timeout_s or 0.001)
+        return bool(self._coming or self._replies)
+
+
 class Run:
     """A driver over a channel in virtual time, and what it has recorded, in order."""
 
@@ -434,23 +442,20 @@ class TestReading:
         assert ["send 0", "send 1", "send 2", "read 0", "read 1", "read 2"] == run.did("send", "read")
         assert 9 * S > run.records[1].end_ns
 
-    def test_they_are_not_read_while_more_is_there(self):
-        """Receiving goes before reading: only the end of a burst is quiet."""
+    @pytest.mark.parametrize(("tokens", "waits"), [(2, False), (500, False), (501, True)])
+    def test_only_long_ones_wait_for_quiet_sockets(self, tokens, waits):
+        """A short one is read between two looks at them, one at a time; a long one would keep the loop away."""
 
-        class Busy(ConcurrentChannel):
-            """Every poll finds something, as long as anything is in flight."""
-
-            def poll(self, timeout_s):
-                super().poll(timeout_s or 0.001)
-                return bool(self._coming or self._replies)
-
-        run = Run(singles(6), VirtualEngine(Script(ttft_s=lambda computed, number: 0.1 * (number + 1))), Busy)
+        recorded_ns = []
+        engine = VirtualEngine(Script(ttft_s=lambda computed, number: 0.1 * (number + 1), itl_s=0.0))
+        workload = single_turn(requests=6, input_tokens=4, output_tokens=tokens)
+        run = Run(workload, engine, Busy, record=lambda record: recorded_ns.append(engine.clock.now_ns()))
 
         run.drive(closed_loop(6))
 
         assert [f"read {n}" for n in range(6)] == run.did("read")
-        assert run.engine.clock.now_ns() >= 600 * MS
-        assert sorted(run.records, key=lambda record: record.end_ns) == run.records
+        assert waits == all(at_ns >= 600 * MS for at_ns in recorded_ns)
+        assert waits or all(100 * MS * (n + 1) <= at < 102 * MS * (n + 1) for n, at in enumerate(recorded_ns))
 
     def test_a_send_that_is_due_soon_goes_before_reading(self):
         """With the next send less than a millisecond away, answers stay unread until it is out."""
@@ -485,6 +490,19 @@ class TestReading:
 
         assert 50 == len(run.records)
         assert 5 < most <= 8
+
+    def test_beyond_it_long_ones_do_not_wait_either(self, monkeypatch):
+        """Although the sockets are never quiet."""
+        monkeypatch.setattr(drive, "_UNREAD", 2)
+        recorded_ns = []
+        engine = VirtualEngine(Script(ttft_s=lambda computed, number: 0.1 * (number + 1), itl_s=0.0))
+        workload = single_turn(requests=6, input_tokens=4, output_tokens=501)
+        run = Run(workload, engine, Busy, record=lambda record: recorded_ns.append(engine.clock.now_ns() // MS))
+
+        run.drive(closed_loop(6))
+
+        assert [300, 400, 500] == [at_ms // 10 * 10 for at_ms in recorded_ns[:3]]
+        assert all(at_ms >= 600 for at_ms in recorded_ns[3:])
 
     def test_an_answer_that_a_later_turn_needs_is_read_at_once(self):
         """Between its end and the next send of its session nothing else is read."""

@@ -134,6 +134,7 @@ def test_workers_drive_each_their_own_sessions(load):
         engine = virtual_engine()
         Worker(job(engine, singles(10), load), Share(number, 3), engine.clock, sent.append, engine.check).drive()
         assert {number} == {record.session % 3 for record in sent[-len(engine.sent) :]}
+        assert len(engine.sent) == sum(what == "encode" for what, _ in engine.channels[0].did)
 
     alone = run(singles(10), load)[1]
     assert list(range(10)) == sorted(record.session for record in sent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -16,26 +15,19 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from jobs import ENDLESS, ROUNDS, TEST, WAIT_S, content, drive, eventually, job
 from servers import CompletionsServer
 
 from pytest_llmperf.arrivals import Arrivals
-from pytest_llmperf.client import Address, Limits
-from pytest_llmperf.client.origin import OriginProcess
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.driver import Job, LocalTeam, ProcessTeam, processes
+from pytest_llmperf.driver import LocalTeam, ProcessTeam, processes
 from pytest_llmperf.driver.parcel import pack, unpack
-from pytest_llmperf.engines.completions import CompletionsConnector, Dialect
 from pytest_llmperf.errors import ConfigurationError, EngineDiedError, LLMPerfError
 from pytest_llmperf.load import Share, closed_loop, poisson, replay, round_robin
+from pytest_llmperf.origin import OriginProcess
 from pytest_llmperf.record_file import read_requests
 from pytest_llmperf.records import Phase, RequestRecord
-from pytest_llmperf.workloads import Session, Turn, multi_round, single_turn
-
-ROUNDS = multi_round(users=7, rounds=3, context_tokens=20, input_tokens=5, output_tokens=6)
-ENDLESS = multi_round(users=4, rounds=400, context_tokens=0, input_tokens=1, output_tokens=3)
-"""Takes seconds, so that something can happen in the middle of it."""
-TIMES = ("released_ns", "sent_ns", "flushed_ns", "connect_ns", "end_ns")
-WAIT_S = 10.0
+from pytest_llmperf.workloads import Session, Turn
 
 
 @pytest.fixture(scope="module")
@@ -60,51 +52,8 @@ def fragile_pair():
     team.close()
 
 
-def job(server, sessions=ROUNDS, load=None):
-    connector = CompletionsConnector(
-        address=Address.parse(server.url),
-        model="origin",
-        dialect=Dialect(extended=True),
-        limits=Limits(silence_s=WAIT_S),
-    )
-    return Job(connector=connector, sessions=sessions, load=load or closed_loop(4), run=3, phase=Phase.MEASURED)
-
-
-def drive(team, job, record=None, check_engine=lambda: None):
-    """What came of a job, and its records."""
-    rows = []
-
-    def take(row):
-        rows.append(row)
-        if record is not None:
-            record(row)
-
-    return team.run(job, take, check_engine), rows
-
-
-def content(rows):
-    """All that is not time, in one order."""
-    plain = [
-        replace(
-            row,
-            **dict.fromkeys(TIMES, 0),
-            arrivals=Arrivals([0] * len(row.arrivals), [arrival.tokens for arrival in row.arrivals], ()),
-        )
-        for row in rows
-    ]
-    return sorted(map(repr, plain))
-
-
 def pids(team):
     return [member.process.pid for member in team._members]
-
-
-def eventually(condition):
-    """Wait for what another process is about to do."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_alive(pid):
@@ -524,24 +473,6 @@ class TestWithoutParent:
         assert (tmp_path / "starts").read_text() == "x"
 
 
-TEST = """
-import pytest
-from pytest_llmperf import closed_loop, multi_round
-
-class Mine:
-    name, digest, token_ids = "mine", "0123456789abcdef", range(1000, 2048)
-
-    def within(self, namespace):
-        return self
-
-    def __iter__(self):
-        return iter(multi_round(users=5, rounds=2, context_tokens=8, input_tokens=4, output_tokens=5))
-
-@pytest.mark.parametrize("load", [closed_loop(4), None], ids=["closed", "rounds"])
-def test_it(llm_engine, llm_perf, load):
-    result = llm_perf(llm_engine, Mine(), load=load)
-    print(f"{result.client.workers} workers, {[len(run.requests) for run in result.records]} requests")
-"""
 LONG_TEST = """
 from pytest_llmperf import closed_loop, single_turn
 
@@ -569,9 +500,9 @@ class TestUnderPytest:
         (tmp_path / "test_it.py").write_text(TEST)
         (tmp_path / "sitecustomize.py").write_text(SITE)
         told = tmp_path / "told"
+        words = ["--llmperf-runs", "1", "--llmperf-workers", "2", "--llmperf-url", server.url]
         done = subprocess.run(
-            [sys.executable, *command, "-s", "-p", "no:cacheprovider", "--llmperf-workers", "2"]
-            + ["--llmperf-url", server.url, "--llmperf-runs", "1"],
+            [sys.executable, *command, "-s", "-p", "no:cacheprovider", *words],
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path), "TELL": str(told)},
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip

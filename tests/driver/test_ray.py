@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,59 +17,24 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from jobs import ENDLESS, ROUNDS, TEST, content, drive, eventually, job
 
 from pytest_llmperf.arrivals import Arrivals
-from pytest_llmperf.client import Address, Limits
-from pytest_llmperf.client.origin import OriginProcess
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.driver import Driven, Job, LocalTeam, ray, team_of
-from pytest_llmperf.engines.completions import CompletionsConnector, Dialect
+from pytest_llmperf.driver import Driven, LocalTeam, ray, team_of
 from pytest_llmperf.errors import ConfigurationError, EngineDiedError, LLMPerfError
 from pytest_llmperf.load import closed_loop, poisson, round_robin
+from pytest_llmperf.origin import OriginProcess
 from pytest_llmperf.records import Phase, RequestRecord, Window
-from pytest_llmperf.workloads import multi_round
 
-ROUNDS = multi_round(users=7, rounds=3, context_tokens=20, input_tokens=5, output_tokens=6)
-ENDLESS = multi_round(users=4, rounds=400, context_tokens=0, input_tokens=1, output_tokens=3)
-TIMES = ("released_ns", "sent_ns", "flushed_ns", "connect_ns", "end_ns")
 AHEAD_NS = 5_000_000_000_000
 """How far the clock of the second played node is ahead."""
-WAIT_S = 15.0
 
 
 @pytest.fixture(scope="module")
 def server():
     with OriginProcess(ttft_s=0.005, itl_s=0.001) as origin:
         yield origin
-
-
-def job(server, sessions=ROUNDS, load=None):
-    connector = CompletionsConnector(
-        address=Address.parse(server.url),
-        model="origin",
-        dialect=Dialect(extended=True),
-        limits=Limits(silence_s=WAIT_S),
-    )
-    return Job(connector=connector, sessions=sessions, load=load or closed_loop(4), run=3, phase=Phase.MEASURED)
-
-
-def drive(team, job, check_engine=lambda: None):
-    """What came of a job, and its records."""
-    rows = []
-    return team.run(job, rows.append, check_engine), rows
-
-
-def content(rows):
-    """All that is not time, in one order."""
-    plain = [
-        replace(
-            row,
-            **dict.fromkeys(TIMES, 0),
-            arrivals=Arrivals([0] * len(row.arrivals), [arrival.tokens for arrival in row.arrivals], ()),
-        )
-        for row in rows
-    ]
-    return sorted(map(repr, plain))
 
 
 class FakeError(Exception):
@@ -116,7 +82,12 @@ class FakeRay(types.ModuleType):
     def nodes(self):
         self.looked += 1
         return [
-            {"Alive": number not in self.dead or self.looked == 1, "Resources": {"CPU": cpus}, "NodeManagerAddress": "10.0.0.1", "NodeID": f"node{number}-id"}
+            {
+                "Alive": number not in self.dead or self.looked == 1,
+                "Resources": {"CPU": cpus},
+                "NodeManagerAddress": "10.0.0.1",
+                "NodeID": f"node{number}-id",
+            }
             for number, cpus in enumerate(self.nodes_with_cpus)
         ]
 
@@ -192,8 +163,8 @@ def fake(monkeypatch):
     module = FakeRay()
     strategies = types.ModuleType("ray.util.scheduling_strategies")
     strategies.NodeAffinitySchedulingStrategy = lambda node_id, soft: types.SimpleNamespace(node_id=node_id)
-    for name, content in (("ray", module), ("ray.util", types.ModuleType("ray.util"))):
-        monkeypatch.setitem(sys.modules, name, content)
+    for name, found in (("ray", module), ("ray.util", types.ModuleType("ray.util"))):
+        monkeypatch.setitem(sys.modules, name, found)
     monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
     yield module
     module.close()
@@ -290,7 +261,7 @@ class TestPlayedCluster:
     def test_what_a_worker_raises_is_raised_here(self, server, fake, team):
         """The error itself, not Ray's."""
         fake.lost["node1", "prepare"] = FakeTaskError(ValueError("no such schedule"))
-        with pytest.raises(ValueError, match="^no such schedule$"):
+        with pytest.raises(ValueError, match=r"^no such schedule$"):
             drive(team, job(server))
         assert sorted(fake.killed) == ["node0-id", "node1-id"]
 
@@ -319,18 +290,16 @@ class TestPlayedCluster:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            drive(team, job(server, replace(ENDLESS, rounds=80)), check)
+            drive(team, job(server, replace(ENDLESS, rounds=80)), check_engine=check)
         assert sorted(fake.killed) == ["node0-id", "node1-id"]
 
     def test_every_node_without_a_worker_is_named(self, server, fake, team, monkeypatch):
         """One has no CPU free, one another version, one cannot import the package."""
         monkeypatch.setattr(ray, "_PLACE_S", 0.1)
         fake.nodes_with_cpus = [1, 1, 1]
-        older = Future()
-        older.set_result("0.0.9")
         fake.lost = {
             ("node0", "version"): "hangs",
-            ("node1", "version"): FakeError("The actor died\n  ...\nModuleNotFoundError: No module named 'pytest_llmperf'"),
+            ("node1", "version"): FakeError("It died\n  ...\nModuleNotFoundError: No module named 'pytest_llmperf'"),
         }
         monkeypatch.setattr(ray._Remote, "version", lambda self: "0.0.9")
         with pytest.raises(ConfigurationError) as raised:
@@ -490,13 +459,6 @@ def actors():
     return found
 
 
-def eventually(condition):
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.filterwarnings("default")  # Ray's own
@@ -514,6 +476,19 @@ class TestRealCluster:
             assert all(abs(offset) <= error for offset, error in driven.client.clock_offsets_ns.values())
         assert len(actors()) == 2
         real_team.close()
+        eventually(lambda: not actors())
+
+    def test_under_pytest(self, server, cluster, tmp_path):
+        """The nodes know nothing of the test's own workload, and Ray has nothing to say."""
+        (tmp_path / "test_it.py").write_text(TEST)
+        words = ["--llmperf-runs", "2", "--llmperf-workers", "ray://auto", "--llmperf-url", server.url]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", *words],
+            cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": cluster.address},
+            capture_output=True, text=True, timeout=40, check=False,
+        )  # fmt: skip
+        assert "2 workers, [10, 10] requests" in done.stdout, done.stdout + done.stderr
+        assert done.stderr == ""
         eventually(lambda: not actors())
 
     def test_what_a_worker_raises_is_raised_here(self, server, real_team):

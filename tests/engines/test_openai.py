@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import socket
+import time
 import traceback
 from pathlib import Path
 
 import pytest
 from servers import CompletionsServer, Do, RawServer
 
+from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import RealClock
 from pytest_llmperf.engines import make_engine, make_spec
 from pytest_llmperf.engines import server as openai
@@ -50,15 +53,15 @@ def surroundings(**changes):
         "log_dir": Path("unused"),
         "cache_dir": Path("unused"),
         "start_timeout_s": 5.0,
-        "silence_s": 5.0,
+        "limits": Limits(silence_s=5.0),
         "api_key": None,
         "progress": Steps(),
     }
     return Surroundings(**(known | changes))
 
 
-def engine_at(url, *, model=None, **changes):
-    return make_engine(EngineSpec(kind="openai", url=url, model=model), surroundings(**changes))
+def engine_at(url, *, model=None, prompts=None, **changes):
+    return make_engine(EngineSpec(kind="openai", url=url, model=model, prompts=prompts), surroundings(**changes))
 
 
 @pytest.fixture
@@ -77,13 +80,17 @@ def short_limits(monkeypatch):
 
 def answer_of(engine, *, output_tokens=3):
     """The answer to one request through a channel of the engine."""
-    channel = engine.open_channel()
+    channel = engine.connector().open(RealClock())
     try:
-        channel.send(5, Generation(range(1000, 1020), output_tokens, return_token_ids=True))
-        (answer,) = channel.wait(5)
+        channel.send(5, channel.encode(Generation(range(1000, 1020), output_tokens, return_token_ids=True)))
+        replies, deadline = [], time.monotonic() + 5
+        while not replies and time.monotonic() < deadline:
+            channel.poll(0.1)
+            replies += channel.ended()
     finally:
         channel.close()
-    return answer
+    (reply,) = replies
+    return reply.read()
 
 
 class TestConnecting:
@@ -226,6 +233,88 @@ class TestConnecting:
         assert engine_at(server.url).check() is None
 
 
+class TestPrompts:
+    """In which form prompts are sent."""
+
+    @pytest.mark.parametrize(
+        ("prompts", "path", "form"),
+        [
+            (None, "/v1/completions", "prompt"),
+            ("ids", "/v1/completions", "prompt"),
+            ("text", "/v1/completions", "prompt"),
+            ("chat", "/v1/chat/completions", "messages"),
+        ],
+    )
+    def test_the_word_decides(self, server, prompts, path, form):
+        """The probe goes the way of the measured requests, and counts are the server's."""
+        engine = engine_at(server.url, prompts=prompts)
+        answer = answer_of(engine)
+        assert ["/v1/models", path, "/metrics", path] == server.paths()
+        assert (None, 3, 20) == (answer.failure, answer.output_tokens, answer.prompt_tokens)
+        assert all(form in request.body for request in server.requests if request.path == path)
+        assert isinstance(server.requests[1].body.get("prompt", ""), list) == (prompts in (None, "ids"))
+
+    @pytest.mark.parametrize(("prompts", "continues"), [(None, True), ("ids", True), ("text", False), ("chat", False)])
+    def test_only_ids_can_be_continued(self, server, prompts, continues):
+        """A text that is made of ids is not what a session would go on from, whatever the server returns."""
+        assert continues is engine_at(server.url, prompts=prompts).returns_token_ids
+
+    def test_a_chat_without_extensions(self, server):
+        """A server that refuses vLLM's words in a chat is asked without them."""
+        server.refuse_extensions = 400
+        answer = answer_of(engine_at(server.url, prompts="chat"))
+        assert (None, 3) == (answer.failure, answer.output_tokens)
+        bodies = [request.body for request in server.requests if request.path == "/v1/chat/completions"]
+        assert [True, False, False] == ["ignore_eos" in body for body in bodies]
+
+    def test_a_server_without_that_route(self, server):
+        """The complaint names it."""
+        server.routes["/v1/chat/completions"] = (404, b'{"detail": "Not Found"}')
+        with pytest.raises(
+            EngineStartError, match=r"POST /v1/chat/completions answered 404: Not Found\. Expected the base"
+        ):
+            engine_at(server.url, prompts="chat").start()
+
+    def test_an_unknown_form(self):
+        """The error lists those that there are."""
+        with pytest.raises(ConfigurationError) as caught:
+            make_spec("openai", {"url": "http://localhost:1", "prompts": "tokens"})
+        assert "openai: prompts='tokens'; expected one of ids, text, chat" == str(caught.value)
+
+    def test_it_is_a_word_of_this_engine_only(self):
+        """An engine of ours takes ids."""
+        with pytest.raises(ConfigurationError, match="vllm: unknown word 'prompts'"):
+            make_spec("vllm", {"model": "m", "prompts": "text"})
+
+    def test_it_is_part_of_what_is_compared(self):
+        """Text and chat are other requests than ids."""
+        specs = [make_spec("openai", {"url": "http://localhost:1", "prompts": form}) for form in ("ids", "chat")]
+        assert ["ids", "chat"] == [spec.identity()["prompts"] for spec in specs]
+
+
+class TestConnector:
+    """What opens channels, here or elsewhere."""
+
+    def test_in_another_process(self, server):
+        """It can be sent there, and knows all that a channel needs: limits, model, what the server understands."""
+        limits = Limits(silence_s=7.0, exchange_s=70.0)
+        server.refuse_extensions = 400
+        connector = engine_at(server.url, limits=limits).connector()
+        copy = pickle.loads(pickle.dumps(connector))
+        assert connector == copy
+        assert (limits, "tiny", False) == (copy.limits, copy.model, copy.dialect.extended)
+
+    def test_limits_reach_the_requests(self, server):
+        """A server that stays silent for longer than the limit fails the request, not the run."""
+        models = b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"data": [{"id": "tiny"}]}'
+        event = b'data: {"choices": [{"text": "x"}]}\n\ndata: [DONE]\n\n'
+        probe = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(event), event)
+        none = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+        with RawServer([Do.RECEIVE, models], [Do.RECEIVE, probe], [Do.RECEIVE, none], [Do.RECEIVE, Do.HOLD]) as raw:
+            answer = answer_of(engine_at(raw.url, limits=Limits(silence_s=0.6)))
+        assert ("timeout", "no byte for 0.6 s") == (answer.failure.kind, answer.failure.detail)
+
+
 class TestModel:
     """Which model is used."""
 
@@ -301,7 +390,7 @@ class TestComplaints:
     def test_hangs(self, short_limits):
         """A server that accepts and says nothing is given up."""
         with RawServer([Do.RECEIVE, Do.HOLD]) as raw:
-            assert "GET /v1/models: no byte for 0.2 s. Is the server running" in self.complaint(raw.url)
+            assert "GET /v1/models did not finish within 0.2 s. Is the server running" in self.complaint(raw.url)
 
     def test_not_http(self):
         """A server of another protocol is told from one that is not there."""
@@ -312,7 +401,7 @@ class TestComplaints:
         """A server that lists its models and then generates nothing is given up."""
         models = b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"data": [{"id": "tiny"}]}'
         with RawServer([Do.RECEIVE, models], [Do.RECEIVE, Do.HOLD]) as raw:
-            assert "POST /v1/completions: no byte for 0.2 s" in self.complaint(raw.url)
+            assert "POST /v1/completions did not finish within 0.2 s. Is the server" in self.complaint(raw.url)
 
     def test_generation_drips(self, short_limits):
         """A server that only sends signs of life is given up as well."""
@@ -320,7 +409,7 @@ class TestComplaints:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
         pings = [step for _ in range(20) for step in (b": ping\n\n", 0.05)]
         with RawServer([Do.RECEIVE, models], [Do.RECEIVE, head, *pings]) as raw:
-            assert f"{raw.url} had not finished 4 tokens after 0.2 s" == self.complaint(raw.url)
+            assert "POST /v1/completions did not finish within 0.2 s. Is the server" in self.complaint(raw.url)
 
     @pytest.mark.parametrize(("key", "verb"), [(None, "is not"), ("wrong-key", "is")])
     def test_unauthorized(self, server, key, verb):
@@ -392,9 +481,19 @@ class TestApiKey:
         context = surroundings(api_key=KEY)
         engine = make_engine(EngineSpec(kind="openai", url=server.url), context)
         engine.start()
-        channel = engine.open_channel()
+        connector = engine.connector()
+        channel = connector.open(RealClock())
         channel.close()
-        shown = [context, engine, engine.spec, engine.server, channel, engine.describe(), engine.spec.words()]
+        shown = [
+            context,
+            engine,
+            engine.spec,
+            engine.server,
+            connector,
+            channel,
+            engine.describe(),
+            engine.spec.words(),
+        ]
         assert not any(KEY in repr(thing) + str(thing) for thing in shown)
 
     def test_not_in_errors(self, server):

@@ -7,7 +7,9 @@ import os
 import pytest
 from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
+from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import RealClock
+from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import Surroundings, make_engine, make_spec
 from pytest_llmperf.engines.base import Generation
 from pytest_llmperf.errors import ConfigurationError, EngineStartError
@@ -24,7 +26,7 @@ def surroundings(folder):
         log_dir=folder / "log",
         cache_dir=folder / "cache",
         start_timeout_s=START_TIMEOUT_S,
-        silence_s=60,
+        limits=Limits(silence_s=60),
         api_key=None,
         progress=lambda step, detail="": None,
     )
@@ -43,6 +45,20 @@ def engine(around):
     made.stop()
 
 
+def answer(engine, generation, tag=0):
+    """The answer to one request."""
+    channel = engine.connector().open(RealClock())
+    try:
+        channel.send(tag, channel.encode(generation))
+        replies = []
+        while not replies:
+            channel.poll(1.0)
+            replies += channel.ended()
+        return replies[0].read()
+    finally:
+        channel.close()
+
+
 def measured(engine, folder, workload, **words):
     given = {"load": None, "runs": 1, "warmup_runs": 0, "cache": "as_is", "prefill_context": False, "slo": None}
     request = checked_request(workload, **{**given, "name": None, **words})
@@ -52,6 +68,7 @@ def measured(engine, folder, workload, **words):
         clock=RealClock(),
         record_dir=folder,
         progress=lambda step, detail="": None,
+        team=LocalTeam(RealClock()),
     )
     return measure(engine, request, setting)
 
@@ -72,17 +89,15 @@ def test_the_engine_tells_what_it_is(engine):
 def test_an_answer_has_exactly_the_tokens_asked_for(engine):
     """Token ids, usage and arrivals agree; the same prompt again is served from the cache."""
     ids = list(range(1000, 1600))
-    channel = engine.open_channel()
-    for _ in range(2):
-        channel.send(5, Generation(ids, 12, return_token_ids=True))
-        (answer,) = channel.wait(60)
-    channel.close()
+    generation = Generation(ids, 12, return_token_ids=True)
 
-    assert (5, None) == (answer.tag, answer.failure)
-    assert (600, 12, 12) == (answer.prompt_tokens, answer.output_tokens, len(answer.token_ids))
-    assert [1] * 12 == [arrival.tokens for arrival in answer.arrivals]
-    assert answer.sent_ns < answer.arrivals[0].at_ns <= answer.arrivals[-1].at_ns <= answer.end_ns
-    assert 512 == answer.cached_tokens
+    _, again = answer(engine, generation), answer(engine, generation, tag=5)
+
+    assert (5, None, ()) == (again.tag, again.failure, again.remarks)
+    assert (600, 12, 12) == (again.prompt_tokens, again.output_tokens, len(again.token_ids))
+    assert [1] * 12 == [arrival.tokens for arrival in again.arrivals]
+    assert again.sent_ns < again.arrivals[0].at_ns <= again.arrivals[-1].at_ns <= again.end_ns
+    assert 512 == again.cached_tokens
 
 
 @pytest.mark.timeout(60)
@@ -93,10 +108,7 @@ def test_the_cache_reset_is_proven_by_the_counters(engine):
     for reset in (False, False, True):
         assert not reset or engine.reset_cache()
         before = engine.cache_counters()
-        channel = engine.open_channel()
-        channel.send(0, Generation(ids, 2, return_token_ids=False))
-        assert channel.wait(60)
-        channel.close()
+        assert answer(engine, Generation(ids, 2, return_token_ids=False)).failure is None
         hits.append(engine.cache_counters().since(before).tokens_by_tier["gpu"])
 
     assert [0, 896, 0] == hits

@@ -45,7 +45,7 @@ def test_fixture(gpu):
     print("key:", gpu.key, "problem:", gpu.problem)
 """
 
-DOCTOR = "import sys; from pytest_llmperf.cli import main; sys.exit(main(['doctor']))"
+DOCTOR = "import sys; from pytest_llmperf.cli import main; sys.exit(main(['doctor', '--no-calibration']))"
 
 
 @pytest.fixture
