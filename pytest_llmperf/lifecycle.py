@@ -24,7 +24,7 @@ from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware, declared, detect
 from pytest_llmperf.options import GateMode, Options
 from pytest_llmperf.reports import benchmark, outcome, terminal, text
-from pytest_llmperf.session import checked_request
+from pytest_llmperf.request import checked_request
 from pytest_llmperf.suite import Measured, PlannedTest, Suite
 from pytest_llmperf.verdicts import Verdict
 

@@ -6,7 +6,7 @@ import re
 import secrets
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,39 +14,26 @@ from pathlib import Path
 import numpy as np
 
 from pytest_llmperf import units
-from pytest_llmperf.clock import Clock
+from pytest_llmperf.clock import NS_PER_S, Clock
 from pytest_llmperf.driver import Driven, Job, LocalTeam, Team
 from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
 from pytest_llmperf.load import Load, round_robin
-from pytest_llmperf.metrics import LATENCIES
 from pytest_llmperf.record_file import RecordFile
 from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, RequestRecord, RunRecord
+from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult, Provenance, Validity
-from pytest_llmperf.workloads import Session, Turn, Workload
+from pytest_llmperf.workloads import Session, Turn
 from pytest_llmperf.workloads.base import TokenSource
 
-CACHE_STATES = ("as_is", "cold", "primed", "evicted")
 # After a failed request a dying server may still need a moment to be seen as dead.
 _DYING_S = 1.0
 # A multiple of every block size that engines use by default: 16, 32, 64 and 128 tokens.
 _BLOCKS = 256
+_TELL_EVERY_NS = NS_PER_S // 2
 # A client that uses more of its core may be what limits the throughput.
 _BUSY_SHARE = 0.9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a test asks of `llm_perf`, checked."""
-
-    workload: Workload
-    load: Load
-    runs: int
-    warmup_runs: int
-    cache: str
-    slo: Mapping[str, float] | None
-    name: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,69 +47,6 @@ class Setting:
     progress: Progress
     team: Team
     """Who sends the load."""
-
-
-def checked_request(
-    workload: object,
-    *,
-    load: object,
-    runs: object,
-    warmup_runs: object,
-    cache: object,
-    prefill_context: object,
-    slo: object,
-    name: object,
-) -> Request:
-    """Check the arguments of `llm_perf`. Raises `ConfigurationError` listing every mistake."""
-    problems = []
-    if not (hasattr(workload, "digest") and hasattr(workload, "within")):
-        problems.append(f"llm_perf: expected a workload such as multi_round(...), got {workload!r}")
-    if not (load is None or hasattr(load, "schedule")):
-        problems.append(f"llm_perf: load must be a load model such as closed_loop(8), got {load!r}")
-    for word, value, minimum in (("runs", runs, 1), ("warmup_runs", warmup_runs, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            problems.append(f"llm_perf: {word} must be a whole number of at least {minimum}, got {value!r}")
-    if cache not in CACHE_STATES:
-        problems.append(f"llm_perf: unknown cache state {cache!r}; accepted: {', '.join(CACHE_STATES)}")
-    if prefill_context and cache not in ("as_is", "primed"):
-        problems.append(f"llm_perf: prefill_context=True is cache='primed'; it cannot go with cache={cache!r}")
-    problems += _slo_problems(slo)
-    if name is not None and (not str(name) or "::" in str(name)):
-        problems.append(f"llm_perf: name must not be empty and not contain '::', got {name!r}")
-    if not problems and (prefill_context or cache in ("primed", "evicted")) and not _has_context(workload):
-        problems.append(
-            f"llm_perf: {workload.name} has no context to prefill; use multi_round or shared_prefix, or another cache "  # type: ignore[attr-defined]
-            "state"
-        )
-    if problems:
-        raise ConfigurationError(*problems)
-    return Request(
-        workload=workload,  # type: ignore[arg-type] # checked above, like all that follow
-        load=round_robin() if load is None else load,  # type: ignore[arg-type]
-        runs=runs,  # type: ignore[arg-type]
-        warmup_runs=warmup_runs,  # type: ignore[arg-type]
-        cache="primed" if prefill_context else str(cache),
-        slo=slo,  # type: ignore[arg-type]
-        name=None if name is None else str(name),
-    )
-
-
-def _has_context(workload: object) -> bool:
-    """Whether the workload's first session begins with something to send ahead."""
-    return bool(next(iter(workload)).context)  # type: ignore[call-overload] # a workload, as was checked
-
-
-def _slo_problems(slo: object) -> list[str]:
-    accepted = ", ".join(LATENCIES)
-    if slo is None:
-        return []
-    if not isinstance(slo, Mapping):
-        return [f"llm_perf: slo must be a dict of seconds by {accepted}, got {slo!r}"]
-    return [
-        f"llm_perf: slo has {word!r}: {limit!r}; expected a positive number of seconds for one of {accepted}"
-        for word, limit in slo.items()
-        if word not in LATENCIES or isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0
-    ]
 
 
 def measure(engine: Engine, request: Request, setting: Setting) -> PerfResult:
@@ -264,11 +188,14 @@ class _Runs:
         """Have the sessions driven; progress is shown under `title`."""
         setting = self._setting
         requests: list[RequestRecord] = []
+        told_ns = setting.clock.now_ns()
 
         def record(request: RequestRecord) -> None:
+            nonlocal told_ns
             requests.append(self._rows.request(request))
-            if title is not None:
+            if title is not None and setting.clock.now_ns() - told_ns > _TELL_EVERY_NS:
                 setting.progress(f"{title}: {units.count(len(requests), 'request')} done")
+                told_ns = setting.clock.now_ns()
 
         team = LocalTeam(setting.clock) if phase is Phase.PREPARE else setting.team
         job = Job(connector=self._engine.connector(), sessions=sessions, load=load, run=index, phase=phase)

@@ -25,9 +25,10 @@ from pytest_llmperf.hardware.detect import Hardware, remote
 from pytest_llmperf.marks import resolved_spec
 from pytest_llmperf.metrics import METRICS, gated_by_default
 from pytest_llmperf.options import GateMode, Options
+from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult, Validity
 from pytest_llmperf.selfcheck import excesses
-from pytest_llmperf.session import Request, Setting, measure
+from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.verdicts import Verdict
 
 

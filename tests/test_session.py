@@ -16,7 +16,8 @@ from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineD
 from pytest_llmperf.load import closed_loop, constant, poisson, round_robin
 from pytest_llmperf.record_file import read_requests
 from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, Window
-from pytest_llmperf.session import Setting, checked_request, measure
+from pytest_llmperf.request import checked_request
+from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
 
 ROUNDS = multi_round(users=2, rounds=3, context_tokens=64, input_tokens=16, output_tokens=4)

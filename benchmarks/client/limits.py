@@ -74,7 +74,9 @@ def drive(url: str, sessions: Iterable[Session], load: Load, *, prompts: str = "
 def prompts(folder: Path, repeats: int) -> None:
     """64 streams whose prompts have 50,000 tokens."""
     print("## 64 streams of 50,000-token prompts\n")
-    print("| prompts | TTFT mean reported | true | off by | error bound | failed |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        "| prompts | TTFT mean reported | true | off by | error bound | failed |\n| --- | ---: | ---: | ---: | ---: | ---: |"
+    )
     answer = Answer(ttft_s=0.1, itl_s=0.01, tokens=64)
     with running(folder, answer, SERVER) as origin, pinned(CLIENT):
         sessions = list(single_turn(requests=64, input_tokens=50_000, output_tokens=64)) * 3
@@ -138,7 +140,9 @@ def schedule(folder: Path, repeats: int) -> None:
             sent = sorted(r.sent_ns for r in run.requests if r.sent_ns is not None)
             meant = sorted(request.released_ns for request in run.requests)
             late_ms = [(r.sent_ns - r.released_ns) / NS_PER_MS for r in run.requests if r.sent_ns is not None]
-            fits = [stats.kstest(np.diff(moments) / NS_PER_S, "expon", (0, 1 / 500)).pvalue for moments in (meant, sent)]
+            fits = [
+                stats.kstest(np.diff(moments) / NS_PER_S, "expon", (0, 1 / 500)).pvalue for moments in (meant, sent)
+            ]
             print(
                 f"| {statistics.mean(late_ms):.3f} ms | {np.quantile(late_ms, 0.99):.3f} ms | {max(late_ms):.2f} ms "
                 f"| {fits[0]:.2f} | {fits[1]:.2f} | {sum(not r.ok for r in run.requests)} |"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.engines.base import EngineSpec
     from pytest_llmperf.load import Load
     from pytest_llmperf.records import RequestRecord
+    from pytest_llmperf.request import Request
     from pytest_llmperf.results import PerfResult
-    from pytest_llmperf.session import Request
     from pytest_llmperf.workloads import Workload
 
 HELP = "send a load to an OpenAI-compatible server and print what was measured"
@@ -133,7 +133,7 @@ def _order(arguments: argparse.Namespace) -> _Order:
     # Only here: `--help` and the other subcommands shall not wait for numpy.
     from pytest_llmperf.clock import timestamp  # noqa: PLC0415
     from pytest_llmperf.options import workers  # noqa: PLC0415
-    from pytest_llmperf.session import checked_request  # noqa: PLC0415
+    from pytest_llmperf.request import checked_request  # noqa: PLC0415
 
     mistakes = _Mistakes()
     mistakes.problems += _contradictions(arguments)

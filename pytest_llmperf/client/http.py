@@ -157,7 +157,7 @@ class HttpClient:
         while not self._ended and (left_ns := deadline_ns - self._clock.now_ns()) > 0:
             self.poll(min(0.5, left_ns / NS_PER_S))
         for connection in tuple(self._active):
-            self._fail(connection, Failure("timeout", f"{method} {path} did not finish within {timeout_s:g} s"))
+            self._fail(connection, Failure("timeout", f"did not finish within {timeout_s:g} s"))
         (exchange,) = self.ended()
         exchange.settle()
         return exchange

@@ -40,7 +40,7 @@ class EngineSpec:
     env: tuple[tuple[str, str], ...] = ()
     url: str | None = None
     prompts: str | None = None
-    """How prompts are sent: as token ids, as text, or as a chat message."""
+    """How prompts are sent: as text, or as a chat message; None: as token ids."""
     executable: str | None = None
     """The Python that has the engine installed; None: the one that runs the tests."""
 
@@ -125,10 +125,10 @@ def _address(value: object) -> str:
     return text
 
 
-def _prompts(value: object) -> str:
+def _prompts(value: object) -> str | None:
     if value not in PROMPTS:
         raise ValueError
-    return str(value)
+    return None if value == "ids" else str(value)  # the default, written out, is no other engine
 
 
 def _arguments(value: object) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ _CONTROL_BYTES = socket.CMSG_SPACE(3 * _TIMESPEC.size)
 
 
 class Connection:
-    """`selector` has `look_after(connection, mask)` for the data of its socket."""
+    """An accepted socket. It registers itself; `look_after` is called with it and the events found."""
 
     __slots__ = ("_head", "_selector", "_sock", "_unsent", "arrived_ns", "closing", "received", "stream")
 

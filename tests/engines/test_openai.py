@@ -390,7 +390,7 @@ class TestComplaints:
     def test_hangs(self, short_limits):
         """A server that accepts and says nothing is given up."""
         with RawServer([Do.RECEIVE, Do.HOLD]) as raw:
-            assert "GET /v1/models did not finish within 0.2 s. Is the server running" in self.complaint(raw.url)
+            assert "GET /v1/models: did not finish within 0.2 s. Is the server running" in self.complaint(raw.url)
 
     def test_not_http(self):
         """A server of another protocol is told from one that is not there."""
@@ -401,7 +401,7 @@ class TestComplaints:
         """A server that lists its models and then generates nothing is given up."""
         models = b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"data": [{"id": "tiny"}]}'
         with RawServer([Do.RECEIVE, models], [Do.RECEIVE, Do.HOLD]) as raw:
-            assert "POST /v1/completions did not finish within 0.2 s. Is the server" in self.complaint(raw.url)
+            assert "POST /v1/completions: did not finish within 0.2 s. Is the server" in self.complaint(raw.url)
 
     def test_generation_drips(self, short_limits):
         """A server that only sends signs of life is given up as well."""
@@ -409,7 +409,7 @@ class TestComplaints:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
         pings = [step for _ in range(20) for step in (b": ping\n\n", 0.05)]
         with RawServer([Do.RECEIVE, models], [Do.RECEIVE, head, *pings]) as raw:
-            assert "POST /v1/completions did not finish within 0.2 s. Is the server" in self.complaint(raw.url)
+            assert "POST /v1/completions: did not finish within 0.2 s. Is the server" in self.complaint(raw.url)
 
     @pytest.mark.parametrize(("key", "verb"), [(None, "is not"), ("wrong-key", "is")])
     def test_unauthorized(self, server, key, verb):

@@ -14,7 +14,8 @@ from pytest_llmperf.engines import Surroundings, make_engine, make_spec
 from pytest_llmperf.engines.base import Generation
 from pytest_llmperf.errors import ConfigurationError, EngineStartError
 from pytest_llmperf.load import closed_loop, round_robin
-from pytest_llmperf.session import Setting, checked_request, measure
+from pytest_llmperf.request import checked_request
+from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.workloads import multi_round, shared_prefix
 
 pytestmark = MARKS
