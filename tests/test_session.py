@@ -180,10 +180,11 @@ def test_progress_says_which_run_it_is(run, setting):
 
 
 def test_progress_says_how_far_a_run_has_come(run, setting):
-    """After each request; the preparation is passed over."""
-    run(VirtualEngine(), ONE_ROUND, cache="primed")
+    """Every half second, from what has been answered by then; the preparation is passed over."""
+    script = Script(ttft_s=lambda computed, number: 0.3, itl_s=0.0)
+    run(VirtualEngine(script), multi_round(users=1, rounds=4, context_tokens=20, input_tokens=4, output_tokens=5))
 
-    assert ["run 1 of 1", "run 1 of 1: 1 request done", "run 1 of 1: 2 requests done"] == setting.said
+    assert ["run 1 of 1", "run 1 of 1: 2 requests done", "run 1 of 1: 4 requests done"] == setting.said
 
 
 def test_no_two_runs_share_a_prompt(run):

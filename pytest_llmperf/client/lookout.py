@@ -55,12 +55,14 @@ class Lookout:
         self._clock = clock
         self._stats = stats
         self._first = selectors.DefaultSelector()
-        self._streams = selectors.DefaultSelector()
         # One that cannot be watched by another is not used: then all sockets are equal.
-        self._nests = hasattr(self._streams, "fileno")
+        self._nests = hasattr(self._first, "fileno")
+        self._streams = selectors.DefaultSelector() if self._nests else self._first
         if self._nests:
             self._first.register(self._streams.fileno(), READ)
         self._looked_ns: dict[Any, int] = dict.fromkeys((self._first, self._streams), clock.now_ns())
+        self._stepped: set[Any] = set()
+        """Selectors that have not been looked at since the wall clock was set."""
         self._woke_ns = clock.now_ns()
         self._rests = wants_kernel_stamps()
 
@@ -107,9 +109,8 @@ class Lookout:
                 urgent = self._look(self._first, 0, waiting=waiting)
                 self._without_streams(urgent)
                 yield urgent
-            yield Look(
-                streams.ready[start : start + _SLICE], streams.since_ns, streams.woke_ns, trusted=streams.trusted
-            )
+            trusted = streams.trusted and self._streams not in self._stepped
+            yield Look(streams.ready[start : start + _SLICE], streams.since_ns, streams.woke_ns, trusted=trusted)
 
     def close(self) -> None:
         self._first.close()
@@ -123,10 +124,12 @@ class Lookout:
         ready = selector.select(self._waited(selector, timeout_s))
         woke_ns = self._woke_ns = self._clock.now_ns()
         self._looked_ns[selector] = max(call_ns, woke_ns - _LOOK_NS)
-        stepped = self.wall.refresh()
-        if stepped:
+        if self.wall.refresh():
             self._stats.clock_steps += 1
-        return Look(ready, since_ns, woke_ns, trusted=not stepped)
+            self._stepped = {self._first, self._streams}
+        trusted = selector not in self._stepped
+        self._stepped.discard(selector)
+        return Look(ready, since_ns, woke_ns, trusted=trusted)
 
     def _waited(self, selector: Any, timeout_s: float) -> float:
         """Wait for the selector, which itself rounds up to milliseconds; returns how long it still has to."""

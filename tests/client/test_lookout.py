@@ -128,7 +128,6 @@ def test_bounds_of_a_stream_that_is_looked_at_rarely(serve, connect, taken):
         assert at_ns >= sent_ns - NS_PER_MS
 
 
-@pytest.mark.xfail(reason="streams are looked at after the step was noticed, and know nothing of it")
 @pytest.mark.usefixtures("many")
 def test_the_clock_is_set(serve, connect, taken, monkeypatch):
     """What came in a stream before the wall clock was set is not converted by what it shows since."""
@@ -157,7 +156,6 @@ def test_the_clock_is_set(serve, connect, taken, monkeypatch):
     assert 1 == client.stats.clock_steps
 
 
-@pytest.mark.xfail(reason="what streams is put where nobody looks")
 @pytest.mark.usefixtures("many")
 def test_selectors_that_cannot_be_nested(serve, connect, monkeypatch):
     """Where a selector cannot watch another one, streams are read all the same."""

@@ -287,9 +287,10 @@ class TestPrompts:
             make_spec("vllm", {"model": "m", "prompts": "text"})
 
     def test_it_is_part_of_what_is_compared(self):
-        """Text and chat are other requests than ids."""
-        specs = [make_spec("openai", {"url": "http://localhost:1", "prompts": form}) for form in ("ids", "chat")]
-        assert ["ids", "chat"] == [spec.identity()["prompts"] for spec in specs]
+        """Text and chat are other requests than ids, which need not be named."""
+        words = [{}, {"prompts": "ids"}, {"prompts": "chat"}]
+        specs = [make_spec("openai", {"url": "http://localhost:1", **given}) for given in words]
+        assert [None, None, "chat"] == [spec.identity()["prompts"] for spec in specs]
 
 
 class TestConnector:

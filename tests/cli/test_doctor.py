@@ -1,0 +1,171 @@
+"""`pytest-llmperf doctor` as its users meet it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pytest_llmperf import calibration
+from pytest_llmperf.calibration import Step
+from pytest_llmperf.cli import doctor, main
+from pytest_llmperf.hardware import Hardware
+
+GOOD = Step(
+    streams=1024,
+    failures=None,
+    peak=1024,
+    reported_s=0.10043,
+    true_s=0.10042,
+    rate=76199.0,
+    possible=79839.0,
+    excess=None,
+    client_cpu=0.8,
+    server_cpu=0.62,
+)
+DOUBTFUL = Step(
+    streams=2048,
+    failures=None,
+    peak=2048,
+    reported_s=0.12083,
+    true_s=0.12082,
+    rate=77882.0,
+    possible=152119.0,
+    excess=None,
+    client_cpu=0.81,
+    server_cpu=0.97,
+)
+BAD = Step(
+    streams=16,
+    failures="6 of 16 requests failed, as in connect_failed (http://127.0.0.1:34057: [Errno 24] Too many open files)",
+    peak=10,
+    reported_s=0.1,
+    true_s=0.1,
+    rate=600.0,
+    possible=1250.0,
+    excess=None,
+    client_cpu=0.03,
+    server_cpu=0.02,
+)
+TABLE = """\
+
+The client against a server on this machine that sends first tokens after 100 ms
+and further ones every 10 ms; by how much it was late with first tokens is known:
+            TTFT, mean                              CPU used by
+  streams   true       reported    tokens/s  of possible  client  server
+     1024   100.42 ms   100.43 ms      76,199        95.4%     80%     62%  ok
+     2048   120.82 ms   120.83 ms      77,882        51.2%     81%     97%  ?
+           ? the server sent 77,882 of 152,119 tokens/s: it has no more to give
+             (97% of a processor)
+client            truthful up to 1024 streams and 76,199 tokens/s with one
+                  worker, beside the server; what it can do beyond that cannot
+                  be told here
+"""
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the command on a quiet machine on which these steps are measured."""
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (0.1, 9.0, 9.0))
+
+    def run(*arguments, steps=()):
+        def calibrate(progress):
+            for step in steps:
+                progress(step.streams)
+                yield step
+
+        monkeypatch.setattr(calibration, "calibrate", calibrate)
+        code = main(["doctor", *arguments])
+        out, err = capsys.readouterr()
+        assert err == ""
+        return code, out
+
+    return run
+
+
+def test_the_machine(call):
+    """Each fact in its line."""
+    code, out = call("--no-calibration")
+    names = ["hardware key", "GPUs", "driver", "CUDA", "CPU", "marks satisfied"]
+    assert names == re.findall(r"^(\w.*?)  ", out, re.MULTILINE)
+    assert code == 0
+
+
+def test_a_long_fact_goes_on_below_itself(call, monkeypatch):
+    """No line is longer than 80 columns, and nothing is lost."""
+    hardware = Hardware(cpu="a processor with a name " + "that goes on and on " * 5, key="X")
+    monkeypatch.setattr(doctor, "detect", lambda: hardware)
+    _, out = call("--no-calibration")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert hardware.cpu.split() == re.search(r"CPU  +(a processor.*?), None", out, re.DOTALL)[1].split()
+
+
+def test_the_calibration(call):
+    """A table of what was true and what was reported, and what that means."""
+    code, out = call(steps=[GOOD, DOUBTFUL])
+    assert out.endswith(TABLE)
+    assert code == 0
+
+
+def test_a_client_that_failed(call):
+    """The reason stands below its line, whatever its length."""
+    code, out = call(steps=[BAD])
+    rows = out.splitlines()
+    (row,) = [number for number, line in enumerate(rows) if line.endswith("  x")]
+    reason = " ".join(line.strip() for line in rows[row + 1 : row + 3])
+    assert reason == f"x {BAD.failures}"
+    assert "measures no load truthfully at the moment" in rows[-2]
+    assert code == 0
+
+
+def test_without_calibration_nothing_is_measured(call, monkeypatch):
+    """It costs seconds, and a processor."""
+    _, out = call("--no-calibration", steps=[GOOD])
+    assert "client" not in out
+
+
+def test_a_busy_machine_is_told(call, monkeypatch):
+    """What the client reaches then is less than it could."""
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (999.5, 0.0, 0.0))
+    _, out = call(steps=[GOOD])
+    assert "\nnote              load average 999.5 on " in out
+
+
+def test_a_server_that_does_not_start_is_no_reason_to_fail(call, monkeypatch):
+    """The facts stand, and it is said what was not found out."""
+
+    def broken(progress):
+        raise RuntimeError("the server with a known answer did not come up")
+        yield
+
+    call("--no-calibration")
+    monkeypatch.setattr(calibration, "calibrate", broken)
+    lines = []
+    out = type("Out", (), {"write": lines.append, "writelines": lambda self, some: lines.extend(some)})()
+    assert 0 == doctor.run(type("Arguments", (), {"no_calibration": False}), out)
+    assert "client            could not be measured: the server with a known answer did" in lines[-2]
+
+
+def test_control_c(call):
+    """It ends without a traceback."""
+
+    class Interrupting(list):
+        def __iter__(self):
+            raise KeyboardInterrupt
+
+    assert 130 == call(steps=Interrupting())[0]
+
+
+@pytest.mark.slow
+def test_it_takes_no_longer_than_it_may(capsys):
+    """The real thing, from its first line to its last one."""
+    import time
+
+    began = time.monotonic()
+    assert main(["doctor"]) == 0
+    assert time.monotonic() - began < 20
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(r"^ +16 .* (ok|x|\?)$", out, re.MULTILINE)
+    assert re.search(r"^client            (truthful up to \d+ streams|measures no load)", out, re.MULTILINE)
+    assert all(len(line) <= 81 for line in out.splitlines())
