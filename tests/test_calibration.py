@@ -73,7 +73,7 @@ def climbed(measure, took_s=1.0):
     def run(streams):
         clock.sleep(took_s)
         measured.append(streams)
-        return replace(measure(streams, len(measured)), streams=streams)
+        return replace(measure(streams, len(measured)), streams=streams, peak=streams)
 
     steps = list(climb(run, told.append, clock))
     assert [step.streams for step in steps] == told

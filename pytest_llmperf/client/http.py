@@ -119,12 +119,12 @@ class HttpClient:
             self._lookout.missed_nothing()
         self._start(Exchange(tag, request))
 
-    def poll(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` for sockets and serve them once; whether there was anything to serve."""
-        served = False
+    def poll(self, timeout_s: float) -> int:
+        """Wait up to `timeout_s` for sockets and serve them once; how many there were."""
+        served = 0
         for look in self._lookout.looks(timeout_s, len(self._active)):
             if look.ready:
-                served = True
+                served += len(look.ready)
                 self._serve(look)
         now_ns = self._clock.now_ns()
         if now_ns > self._expires_ns:

@@ -22,10 +22,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock, RealClock
+from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock
 from pytest_llmperf.driver.job import Driven, Job
 from pytest_llmperf.driver.local import LocalTeam, Worker
 from pytest_llmperf.driver.parcel import pack, together, unpack
+from pytest_llmperf.driver.stop import StoppableClock, Stopped
 from pytest_llmperf.errors import LLMPerfError
 from pytest_llmperf.load import Share
 from pytest_llmperf.records import RequestRecord
@@ -108,8 +109,8 @@ class ProcessTeam:
         return self._members[:count]
 
     def _stop_driving(self, record: Record) -> None:
-        """Have everybody hand over what has ended, and let them go."""
-        until_ns = self._clock.now_ns() + int(_STOP_S * NS_PER_S)
+        """Have everybody hand over what has ended, as long as they do, and let them go."""
+        until_ns = 0
 
         def give_up() -> None:
             if self._clock.now_ns() > until_ns:
@@ -118,8 +119,10 @@ class ProcessTeam:
         try:
             for member in self._members:
                 member.process.terminate()
+            until_ns = self._clock.now_ns() + int(_STOP_S * NS_PER_S)
             with suppress(TimeoutError):
                 for _, (kind, content) in _messages(self._members, (_LOST,), self._clock, give_up):
+                    until_ns = self._clock.now_ns() + int(_STOP_S * NS_PER_S)
                     if kind == _RECORD:
                         record(content)
         finally:
@@ -236,7 +239,7 @@ def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who has started it decides what Ctrl-C means
     threading.Thread(target=_end_with_parent, daemon=True).start()
     parent = _Parent(pipe)
-    with suppress(_Gone):
+    with suppress(Stopped):
         while True:
             _work(parent)
 
@@ -246,13 +249,13 @@ def _work(parent: _Parent) -> None:
     answer: _Message
     try:
         job, share = unpack(parcel)
-        worker = Worker(job, share, RealClock(), parent.record, check_engine=parent.send_records)
+        worker = Worker(job, share, parent.clock, parent.record, check_engine=parent.send_records)
         parent.send(_READY)
-        answer = _DRIVEN, worker.drive(parent.receive())
+        start_ns = parent.receive()
+        with parent.undisturbed():
+            answer = _DRIVEN, worker.drive(start_ns)
     except Exception as error:  # noqa: BLE001 - it is raised where the job came from
         answer = _ERROR, (_sendable(error), traceback.format_exc())
-    finally:  # also of a run that was stopped
-        parent.send_records(patiently=True)
     parent.send(*answer)
 
 
@@ -265,10 +268,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class _Gone(BaseException):
-    """Nobody wants what this process does any more."""
-
-
 class _Parent:
     """The process that started this one, and that stops it by SIGTERM."""
 
@@ -277,21 +276,24 @@ class _Parent:
         self._room = select.poll()
         self._room.register(pipe, select.POLLOUT)
         self._rows: deque[RequestRecord] = deque()
-        self._sending = self._stopped = False
+        self._undisturbed = self._stopped = False
+        self.clock = StoppableClock()
         signal.signal(signal.SIGTERM, self._stop)
 
     def receive_bytes(self) -> bytes:
         try:
             return self._pipe.recv_bytes()
         except (EOFError, OSError):
-            raise _Gone from None
+            raise Stopped from None
 
     def receive(self) -> Any:
         return pickle.loads(self.receive_bytes())
 
     def send(self, kind: str, content: object = None) -> None:
-        with self._undisturbed():
+        try:
             self._pipe.send((kind, content))
+        except OSError:
+            raise Stopped from None
 
     def record(self, row: RequestRecord) -> None:
         self._rows.append(row)
@@ -299,29 +301,28 @@ class _Parent:
 
     def send_records(self, *, patiently: bool = False) -> None:
         """Send what has been recorded; not `patiently`, only as long as that need not be waited for."""
-        with self._undisturbed():
-            while self._rows and (patiently or self._room.poll(0)):
-                self._pipe.send((_RECORD, self._rows.popleft()))
+        while self._rows and (patiently or self._room.poll(0)):
+            self.send(_RECORD, self._rows.popleft())
 
     @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """No signal comes in the middle of a message."""
-        self._sending = True
+    def undisturbed(self) -> Iterator[None]:
+        """Drive within this: nothing that has ended is lost when it is stopped, and all records are sent."""
+        self._undisturbed = True
         try:
             yield
-        except OSError:
-            raise _Gone from None
         finally:
-            self._sending = False
-        if self._stopped:
-            self._stopped = False
-            raise _Gone
+            self.send_records(patiently=True)
+            self._undisturbed = False
+            self.clock.resume()
+            if self._stopped:
+                raise Stopped
 
     def _stop(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        if not self._sending:
-            raise _Gone
         self._stopped = True
+        if not self._undisturbed:
+            raise Stopped
+        self.clock.stop()
 
 
 def _sendable(error: Exception) -> Exception:

@@ -15,10 +15,11 @@ from typing import Any
 
 from pytest_llmperf import __version__
 from pytest_llmperf.arrivals import Arrivals
-from pytest_llmperf.clock import NS_PER_MS, Clock, RealClock
+from pytest_llmperf.clock import NS_PER_MS, Clock
 from pytest_llmperf.driver.job import Driven, Job
 from pytest_llmperf.driver.local import Worker
 from pytest_llmperf.driver.parcel import pack, together, unpack
+from pytest_llmperf.driver.stop import StoppableClock, Stopped
 from pytest_llmperf.errors import ConfigurationError, LLMPerfError
 from pytest_llmperf.load import Share
 from pytest_llmperf.records import RequestRecord, Window
@@ -33,18 +34,13 @@ _STOP_S = 5.0
 _PLACE_S = 60.0
 
 
-class _Stopped(BaseException):
-    """The run is over before its end."""
-
-
 class _Remote:
     """What runs on a node; `stop` may come while it drives."""
 
     def __init__(self) -> None:
-        self._clock: Clock = RealClock()
+        self._clock = StoppableClock()
         self._records: list[RequestRecord] = []
         self._worker: Worker | None = None
-        self._stop = threading.Event()
 
     def version(self) -> str:
         """That of the package on the node."""
@@ -58,31 +54,22 @@ class _Remote:
         """All that needs no start."""
         job, share = unpack(parcel)
         self._records = []
-        self._stop.clear()
-        self._worker = Worker(job, share, self._clock, self._record, check_engine=self._obey)
+        self._worker = Worker(job, share, self._clock, self._records.append, check_engine=lambda: None)
 
     def drive(self, start_ns: int) -> _Answer:
         """Drive the share, from `start_ns` of this node's clock on; None if it was stopped."""
         assert self._worker is not None, "prepare comes first"
         try:
             driven = self._worker.drive(start_ns)
-        except _Stopped:
+        except Stopped:
             return self._records, None
+        finally:
+            self._clock.resume()
         return self._records, driven
 
     def stop(self) -> None:
         """Have `drive` return with what has ended."""
-        self._stop.set()
-
-    def _record(self, row: RequestRecord) -> None:
-        self._records.append(row)
-        self._obey()
-
-    def _obey(self) -> None:
-        """Stop once only: what is still to be recorded afterwards is recorded."""
-        if self._stop.is_set():
-            self._stop.clear()
-            raise _Stopped
+        self._clock.stop()
 
 
 @dataclass(slots=True, eq=False)

@@ -243,8 +243,8 @@ class Channel(Protocol):
         """Send one encoded request. What goes wrong is in its answer."""
         ...
 
-    def poll(self, timeout_s: float) -> bool:
-        """Receive what is there, waiting for something up to `timeout_s`; whether there was anything."""
+    def poll(self, timeout_s: float) -> int:
+        """Receive what is there, waiting for something up to `timeout_s`; from how many sockets there was some."""
         ...
 
     def ended(self) -> Sequence[Reply]:

@@ -85,7 +85,7 @@ class CompletionsChannel:
     def send(self, tag: int, request: bytes) -> None:
         self._client.send(tag, request)
 
-    def poll(self, timeout_s: float) -> bool:
+    def poll(self, timeout_s: float) -> int:
         return self._client.poll(timeout_s)
 
     def ended(self) -> Sequence[Reply]:

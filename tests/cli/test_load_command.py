@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -46,6 +47,14 @@ def call(server, tmp_path, monkeypatch, capsys):
         return SimpleNamespace(code=code, out=out, err=err, complaints=err.splitlines())
 
     return run
+
+
+def eventually(condition):
+    """Wait for what another process is about to do."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def figure(done, label):
@@ -312,6 +321,31 @@ class TestProgress:
         assert stream.getvalue() == ""
 
 
+def interruptible():
+    """Also where these tests run in the background, which ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def process_group(command, folder):
+    """A process with all that it starts, of which nothing is left afterwards."""
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        start_new_session=True,
+        preexec_fn=interruptible,  # noqa: PLW1509 - it starts no thread
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 @pytest.mark.slow
 class TestInterrupt:
     @pytest.mark.parametrize("workers", ["1", "2"])
@@ -320,26 +354,17 @@ class TestInterrupt:
         server.reset()
         command = [sys.executable, "-c", "import sys; from pytest_llmperf.cli import main; sys.exit(main())", "load"]
         words = ["--concurrency", "8", "--requests", "5000", "--output-tokens", "10", "--workers", workers]
-        with subprocess.Popen(
-            [*command, server.url, *words],
-            cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        ) as process:  # fmt: skip
-            deadline = time.monotonic() + WAIT_S
-            while not any(path.stat().st_size > 9999 for path in tmp_path.glob(".llmperf/*/*")):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        with process_group([*command, server.url, *words], tmp_path) as process:
+            eventually(lambda: any(path.stat().st_size > 9999 for path in tmp_path.glob(".llmperf/*/*")))
             family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
             os.killpg(process.pid, signal.SIGINT)
             out, err = process.communicate(timeout=WAIT_S)
-        assert process.returncode == 130
-        assert (out, err) == ("", "interrupted; what had been answered is recorded below .llmperf\n")
+            assert process.returncode == 130
+            assert (out, err) == ("", "interrupted; what had been answered is recorded below .llmperf\n")
+            eventually(lambda: not any(map(psutil.pid_exists, family)))
         (path,) = tmp_path.glob(".llmperf/*/*")
         answered = server.stats()["requests"] - 1  # without the first contact
         assert answered - 8 <= len(list(read_requests(path))) <= answered
-        deadline = time.monotonic() + WAIT_S
-        while any(map(psutil.pid_exists, family)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
 
 
 def request(number, *, released_ms, sent_ms, first_ms, failure=None):

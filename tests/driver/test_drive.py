@@ -474,8 +474,8 @@ class TestReading:
         assert ["send 0", "read 0", "send 1", "read 1", "send 2", "read 2"] == run.did("send", "read")
 
     def test_no_more_are_kept_unread_than_a_bound(self, monkeypatch):
-        """A client that is never quiet reads all the same, or its memory would fill."""
-        monkeypatch.setattr(drive, "_UNREAD", 5)
+        """A client that is never quiet reads all the same, or its memory would fill; the bound is on pieces."""
+        monkeypatch.setattr(drive, "_UNREAD", 10)
         most = 0
 
         class Counting(VirtualEngine):
@@ -493,7 +493,7 @@ class TestReading:
 
     def test_beyond_it_long_ones_do_not_wait_either(self, monkeypatch):
         """Although the sockets are never quiet."""
-        monkeypatch.setattr(drive, "_UNREAD", 2)
+        monkeypatch.setattr(drive, "_UNREAD", 2 * 501)
         recorded_ns = []
         engine = VirtualEngine(Script(ttft_s=lambda computed, number: 0.1 * (number + 1), itl_s=0.0))
         workload = single_turn(requests=6, input_tokens=4, output_tokens=501)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from pytest_llmperf.arrivals import Arrivals
 from pytest_llmperf.clock import RealClock
 from pytest_llmperf.driver import LocalTeam, ProcessTeam, processes
 from pytest_llmperf.driver.parcel import pack, unpack
+from pytest_llmperf.driver.stop import Stopped
 from pytest_llmperf.errors import ConfigurationError, EngineDiedError, LLMPerfError
 from pytest_llmperf.load import Share, closed_loop, poisson, replay, round_robin
 from pytest_llmperf.origin import OriginProcess
@@ -404,32 +407,55 @@ class TestWayToParent:
         reader.join(WAIT_S)
         assert [("record", row(tokens=500))] * 300 == received
 
-    def test_a_stop_ends_the_work_at_once(self, way_to_parent):
-        """Outside of a message the signal is an exception, once."""
-        with pytest.raises(processes._Gone):
+    def test_a_stop_ends_at_once_who_waits(self, way_to_parent):
+        """Where nothing can be lost the signal is an exception, once."""
+        with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
 
-    def test_a_stop_waits_for_the_end_of_a_message(self, way_to_parent, monkeypatch):
-        """What was being sent arrives whole."""
+    def test_a_stop_ends_who_drives_where_it_looks_at_the_clock(self, way_to_parent):
+        """Nowhere else: not within a message, not between an answer and its record."""
         parent, theirs = way_to_parent
+        done = []
 
-        class Signalling:
-            def __reduce__(self):
+        def drive():
+            with parent.undisturbed():
                 signal.raise_signal(signal.SIGTERM)
-                return str, ("whole",)
+                parent.record(row())
+                done.append("answer")
+                try:
+                    parent.clock.now_ns()
+                    done.append("look")
+                finally:  # as the driver does in the end
+                    assert parent.clock.now_ns() <= time.monotonic_ns()
+                    parent.record(row())
 
-        with pytest.raises(processes._Gone):
-            parent.send("driven", Signalling())
-        assert ("driven", "whole") == theirs.recv()
+        with pytest.raises(Stopped):
+            drive()
+        assert ["answer"] == done
+        assert [("record", row())] * 2 == [theirs.recv(), theirs.recv()]
+
+    def test_a_stop_after_the_last_look_at_the_clock_comes_in_the_end(self, way_to_parent):
+        """All that has been recorded is sent before."""
+        parent, theirs = way_to_parent
+        parent._room = select.poll()  # says that there is no room
+
+        def drive():
+            with parent.undisturbed():
+                parent.record(row())
+                signal.raise_signal(signal.SIGTERM)
+
+        with pytest.raises(Stopped):
+            drive()
+        assert ("record", row()) == theirs.recv()
 
     def test_without_a_parent_there_is_nothing_to_do(self, way_to_parent):
         """A pipe that is broken ends the work."""
         parent, theirs = way_to_parent
         theirs.close()
-        with pytest.raises(processes._Gone):
+        with pytest.raises(Stopped):
             parent.record(row())
-        with pytest.raises(processes._Gone):
+        with pytest.raises(Stopped):
             parent.receive()
 
 
@@ -492,6 +518,31 @@ if "--multiprocessing-fork" in sys.orig_argv:
 """
 
 
+def interruptible():
+    """Also where these tests run in the background, which ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def process_group(command, folder):
+    """A process with all that it starts, of which nothing is left afterwards."""
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        start_new_session=True,
+        preexec_fn=interruptible,  # noqa: PLW1509 - it starts no thread
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 @pytest.mark.slow
 class TestUnderPytest:
     @pytest.mark.parametrize("command", [("-m", "pytest"), (Path(sys.executable).with_name("pytest"),)])
@@ -516,20 +567,17 @@ class TestUnderPytest:
         (tmp_path / "test_it.py").write_text(LONG_TEST)
         server.reset()
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llmperf-workers", "2"]
-        with subprocess.Popen(
-            [*command, "--llmperf-url", server.url, "--llmperf-warmup-runs", "0"],
-            cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        ) as process:  # fmt: skip
+        with process_group([*command, "--llmperf-url", server.url, "--llmperf-warmup-runs", "0"], tmp_path) as process:
             eventually(lambda: any(path.stat().st_size > 9999 for path in tmp_path.glob(".llmperf/*/records/*")))
             family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
             os.killpg(process.pid, signal.SIGINT)
             began = time.monotonic()
-            output, _ = process.communicate(timeout=WAIT_S)
-        assert process.returncode == 2, output
-        assert time.monotonic() - began < 5
-        assert "Traceback" not in output
-        assert len(family) >= 3
-        eventually(lambda: not any(map(is_alive, family)))
+            out, err = process.communicate(timeout=WAIT_S)
+            assert process.returncode == 2, out + err
+            assert time.monotonic() - began < 5
+            assert "Traceback" not in out + err
+            assert len(family) >= 3
+            eventually(lambda: not any(map(is_alive, family)))
         (path,) = tmp_path.glob(".llmperf/*/records/*")
         # The engine's first contact is a request, too; up to four were on their way.
         answered = server.stats()["requests"] - 1
