@@ -25,6 +25,8 @@ _READING_PAUSE_S = 500e-6
 """How long to see whether the sockets are quiet, with answers to read."""
 _READING_NS = NS_PER_MS + int(_READING_PAUSE_S * NS_PER_S)
 """That pause, and more than reading an answer mostly takes; a send that is due earlier goes first."""
+_AWAY_NS = NS_PER_MS
+"""How long the sockets wait at most while answers that have ended are continued."""
 _FEW = 8
 """Sockets served at a time by a client with time to spare. Reading between looks costs a busy one half its speed."""
 _SHORT = 500
@@ -85,6 +87,7 @@ class Driver:
         self._states: dict[int, _Progress] = {}
         self._unread: deque[tuple[Reply, _Progress]] = deque()
         self._pieces = 0
+        self._ended: deque[Reply] = deque()
         self._in_flight = 0
         self._start_ns = 0
         self._checked_ns = 0
@@ -131,9 +134,9 @@ class Driver:
             left_ns = NS_PER_S if next_ns is None else next_ns + self._start_ns - self._clock.now_ns()
             may_read = bool(self._unread) and (left_ns > _READING_NS or self._pieces > _UNREAD)
             longest_s = (_READING_PAUSE_S if served else 0.0) if may_read else WAIT_S
-            served = channel.poll(min(longest_s, max(0.0, left_ns / NS_PER_S)))
-            for reply in channel.ended():
-                self._ended(reply, schedule)
+            served = channel.poll(0.0 if self._ended else min(longest_s, max(0.0, left_ns / NS_PER_S)))
+            self._ended += channel.ended()
+            self._go_on(schedule)
             if may_read and self._is_time_to_read(served):
                 self._read_one()
             if not served and (self._troubled or now_ns - self._checked_ns > WAIT_S * NS_PER_S):
@@ -153,7 +156,15 @@ class Driver:
         self._in_flight += 1
         self._channel.send(release.session, request)
 
-    def _ended(self, reply: Reply, schedule: Schedule) -> None:
+    def _go_on(self, schedule: Schedule) -> None:
+        """Take what has ended into account, but not for so long that the sockets wait."""
+        until_ns = self._clock.now_ns() + _AWAY_NS
+        while self._ended:
+            self._end(self._ended.popleft(), schedule)
+            if self._clock.now_ns() > until_ns:
+                return
+
+    def _end(self, reply: Reply, schedule: Schedule) -> None:
         """Tell the schedule; what a later turn needs of the answer is read at once."""
         self._in_flight -= 1
         number, at_ns = reply.tag, reply.end_ns - self._start_ns

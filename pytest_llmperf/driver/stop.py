@@ -15,7 +15,7 @@ class StoppableClock:
     """A clock that stops, once, who looks at it.
 
     The driver looks at the clock between answers, never while it reads or records one: an exception
-    out of nowhere could cut an answer or a message in two. A clock that may not be stopped costs as much.
+    out of nowhere could cut an answer or a message in two. It costs no more than the clock itself.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:

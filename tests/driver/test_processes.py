@@ -473,29 +473,31 @@ from pytest_llmperf.records import Phase
 from pytest_llmperf.workloads import single_turn
 
 connector = CompletionsConnector(
-    address=Address.parse(sys.argv[1]), model="x", dialect=Dialect(extended=True), limits=Limits(silence_s=5)
+    address=Address.parse(sys.argv[1]), model="x", dialect=Dialect(extended=True), limits=Limits(silence_s=99)
 )
-sessions = single_turn(requests=5000, input_tokens=4, output_tokens=4)
+sessions = single_turn(requests=4, input_tokens=4, output_tokens=4)
 job = Job(connector=connector, sessions=sessions, load=closed_loop(4), run=0, phase=Phase.MEASURED)
 team = ProcessTeam(2, RealClock())
 
-def record(row):
+def check_engine():
     print(*(member.process.pid for member in team._members), flush=True)
 
-team.run(job, record, lambda: None)
+team.run(job, print, check_engine)
 """
 
 
 class TestWithoutParent:
-    def test_a_parent_that_is_killed_takes_its_workers_with_it(self, server, tmp_path):
-        """Although they are in the middle of driving; and no worker has run the script that it came from."""
+    def test_a_parent_that_is_killed_takes_its_workers_with_it(self, tmp_path):
+        """Although they have nothing to say, as the server is slow; and none has run the script that it came from."""
         (tmp_path / "script.py").write_text(SCRIPT)
-        command = [sys.executable, "script.py", server.url]
-        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as parent:
-            workers = [int(pid) for pid in parent.stdout.readline().split()]
+        with OriginProcess(ttft_s=60) as slow:
+            command = [sys.executable, "script.py", slow.url]
+            with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as parent:
+                workers = [int(pid) for pid in parent.stdout.readline().split()]
+                parent.kill()
             assert len(workers) == 2
-            parent.kill()
-        eventually(lambda: not any(map(is_alive, workers)))
+            eventually(lambda: not any(map(is_alive, workers)))
+            eventually(lambda: slow.stats()["active"] == 0)
         assert (tmp_path / "starts").read_text() == "x"
 
 
