@@ -59,21 +59,21 @@ class WallOffset:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._offset_ns = self._measure()
+        self.offset_ns = self._measure()
 
     def refresh(self) -> bool:
         """Look again; True if the wall clock was set since the last look: stamps from between mean nothing."""
-        before_ns = self._offset_ns
+        before_ns = self.offset_ns
         now_ns = self._clock.now_ns()
         offset_ns = time.time_ns() - now_ns
         if abs(offset_ns - before_ns) > _CLOSE_NS:  # slewed, stepped, or interrupted between the two readings
             offset_ns = self._measure()
-        self._offset_ns = offset_ns
+        self.offset_ns = offset_ns
         return abs(offset_ns - before_ns) > _STEP_NS
 
     def monotonic(self, wall_ns: int) -> int:
         """A reading of the wall clock as one of the monotonic clock."""
-        return wall_ns - self._offset_ns
+        return wall_ns - self.offset_ns
 
     def _measure(self) -> int:
         """The offset of the attempt that was interrupted least."""

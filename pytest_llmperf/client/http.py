@@ -134,16 +134,30 @@ class HttpClient:
 
     def _serve(self, look: Look) -> None:
         oldest_ns = 0
-        for key, mask in look.ready:
-            connection: _Connection = key.data
-            if mask & WRITE and connection.events:  # else an earlier one of these has ended it
-                self._writable(connection)
-            if mask & READ and connection.events:
-                at_ns = self._read(connection, look.since_ns, trust=look.trusted)
+        connection: _Connection
+        for connection, mask in look.ready:
+            try:
+                if connection.streaming and mask == READ and look.trusted:
+                    at_ns = self._read_on(connection, look)
+                else:
+                    at_ns = self._serve_one(connection, mask, look)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+                self._fail(connection, not_http(error))
+            except OSError as error:
+                self._broken(connection, Failure("connection_reset", f"while receiving: {error}"))
+            else:
                 if at_ns and (at_ns < oldest_ns or not oldest_ns):
                     oldest_ns = at_ns
         if oldest_ns:
             self.stats.unread.add(look.woke_ns - oldest_ns)
+
+    def _serve_one(self, connection: _Connection, mask: int, look: Look) -> int:
+        """Do what a socket is ready for; returns when what was read had come, 0 for nothing."""
+        if mask & WRITE and connection.events:  # else an earlier one of these has ended it
+            self._writable(connection)
+        if mask & READ and connection.events:
+            return self._read(connection, look.since_ns, trust=look.trusted)
+        return 0
 
     def ended(self) -> list[Exchange]:
         """Take the exchanges that have ended since this was last asked."""
@@ -293,10 +307,30 @@ class HttpClient:
 
     # Receiving.
 
+    def _read_on(self, connection: _Connection, look: Look) -> int:
+        """The short way of `_read` for what nearly every read is: one stamped piece of a running stream."""
+        exchange = connection.exchange
+        if exchange is None:
+            return self._serve_one(connection, READ, look)
+        try:
+            data, ancillary, _, _ = connection.socket.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+        except BlockingIOError:
+            return 0
+        if not data:
+            self._at_end_of_stream(connection, exchange)
+            return 0
+        at_ns = wall_stamp_ns(ancillary) - look.offset_ns if ancillary else self._unstamped(exchange, 0)
+        connection.active_ns = at_ns
+        if exchange.take(at_ns, look.since_ns, data):
+            self._finish(connection, exchange)
+        elif len(data) == READ_BYTES:  # there may be more
+            self._read(connection, look.since_ns, trust=True)
+        return at_ns
+
     def _read(self, connection: _Connection, since_ns: int, *, trust: bool) -> int:
         """Read what is there; returns when it had come, 0 for nothing.
 
-        `trust` says whether the kernel's stamps can be converted.
+        `trust` says whether the kernel's stamps can be converted. Raises what the socket and the parser raise.
         """
         at_ns = 0
         exchange = connection.exchange
@@ -304,29 +338,25 @@ class HttpClient:
             self._read_unasked(connection)
             return at_ns
         receive, hides_bytes = connection.socket.recvmsg, connection.socket.hides_bytes
-        try:
-            for _ in range(connection.socket.most_reads):
+        for _ in range(connection.socket.most_reads):
+            try:
                 data, ancillary, _, _ = receive(READ_BYTES, ANCILLARY_BYTES)
-                if not data:
-                    self._at_end_of_stream(connection, exchange)
-                    return at_ns
-                stamp_ns = wall_stamp_ns(ancillary) if trust else 0
-                exact = stamp_ns and not hides_bytes
-                at_ns = self._lookout.wall.monotonic(stamp_ns) if exact else self._unstamped(exchange, stamp_ns)
-                connection.active_ns = at_ns
-                if exchange.take(at_ns, since_ns, data):
-                    self._finish(connection, exchange)
-                    return at_ns
-                if not connection.streaming:
-                    self._let_stream(connection, exchange)
-                if len(data) < READ_BYTES and not hides_bytes:
-                    return at_ns
-        except BlockingIOError:
-            return at_ns
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(connection, not_http(error))
-        except OSError as error:
-            self._broken(connection, exchange, Failure("connection_reset", f"while receiving: {error}"))
+            except BlockingIOError:
+                return at_ns
+            if not data:
+                self._at_end_of_stream(connection, exchange)
+                return at_ns
+            stamp_ns = wall_stamp_ns(ancillary) if trust else 0
+            exact = stamp_ns and not hides_bytes
+            at_ns = self._lookout.wall.monotonic(stamp_ns) if exact else self._unstamped(exchange, stamp_ns)
+            connection.active_ns = at_ns
+            if exchange.take(at_ns, since_ns, data):
+                self._finish(connection, exchange)
+                return at_ns
+            if not connection.streaming:
+                self._let_stream(connection, exchange)
+            if len(data) < READ_BYTES and not hides_bytes:
+                return at_ns
         return at_ns
 
     def _unstamped(self, exchange: Exchange, stamp_ns: int) -> int:
@@ -363,14 +393,15 @@ class HttpClient:
             exchange.reusable = False
             self._finish(connection, exchange)
         elif connection.send_error is not None:
-            self._broken(connection, exchange, Failure("connection_reset", f"while sending: {connection.send_error}"))
+            self._broken(connection, Failure("connection_reset", f"while sending: {connection.send_error}"))
         else:
             reason = "the server closed it before the answer was complete"
-            self._broken(connection, exchange, Failure("connection_closed", reason))
+            self._broken(connection, Failure("connection_closed", reason))
 
-    def _broken(self, connection: _Connection, exchange: Exchange, failure: Failure) -> None:
+    def _broken(self, connection: _Connection, failure: Failure) -> None:
         """End the exchange, unless the server has only closed a connection that was idle until now."""
-        if connection.fresh or exchange.began or exchange.resent:
+        exchange = connection.exchange
+        if exchange is None or connection.fresh or exchange.began or exchange.resent:
             self._fail(connection, failure)
             return
         connection.exchange = None
@@ -458,7 +489,7 @@ class HttpClient:
 
     def _let_stream(self, connection: _Connection, exchange: Exchange) -> None:
         """Once the first token is there, the connection need not be looked at before others."""
-        if len(self._active) > FEW and exchange.has_body:
+        if len(self._active) > FEW and exchange.has_body and not connection.socket.hides_bytes:
             self._move(connection, streaming=True)
 
     def _move(self, connection: _Connection, *, streaming: bool) -> None:

@@ -330,5 +330,5 @@ def _sendable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001 - whatever its class does
-        raise LLMPerfError(f"{type(error).__name__}: {error}")
+        return LLMPerfError(f"{type(error).__name__}: {error}")
     return error

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -206,6 +207,13 @@ class TestExitCode:
         (line,) = done.complaints
         assert complaint in line
 
+    def test_advice_names_the_options_of_this_command(self, call, monkeypatch):
+        """They have no prefix here."""
+        excess = "the client may account for it; give it more workers (--llmperf-workers)"
+        monkeypatch.setattr("pytest_llmperf.selfcheck.excesses", lambda *_: [excess])
+        done = call("--concurrency", 2, *SMALL)
+        assert "INVALID: the client may account for it; give it more workers (--workers)" in done.out
+
     def test_a_full_disk(self, call, monkeypatch):
         """What the system says, without a traceback."""
 
@@ -295,8 +303,25 @@ class TestProgress:
         assert lines[-1] == ""
         shown = [line for line in lines if line.startswith("12 requests done, ")]
         assert shown
-        assert shown[-1].endswith(" tok/s, 0 s")
+        assert re.fullmatch(r"12 requests done, [\d,]+ tok/s, \d s", shown[-1])
         assert "\n" not in terminal.getvalue()
+
+    def test_it_says_how_many_have_failed(self, monkeypatch):
+        """There is no need to wait for the end to see that."""
+        monkeypatch.setattr(load, "_REPEAT_NS", 0)
+        terminal, rows = Terminal(), []
+
+        def run(job, record, check_engine):
+            record(request(0, released_ms=0, sent_ms=0, first_ms=1))
+            record(request(1, released_ms=0, sent_ms=0, first_ms=1, failure=Failure("timeout", "x")))
+            check_engine()
+
+        team = SimpleNamespace(run=run)
+        load._Watched(team, load._Progress(terminal)).run(None, rows.append, lambda: rows.append("looked"))
+        assert ["1 requests done, ", "2 requests done, 1 failed, ", "2 requests done, 1 failed, "] == [
+            re.sub(r"[\d,]+ tok/s, 0 s", "", line) for line in terminal.getvalue().split("\r\x1b[K")[1:]
+        ]
+        assert (3, "looked") == (len(rows), rows[-1])
 
     def test_it_is_not_said_more_often_than_one_can_read(self, monkeypatch):
         """A line stays for a while."""

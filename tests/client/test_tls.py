@@ -215,7 +215,7 @@ class TestTls:
         go_on.set()
         for _ in range(3):
             client.poll(0.005)
-        assert client.poll(0.01) is False
+        assert not client.poll(0.01)
 
     def test_many_small_records(self, serve, connect, tls):
         """Records far smaller than a read arrive all, although the socket is empty before they are read."""

@@ -313,7 +313,7 @@ class TestTrouble:
         server.reset()
         with pytest.raises(EngineDiedError):
             fragile_pair.run(job(server, ENDLESS), rows.append, check)
-        assert len(rows) > 40
+        assert 40 < len(rows) < 1600
         assert {0, 1, 2, 3} == {row.session for row in rows}
         assert len(workers) == 2
         assert not any(map(is_alive, workers))
@@ -335,7 +335,7 @@ class TestTrouble:
         eventually(lambda: server.stats()["active"] == 0)
         answered = server.stats()["requests"]
         assert answered - 4 <= len(rows) <= answered  # up to four were on their way
-        assert len(rows) > 20
+        assert 20 < len(rows) < 1600
         assert not any(map(is_alive, workers))
 
     def test_a_worker_that_does_not_stop_is_killed(self, server, fragile_pair, monkeypatch):
