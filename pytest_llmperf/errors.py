@@ -36,6 +36,9 @@ class ConfigurationError(LLMPerfError):
         self.problems = problems
         super().__init__("\n".join(problems))
 
+    def __reduce__(self) -> tuple[type[ConfigurationError], tuple[str, ...]]:
+        return type(self), self.problems  # from a worker process they arrive one by one
+
 
 class EngineError(LLMPerfError):
     """The engine is at fault; the text carries what it said."""

@@ -135,6 +135,10 @@ class _Runs:
             cache=cache,
             client=driven.client,
         )
+        if requests and not record.counted:
+            spoiled += (
+                f"no request was meant to be sent within the window that counts ({self._request.load.describe()})",
+            )
         return record, spoiled
 
     def _look_after_engine(self) -> None:

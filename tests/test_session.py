@@ -693,6 +693,13 @@ def test_the_client_s_delays_are_those_of_the_channel(run):
 class TestLoads:
     """What the load makes of a run."""
 
+    def test_a_window_without_a_request_spoils_the_run(self, run):
+        """A warm-up that outlasts the run leaves nothing to be measured."""
+        result = run(VirtualEngine(), ONE_ROUND, load=closed_loop(1, warmup_s=100.0))
+
+        assert not result.validity
+        assert "no request was meant to be sent within the window" in str(result.validity)
+
     def test_shed_load_spoils_the_run(self, run):
         """What was not sent was not measured; the reason says what to do."""
         engine = VirtualEngine(Script(ttft_s=lambda computed, number: 0.5), concurrent=True)

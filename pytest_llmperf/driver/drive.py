@@ -118,8 +118,7 @@ class Driver:
             with _no_collector():
                 self._loop(schedule)
         finally:
-            while self._unread:
-                self._read_one()
+            self._read_all()
         self._look_after_engine()
 
     def _loop(self, schedule: Schedule) -> None:
@@ -178,6 +177,16 @@ class Driver:
         for record in self._take(answer, state):
             self._record(record)
         schedule.ended(number, at_ns, more=answer.failure is None and state.turn < len(state.session.turns))
+
+    def _read_all(self) -> None:
+        """Read what is left, also when that is interrupted: it has been measured."""
+        try:
+            while self._unread:
+                self._read_one()
+        except BaseException:
+            while self._unread:
+                self._read_one()
+            raise
 
     def _read_one(self) -> None:
         reply, state = self._unread.popleft()

@@ -63,16 +63,18 @@ class CompletionsConnector:
         """A channel with connections of its own."""
         headers = {"Accept": "*/*"} | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
         client = HttpClient(self.address, clock, headers=headers, limits=self.limits)
-        return CompletionsChannel(client, self.model, self.dialect)
+        return CompletionsChannel(client, self.model, self.dialect, self.api_key)
 
 
 class CompletionsChannel:
     """A channel over HTTP for any server with one of the OpenAI routes."""
 
-    def __init__(self, client: HttpClient, model: str, dialect: Dialect) -> None:
+    def __init__(self, client: HttpClient, model: str, dialect: Dialect, api_key: str | None = None) -> None:
+        """`api_key`: what must not be quoted, should the server send it back."""
         self._client = client
         self._model = model
         self._dialect = dialect
+        self._api_key = api_key
         self.stats = client.stats
 
     def open(self, connections: int) -> None:
@@ -89,7 +91,7 @@ class CompletionsChannel:
         return self._client.poll(timeout_s)
 
     def ended(self) -> Sequence[Reply]:
-        return [CompletionsReply(exchange) for exchange in self._client.ended()]
+        return [CompletionsReply(exchange, self._api_key) for exchange in self._client.ended()]
 
     def close(self) -> None:
         self._client.close()
@@ -98,16 +100,17 @@ class CompletionsChannel:
 class CompletionsReply:
     """An exchange that has ended and has not been read yet."""
 
-    __slots__ = ("_exchange", "end_ns", "pieces", "tag")
+    __slots__ = ("_api_key", "_exchange", "end_ns", "pieces", "tag")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, api_key: str | None = None) -> None:
         self.tag = exchange.tag
         self.end_ns = exchange.end_ns
         self.pieces = exchange.pieces
         self._exchange = exchange
+        self._api_key = api_key
 
     def read(self) -> Answer:
-        return read_answer(self._exchange)
+        return read_answer(self._exchange, self._api_key)
 
 
 def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
@@ -135,22 +138,27 @@ def as_text(token_ids: Sequence[int]) -> str:
     return " ".join([_WORDS[token_id % len(_WORDS)] for token_id in token_ids])
 
 
-def read_answer(exchange: Exchange) -> Answer:
-    """Turn a finished exchange into an answer; whatever is wrong with it becomes its failure."""
+def read_answer(exchange: Exchange, api_key: str | None = None) -> Answer:
+    """Turn a finished exchange into an answer; whatever is wrong with it becomes its failure.
+
+    `api_key` is not quoted, should the server send it back.
+    """
     exchange.settle()
-    stream = _Stream()
+    stream = _Stream(api_key)
     if exchange.failure is not None:
         stream.failure = exchange.failure
     elif exchange.status != 200:
-        stream.failure = Failure(f"http_{exchange.status}", _refusal(exchange))
+        stream.failure = Failure(f"http_{exchange.status}", _refusal(exchange, api_key))
     else:
         stream.read(events(exchange.fragments))
         stream.conclude()
     return stream.answer(exchange)
 
 
-def error_text(body: bytes) -> str:
-    """The message of an error response, as short as it can be quoted."""
+def error_text(body: bytes, api_key: str | None = None) -> str:
+    """The message of an error response, as short as it can be quoted, and without the key."""
+    if api_key:
+        body = body.replace(api_key.encode(), b"[API key]")
     text = body.decode(errors="replace").strip()
     try:
         content = orjson.loads(body)
@@ -163,15 +171,16 @@ def error_text(body: bytes) -> str:
     return text[:_DETAIL_CHARACTERS] or "(empty body)"
 
 
-def _refusal(exchange: Exchange) -> str:
+def _refusal(exchange: Exchange, api_key: str | None) -> str:
     told = [f"{name}: {exchange.headers[name]}" for name in _TELLING_HEADERS if name in exchange.headers]
-    return "; ".join([error_text(exchange.body), *told])
+    return "; ".join([error_text(exchange.body, api_key), *told])
 
 
 class _Stream:
     """What the events of one answer add up to."""
 
-    def __init__(self) -> None:
+    def __init__(self, api_key: str | None) -> None:
+        self._api_key = api_key
         self.arrivals = Arrivals()
         self.token_ids: list[int] = []
         self.has_token_ids = False
@@ -266,7 +275,7 @@ class _Stream:
             self._fail("not_json", data)
 
     def _fail(self, kind: str, data: bytes) -> None:
-        self.failure = self.failure or Failure(kind, error_text(data))
+        self.failure = self.failure or Failure(kind, error_text(data, self._api_key))
 
     def _remarks(self) -> list[Remark]:
         counted = _number(self.usage, "completion_tokens")

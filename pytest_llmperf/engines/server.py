@@ -156,7 +156,8 @@ class OpenAIServer:
         try:
             return {entry["id"]: entry for entry in orjson.loads(exchange.body)["data"]}
         except (ValueError, KeyError, TypeError):
-            msg = f"{self.address}/v1/models does not answer with a list of models: {error_text(exchange.body)}"
+            body = error_text(exchange.body, self._surroundings.api_key)
+            msg = f"{self.address}/v1/models does not answer with a list of models: {body}"
             raise EngineStartError(msg) from None
 
     def _probe(self) -> None:
@@ -165,7 +166,7 @@ class OpenAIServer:
         if exchange.status in _UNUSABLE_EXTENSIONS:
             self._dialect = replace(self._dialect, extended=False)
             exchange = self._generate()
-        answer = read_answer(exchange)
+        answer = read_answer(exchange, self._surroundings.api_key)
         if answer.failure is not None:
             path = PATHS[self._dialect.prompts]
             raise EngineStartError(self._complaint(f"POST {path}", exchange, answer.failure.detail))
@@ -182,7 +183,7 @@ class OpenAIServer:
         where = f"{self.address} cannot be used, {request}"
         if exchange.failure is not None:
             return f"{where}: {exchange.failure.detail}. Is the server running, and is the URL right?"
-        what = f"{where} answered {exchange.status}: {detail or error_text(exchange.body)}"
+        what = f"{where} answered {exchange.status}: {detail or error_text(exchange.body, self._surroundings.api_key)}"
         advice = _ADVICE.get(exchange.status or 0, "The server's own log says more.")
         return f"{what}. {advice.format(key='is' if self._surroundings.api_key else 'is not')}"
 

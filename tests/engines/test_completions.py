@@ -496,6 +496,16 @@ def answers_over(server, dialect, generation, *, count=1, connections=1, **words
 class TestChannel:
     """Generations over HTTP."""
 
+    def test_a_key_that_is_sent_back_is_not_quoted(self):
+        """Not even in part, where the text is cut short."""
+        key = "sk-" + 40 * "secret"
+        body = json.dumps({"error": {"message": 200 * "x" + f" {key} is not a key"}}).encode()
+        with CompletionsServer(routes={"/v1/completions": (401, body)}) as server:
+            answers, _ = answers_over(server, Dialect(extended=False), Generation([1], 1, False), api_key=key)
+        detail = answers[0].failure.detail
+        assert "[API key] is not a key" in detail
+        assert "secret" not in detail
+
     @pytest.mark.parametrize("wants_ids", [True, False])
     def test_answers(self, wants_ids):
         """A channel, made in another process or here, hands answers back by tag."""
