@@ -75,7 +75,8 @@ def prompts(folder: Path, repeats: int) -> None:
     """64 streams whose prompts have 50,000 tokens."""
     print("## 64 streams of 50,000-token prompts\n")
     print(
-        "| prompts | TTFT mean reported | true | off by | error bound | failed |\n| --- | ---: | ---: | ---: | ---: | ---: |"
+        "| prompts | TTFT mean reported | true | off by | error bound | failed |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |"
     )
     answer = Answer(ttft_s=0.1, itl_s=0.01, tokens=64)
     with running(folder, answer, SERVER) as origin, pinned(CLIENT):
@@ -102,7 +103,8 @@ def conversations(folder: Path, repeats: int) -> None:
     """8,000 conversations at a time, at the pace that KubeAI published for that many: TTFT 237 ms, TPOT 80 ms."""
     print("## 8,000 concurrent conversations of 3 turns by 2 workers\n")
     print(
-        "| reached | answered | TTFT mean reported | true | error bound | tokens/s | possible | CPU of a worker | verdict |\n"
+        "| reached | answered | TTFT mean reported | true | error bound | tokens/s | possible | CPU of a worker "
+        "| verdict |\n"
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
     )
     answer = Answer(ttft_s=0.237, itl_s=0.080, tokens=48)
@@ -204,14 +206,20 @@ def _record(folder: Path, arrivals: int, in_memory: int) -> tuple[RecordFile, li
     kept = []
     for number in range(arrivals // 100):
         times = range(number * 1000, number * 1000 + 100)
-        kept.append(
-            rows.request(
-                RequestRecord(
-                    run=0, phase=Phase.MEASURED, session=number, turn=0, released_ns=0, sent_ns=1, end_ns=2,
-                    arrivals=Arrivals(times, [1] * 100, [0] * 100), new_tokens=1, input_tokens=1, output_tokens_asked=100,
-                )
-            )
-        )  # fmt: skip
+        record = RequestRecord(
+            run=0,
+            phase=Phase.MEASURED,
+            session=number,
+            turn=0,
+            released_ns=0,
+            sent_ns=1,
+            end_ns=2,
+            arrivals=Arrivals(times, [1] * 100, [0] * 100),
+            new_tokens=1,
+            input_tokens=1,
+            output_tokens_asked=100,
+        )
+        kept.append(rows.request(record))
     return rows, kept
 
 
