@@ -47,8 +47,19 @@ def pytest_process(folder, *arguments):
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llmperf-warmup-runs", "0", *arguments]
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_with_interrupts,  # noqa: PLW1509 - it only sets a signal, and no thread runs here
     )
+
+
+def _with_interrupts():
+    """A shell that runs the tests in the background has them ignore Ctrl-C, which is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finished(process):

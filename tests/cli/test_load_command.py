@@ -155,7 +155,7 @@ class TestExitCode:
     def test_a_load_that_ended_before_it_was_to_be_measured(self, call):
         """Not a single figure is not a valid result."""
         done = call("--rate", 1000, "--warmup", 5, *SMALL)
-        assert "\nINVALID: nothing was measured" in done.out
+        assert "\nINVALID: no request was meant to be sent within the window that counts" in done.out
         assert done.code == 1
 
     def test_a_server_that_is_not_there(self, call):
