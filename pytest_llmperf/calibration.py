@@ -9,7 +9,7 @@ from functools import partial
 
 from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import Clock, RealClock, seconds_between
-from pytest_llmperf.driver import Driven, Job, LocalTeam
+from pytest_llmperf.driver import Job, LocalTeam
 from pytest_llmperf.engines.completions import CompletionsConnector, Dialect
 from pytest_llmperf.load import closed_loop
 from pytest_llmperf.metrics import METRICS, gated_by_default, latency, output_throughput
@@ -138,7 +138,7 @@ def _step(server: OriginProcess, streams: int) -> Step:
     driven = LocalTeam(clock).run(_job(server.url, streams), requests.append, check_engine=lambda: None)
     passed_s = seconds_between(began_ns, clock.now_ns())
     stats = server.stats()
-    run = _run(requests, driven)
+    run = driven.run(requests, index=0, phase=Phase.MEASURED)
     true_s = TTFT_S + (stats["late_us"]["mean"] or 0.0) / 1e6
     ttft = latency("ttft", run.requests)
     return Step(
@@ -164,18 +164,6 @@ def _job(url: str, streams: int) -> Job:
         load=closed_loop(streams, duration_s=_STEP_S),
         run=0,
         phase=Phase.MEASURED,
-    )
-
-
-def _run(requests: Sequence[RequestRecord], driven: Driven) -> RunRecord:
-    return RunRecord(
-        index=0,
-        phase=Phase.MEASURED,
-        start_ns=driven.start_ns,
-        end_ns=driven.end_ns,
-        requests=tuple(requests),
-        window=driven.window,
-        client=driven.client,
     )
 
 

@@ -202,12 +202,11 @@ class _Reader:
         return words
 
     def api_key(self, environ: Mapping[str, str]) -> str | None:
-        """The key, which has to fit into a header line; it is never quoted."""
-        key = environ.get(API_KEY_VARIABLE, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            self.problems.append(f"the environment variable {API_KEY_VARIABLE} holds characters that no key has")
+        try:
+            return api_key(environ)
+        except ConfigurationError as error:
+            self.problems += error.problems
             return None
-        return key or None
 
 
 def _option(name: str) -> Option:
@@ -275,6 +274,14 @@ def _whole(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The key, which has to fit into a header line; it is never quoted. Raises `ConfigurationError`."""
+    key = environ.get(API_KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigurationError(f"the environment variable {API_KEY_VARIABLE} holds characters that no key has")
+    return key or None
 
 
 def workers(text: str) -> int | str:

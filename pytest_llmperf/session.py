@@ -124,17 +124,7 @@ class _Runs:
         )
         if any(not request.ok for request in requests):
             self._look_after_engine()
-        record = RunRecord(
-            index=index,
-            phase=phase,
-            start_ns=driven.start_ns,
-            end_ns=driven.end_ns,
-            requests=requests,
-            window=driven.window,
-            shed=driven.shed,
-            cache=cache,
-            client=driven.client,
-        )
+        record = driven.run(requests, index=index, phase=phase, cache=cache)
         if requests and not record.counted:
             spoiled += (
                 f"no request was meant to be sent within the window that counts ({self._request.load.describe()})",

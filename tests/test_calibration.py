@@ -163,7 +163,7 @@ class TestRuns:
         requests = []
         job = replace(calibration._job("http://127.0.0.1:1", 2), connector=connector)
         driven = calibration.LocalTeam(calibration.RealClock()).run(job, requests.append, lambda: None)
-        found = calibration._failures(calibration._run(requests, driven))
+        found = calibration._failures(driven.run(requests, index=0, phase=calibration.Phase.MEASURED))
         assert found == (
             f"{len(requests)} of {len(requests)} requests failed, as in connection_refused "
             "(nothing listens at http://127.0.0.1:1)"

@@ -30,7 +30,7 @@ from pytest_llmperf.engines.completions import CompletionsConnector, Dialect
 from pytest_llmperf.load import Load, closed_loop, poisson
 from pytest_llmperf.metrics import METRICS, latency, output_throughput
 from pytest_llmperf.record_file import RecordFile
-from pytest_llmperf.records import Phase, RequestRecord, RunRecord
+from pytest_llmperf.records import Phase, RequestRecord
 from pytest_llmperf.selfcheck import error_bounds, excesses
 from pytest_llmperf.workloads import Session, multi_round, single_turn
 
@@ -60,15 +60,7 @@ def drive(url: str, sessions: Iterable[Session], load: Load, *, prompts: str = "
     requests: list[RequestRecord] = []
     job = Job(connector=connector, sessions=sessions, load=load, run=0, phase=Phase.MEASURED)
     driven = (team or LocalTeam(RealClock())).run(job, requests.append, check_engine=lambda: None)
-    return RunRecord(
-        index=0,
-        phase=Phase.MEASURED,
-        start_ns=driven.start_ns,
-        end_ns=driven.end_ns,
-        requests=tuple(requests),
-        window=driven.window,
-        client=driven.client,
-    )
+    return driven.run(requests, index=0, phase=Phase.MEASURED)
 
 
 def prompts(folder: Path, repeats: int) -> None:

@@ -129,7 +129,7 @@ def _order(arguments: argparse.Namespace) -> _Order:
     """Raises `ConfigurationError` listing every mistake."""
     # Only here: `--help` and the other subcommands shall not wait for numpy.
     from pytest_llmperf.clock import timestamp  # noqa: PLC0415
-    from pytest_llmperf.options import workers  # noqa: PLC0415
+    from pytest_llmperf.options import api_key, workers  # noqa: PLC0415
     from pytest_llmperf.request import checked_request  # noqa: PLC0415
 
     mistakes = _Mistakes()
@@ -138,7 +138,7 @@ def _order(arguments: argparse.Namespace) -> _Order:
     load = mistakes.attempt(lambda: _load(arguments))
     workload = mistakes.attempt(lambda: _workload(arguments))
     team = mistakes.attempt(lambda: workers(arguments.workers), "--workers")
-    api_key = mistakes.attempt(_api_key)
+    key = mistakes.attempt(api_key)
     mistakes.problems += _bad_seconds(arguments)
     mistakes.problems += _unwritable(arguments)
     if mistakes.problems or spec is None or team is None:
@@ -152,7 +152,7 @@ def _order(arguments: argparse.Namespace) -> _Order:
         request=request,
         workers=team,
         timeout_s=arguments.timeout,
-        api_key=api_key,
+        api_key=key,
         output=arguments.output / f"load-{timestamp():%Y%m%d-%H%M%S}-{os.getpid()}",
     )
 
@@ -215,16 +215,6 @@ def _requests(arguments: argparse.Namespace) -> int:
         return _REQUESTS
     shape = arguments.burstiness if arguments.burstiness is not None and arguments.burstiness > 0 else 1.0
     return math.ceil(expected + 6 * math.sqrt(expected / min(shape, 1.0))) + 10
-
-
-def _api_key() -> str | None:
-    """The key, which has to fit into a header line; it is never quoted."""
-    from pytest_llmperf.options import API_KEY_VARIABLE  # noqa: PLC0415
-
-    key = os.environ.get(API_KEY_VARIABLE, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigurationError(f"the environment variable {API_KEY_VARIABLE} holds characters that no key has")
-    return key or None
 
 
 def _bad_seconds(arguments: argparse.Namespace) -> Iterator[str]:

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
+from pytest_llmperf.clock import NS_PER_S
+
 READ_BYTES = 8192
 """How much one read takes at most.
 
@@ -38,7 +40,6 @@ _STAMP = struct.Struct("@qq32x")
 """A `scm_timestamping`: three timespecs, of which the first is the software stamp."""
 ANCILLARY_BYTES = socket.CMSG_SPACE(_STAMP.size)
 _GENERIC = ("x86_64", "aarch64", "riscv64", "loongarch64", "ppc64le", "s390x")
-NS_PER_S = 1_000_000_000
 
 
 def wants_kernel_stamps() -> bool:

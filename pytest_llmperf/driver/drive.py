@@ -99,8 +99,9 @@ class Driver:
         self._channel.open(connections)
         room = _ENCODED_AHEAD_BYTES
         for state in self._states.values():
+            turn = state.next_turn
             # Five digits and a comma a token.
-            room -= 6 * len(state.next_turn.input_tokens or ())
+            room -= 6 * (turn.new_tokens + (0 if turn.prefix is None else len(turn.prefix)))
             if room < 0:
                 return
             state.request = state.encode(self._channel)

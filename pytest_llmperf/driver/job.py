@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pytest_llmperf.engines.base import Connector
 from pytest_llmperf.load import Load
-from pytest_llmperf.records import ClientStats, Phase, RequestRecord, Window
+from pytest_llmperf.records import CacheCounters, ClientStats, Phase, RequestRecord, RunRecord, Window
 from pytest_llmperf.workloads import Session
 
 
@@ -33,6 +33,22 @@ class Driven:
     shed: int = 0
     client: ClientStats = field(default_factory=ClientStats)
     problems: tuple[str, ...] = ()
+
+    def run(
+        self, requests: Iterable[RequestRecord], *, index: int, phase: Phase, cache: CacheCounters | None = None
+    ) -> RunRecord:
+        """The run that these requests, and what the engine has counted, make with it."""
+        return RunRecord(
+            index=index,
+            phase=phase,
+            start_ns=self.start_ns,
+            end_ns=self.end_ns,
+            requests=tuple(requests),
+            window=self.window,
+            shed=self.shed,
+            cache=cache or CacheCounters(),
+            client=self.client,
+        )
 
     def merge(self, other: Driven) -> None:
         """Add what another worker of the same run did: the run is measured while all are in their steady state."""
