@@ -36,6 +36,8 @@ def measured(llm_perf, llm_engine, rounds):
 def test_first(llm_engine, llm_perf):
     assert len(measured(llm_perf, llm_engine, rounds=4).by_round) == 4
 """
+NIGHTS = 4
+"""How often a spoiled measurement is repeated: here the server and the client share two processors."""
 LONG_TEST = """
 def test_long(llm_engine, llm_perf):
     measured(llm_perf, llm_engine, rounds=40)
@@ -67,20 +69,26 @@ def finished(process):
     return process.returncode, output
 
 
-@pytest.mark.timeout(4 * START_TIMEOUT_S)
+def valid_night(folder, *arguments):
+    """One session; measured again where a neighbour of the client kept it from its processor, as it says itself."""
+    code, output = 0, ""
+    for _ in range(NIGHTS):
+        code, output = finished(pytest_process(folder, "--llmperf-runs", "3", *arguments))
+        if "the client itself may account for" not in output:
+            break
+    return code, output
+
+
+@pytest.mark.timeout(3 * NIGHTS * START_TIMEOUT_S)
 def test_a_lost_prefix_cache_is_a_regression(tmp_path):
     """The whole job: store, meet the level again, lose the prefix cache, fail."""
     (tmp_path / "test_user.py").write_text(TEST)
 
-    stored, _ = finished(pytest_process(tmp_path, "--llmperf-runs", "3", "--llmperf-save-baseline", "main"))
-    again, same = finished(pytest_process(tmp_path, "--llmperf-runs", "3"))
-    worse, slower = finished(
-        pytest_process(
-            tmp_path, "--llmperf-runs", "3", "--llmperf-set", "prefix_caching=false", "--junitxml", "junit.xml"
-        )
-    )
+    stored, first = valid_night(tmp_path, "--llmperf-save-baseline", "main")
+    again, same = valid_night(tmp_path)
+    worse, slower = valid_night(tmp_path, "--llmperf-set", "prefix_caching=false", "--junitxml", "junit.xml")
 
-    assert (0, 0, 1) == (stored, again, worse), same + slower
+    assert (0, 0, 1) == (stored, again, worse), first + same + slower
     assert "PASS test_user.py::test_first, against 0001_main.json (3 + 3 runs)" in same
     assert "REGRESSED test_user.py::test_first, against 0001_main.json (3 + 3 runs)" in slower
     assert "the engine differs: prefix_caching True -> False" in slower
