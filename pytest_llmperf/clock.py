@@ -30,12 +30,17 @@ class Clock(Protocol):
         """Let `duration_s` seconds pass."""
         ...
 
+    def cpu_ns(self) -> int | None:
+        """CPU time that this process has used, nanoseconds; None where that has nothing to do with this clock."""
+        ...
+
 
 class RealClock:
     """The machine's monotonic clock."""
 
     now_ns = staticmethod(time.monotonic_ns)
     sleep = staticmethod(time.sleep)
+    cpu_ns = staticmethod(time.process_time_ns)
 
 
 class VirtualClock:
@@ -49,6 +54,13 @@ class VirtualClock:
 
     def sleep(self, duration_s: float) -> None:
         self._now_ns += max(0, round(duration_s * NS_PER_S))
+
+    def sleep_until(self, at_ns: int) -> None:
+        """Let time pass until then; none passes if that is over."""
+        self._now_ns = max(self._now_ns, at_ns)
+
+    def cpu_ns(self) -> None:
+        return None
 
 
 class WallOffset:
@@ -84,11 +96,6 @@ class WallOffset:
             after_ns = self._clock.now_ns()
             attempts.append((after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2))
         return min(attempts)[1]
-
-
-def cpu_ns() -> int:
-    """CPU time that this process has used, nanoseconds."""
-    return time.process_time_ns()
 
 
 def seconds_between(start_ns: int, end_ns: int) -> float:

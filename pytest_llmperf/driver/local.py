@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pytest_llmperf.clock import Clock, cpu_ns
+from pytest_llmperf.clock import Clock
 from pytest_llmperf.driver.drive import Driver
 from pytest_llmperf.driver.job import Driven, Job
 from pytest_llmperf.load import Share
@@ -44,14 +44,16 @@ class Worker:
         """Drive it from `start_ns` on, or at once."""
         clock, schedule = self._clock, self._schedule
         start_ns = clock.now_ns() if start_ns is None else start_ns
-        began_ns, began_cpu_ns = clock.now_ns(), cpu_ns()
+        began_ns, began_cpu_ns = clock.now_ns(), clock.cpu_ns()
         try:
             self._driver.drive(schedule, start_ns)
         finally:
             self._channel.close()
         end_ns = clock.now_ns()
         stats = self._channel.stats
-        stats.cpu_shares.append((cpu_ns() - began_cpu_ns) / max(1, end_ns - began_ns))
+        used_cpu_ns = clock.cpu_ns()
+        if began_cpu_ns is not None and used_cpu_ns is not None:
+            stats.cpu_shares.append((used_cpu_ns - began_cpu_ns) / max(1, end_ns - began_ns))
         steady = schedule.steady()
         return Driven(
             start_ns=start_ns,

@@ -22,6 +22,7 @@ class StoppableClock:
         clock = clock or RealClock()
         self._now_ns = clock.now_ns
         self.sleep = clock.sleep
+        self.cpu_ns = clock.cpu_ns
         self.now_ns: Callable[[], int] = clock.now_ns
 
     def stop(self) -> None:

@@ -12,12 +12,14 @@ from pytest_llmperf.errors import ConfigurationError, unknown
 
 ENGINES: dict[str, str] = {
     "openai": "pytest_llmperf.engines.openai",
+    "sim": "pytest_llmperf.engines.sim",
     "vllm": "pytest_llmperf.engines.vllm",
 }
 """Kind: module.
 
 The module's `WORDS` are the specification's words that it accepts, its `REQUIRED` those that it
-cannot do without, each with the way to give it; its `make(spec, surroundings)` makes the engine.
+cannot do without, each with the way to give it; its `make(spec, surroundings)` makes the engine. A
+`check(spec)`, where it has one, raises `ConfigurationError` for what can be known to fail before a start.
 """
 
 
@@ -34,7 +36,11 @@ def words_of(kind: str) -> frozenset[str]:
 
 def make_spec(kind: str, words: Mapping[str, object]) -> EngineSpec:
     """Check a mark's words. Raises `ConfigurationError` listing every mistake."""
-    return parse_spec(kind, words, words_of(kind), _module(kind).REQUIRED)
+    module = _module(kind)
+    spec = parse_spec(kind, words, module.WORDS, module.REQUIRED)
+    if hasattr(module, "check"):
+        module.check(spec)
+    return spec
 
 
 def make_engine(spec: EngineSpec, surroundings: Surroundings) -> Engine:

@@ -43,6 +43,23 @@ class EngineSpec:
     """How prompts are sent: as text, or as a chat message; None: as token ids."""
     executable: str | None = None
     """The Python that has the engine installed; None: the one that runs the tests."""
+    replicas: int | None = None
+    """How many equal engines stand behind a router; None: one, without."""
+    policy: str | None = None
+    """How the router chooses."""
+    part: str | None = None
+    """The GPU that is simulated."""
+    like: str | None = None
+    """The engine that the simulated one is like; None: vLLM."""
+    run_noise: float | None = None
+    """Standard deviation of the simulated engine's pace from run to run, a share."""
+    request_noise: float | None = None
+    """By what share an answer is late: half-normal with this standard deviation."""
+    noise_seed: int | None = None
+    slow: str | None = None
+    """Slowdowns that are put in on purpose."""
+    constants: tuple[tuple[str, object], ...] = ()
+    """Constants of the simulation with other values than their own."""
 
     def identity(self) -> dict[str, Any]:
         """The words that say what is asked of the engine; results that differ here are not compared.
@@ -57,6 +74,8 @@ class EngineSpec:
         given = {name: value for name, value in asdict(self).items() if value not in (None, ())}
         if self.env:
             given["env"] = {name: shown(name, value) for name, value in self.env}
+        if self.constants:
+            given["constants"] = dict(self.constants)
         return given
 
     def __str__(self) -> str:
@@ -64,7 +83,7 @@ class EngineSpec:
         return f"{self.kind}({rest})"
 
 
-IDENTITY_WORDS = ("model", "dtype", "kv_cache_dtype", "max_model_len", "tensor_parallel", "prompts")
+IDENTITY_WORDS = ("model", "dtype", "kv_cache_dtype", "max_model_len", "tensor_parallel", "prompts", "replicas")
 PROMPTS = ("ids", "text", "chat")
 
 
@@ -143,6 +162,18 @@ def _environment(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((str(name), str(content)) for name, content in value.items()))
 
 
+def _seed(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError
+    return value
+
+
+def _constants(value: object) -> tuple[tuple[str, object], ...]:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return tuple(sorted((str(name), content) for name, content in value.items()))
+
+
 WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "model": ("a model's name or folder", _text),
     "dtype": ("a name such as 'bfloat16'", _text),
@@ -156,9 +187,22 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "url": ("http://HOST:PORT or https://HOST/PREFIX", _address),
     "prompts": ("one of " + ", ".join(PROMPTS), _prompts),
     "executable": ("the path of a Python", _text),
+    "replicas": ("a whole number of engines, at least 1", _whole),
+    "policy": ("a routing policy such as 'round_robin'", _text),
+    "part": ("a GPU such as 'gh200'", _text),
+    "like": ("an engine such as 'vllm'", _text),
+    "run_noise": ("a positive share such as 0.02", _positive),
+    "request_noise": ("a positive share such as 0.1", _positive),
+    "noise_seed": ("a whole number of at least 0", _seed),
+    "slow": ("changes such as 'decode:+5%'", _text),
+    "constants": ("a dict of constants of the simulation", _constants),
 }
 
-COMMON_WORDS = frozenset(WORDS) - {"url", "executable", "prompts"}
+COMMON_WORDS = frozenset(
+    ("model", "dtype", "kv_cache_dtype", "prefix_caching", "kv_offload_gib", "max_model_len", "tensor_parallel",
+     "args", "env")
+)  # fmt: skip
+"""The words that mean the same for every kind."""
 
 assert set(WORDS) == {word.name for word in fields(EngineSpec)} - {"kind"}
 
@@ -267,11 +311,21 @@ class Connector(Protocol):
 class Engine(Protocol):
     """An inference server, ours or somebody else's.
 
-    Nothing is started or connected before it is needed: each attribute but `spec` and `is_ours`
-    starts the engine, and may raise `EngineError`.
+    Nothing is started or connected before it is needed: each attribute but `spec`, `clock`,
+    `is_ours` and `is_simulated` starts the engine, and may raise `EngineError`.
     """
 
     spec: EngineSpec
+
+    @property
+    def clock(self) -> Clock:
+        """Whose time its answers are told in."""
+        ...
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether its figures are computed and not measured; then it is driven in this process, by its clock."""
+        ...
 
     @property
     def is_ours(self) -> bool:

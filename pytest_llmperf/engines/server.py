@@ -237,9 +237,12 @@ class Host(Protocol):
 class ServedEngine:
     """An engine behind the completions protocol, whoever runs it."""
 
+    is_simulated = False
+
     def __init__(self, spec: EngineSpec, host: Host, model: str | None, surroundings: Surroundings) -> None:
         """`model`: the name to ask for; None: the only one that the server has."""
         self.spec = spec
+        self.clock = surroundings.clock
         self.host = host
         self._model = model
         self._surroundings = surroundings

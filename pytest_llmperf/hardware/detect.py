@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.hardware.parts import BY_KEY, BY_NAME, PARTS, Part
+from pytest_llmperf.hardware.parts import BY_KEY, BY_NVML_NAME, PARTS, Part, part_named
 from pytest_llmperf.units import GIB, MIB, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
+_SIMULATED = "sim:"
 # NVML's name of a MIG-enabled GPU stays that of the whole part.
 _MIG_ENABLED = 1
 
@@ -37,12 +38,12 @@ class Gpu:
     @property
     def part(self) -> Part | None:
         """The known part that this is; None for an unknown one and for a slice of one."""
-        return None if self.mig else BY_NAME.get(self.name)
+        return None if self.mig else BY_NVML_NAME.get(self.name)
 
     @property
     def key(self) -> str:
         """The normalised name under which baselines are kept."""
-        part = BY_NAME.get(self.name)
+        part = BY_NVML_NAME.get(self.name)
         key = part.key if part else _slug(self.name)
         if part is None and self.memory_bytes is not None:
             key += f"-{round(self.memory_bytes / GIB)}GiB"
@@ -58,7 +59,8 @@ class Hardware:
     """The machine that a measurement belongs to.
 
     `problem` says why no GPU was found; it is None where there is one. `declared` is set where a
-    user named the hardware instead of letting it be found.
+    user named the hardware instead of letting it be found, `simulated` where it is the embedded
+    engine's.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -68,6 +70,7 @@ class Hardware:
     cpus: int | None = None
     problem: str | None = None
     declared: bool = False
+    simulated: bool = False
     key: str = field(default="")
 
     def describe(self) -> str:
@@ -75,12 +78,16 @@ class Hardware:
         if not self.gpus:
             return f"no GPU ({self.problem})" if self.problem else "no GPU"
         names = [str(gpu) for gpu in self.gpus]
-        return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+        return ("simulated " if self.simulated else "") + ", ".join(
+            f"{names.count(name)} x {name}" for name in dict.fromkeys(names)
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything known, for the result file; what is not known is left out."""
         known = asdict(self)
         known["gpus"] = [{k: v for k, v in gpu.items() if v is not None} for gpu in known["gpus"]]
+        if not self.simulated:
+            del known["simulated"]
         return {name: value for name, value in known.items() if value is not None}
 
 
@@ -95,18 +102,44 @@ def detect() -> Hardware:
 def declared(key: str) -> Hardware:
     """Hardware that the user named, such as `2x-NVIDIA-H100-80GB-HBM3` behind a URL.
 
-    Raises `ConfigurationError` for a key that no known part has.
+    `sim:PART` names a simulated part, with a count as in `sim:4x-h100`. Raises `ConfigurationError`
+    for a key that no known part has.
     """
-    counted = re.match(r"([1-9][0-9]{0,3})x-", key)
-    count, name = (int(counted.group(1)), key[counted.end() :]) if counted else (1, key)
+    if key.startswith(_SIMULATED):
+        return simulated(*_counted(key.removeprefix(_SIMULATED)))
+    count, name = _counted(key)
     part = BY_KEY.get(name)
     if part is None:
         known = ", ".join(part.key for part in PARTS)
-        msg = f"unknown hardware key {key!r}; accepted: one of {known}, with a count in front as in 2x-NVIDIA-H200"
+        msg = (
+            f"unknown hardware key {key!r}; accepted: one of {known}, with a count in front as in 2x-NVIDIA-H200, "
+            "or sim:PART for a simulated one, as in sim:gh200"
+        )
         raise ConfigurationError(msg)
-    gpu = Gpu(name=part.nvml_names[0], memory_bytes=part.memory_mib * MIB, nvlink_c2c=part.nvlink_c2c)
-    gpus = (gpu,) * count
+    gpus = (_declared_gpu(part),) * count
     return Hardware(gpus=gpus, declared=True, key=_gpu_key(gpus))
+
+
+def simulated(count: int, name: str) -> Hardware:
+    """So many simulated parts of that name. Raises `ConfigurationError` for an unknown one."""
+    part = part_named(name)
+    counted = part.name if count == 1 else f"{count}x-{part.name}"
+    return Hardware(gpus=(_declared_gpu(part),) * count, declared=True, simulated=True, key=f"sim-{counted}")
+
+
+def _counted(key: str) -> tuple[int, str]:
+    """The number in front of a key, 1 without one, and the rest."""
+    counted = re.match(r"([1-9][0-9]{0,3})x-", key)
+    return (int(counted.group(1)), key[counted.end() :]) if counted else (1, key)
+
+
+def _declared_gpu(part: Part) -> Gpu:
+    return Gpu(
+        name=part.nvml_names[0],
+        memory_bytes=part.memory_mib * MIB,
+        compute_capability=part.compute_capability,
+        nvlink_c2c=part.nvlink_c2c,
+    )
 
 
 def remote(host: str) -> Hardware:
