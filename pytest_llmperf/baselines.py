@@ -56,6 +56,7 @@ def comparable(provenance: Provenance) -> dict[str, Any]:
         "load": provenance.load,
         "cache": provenance.cache,
         "engine": provenance.engine_kind,
+        **({"simulated": True} if provenance.simulated else {}),
         **{f"engine {word}": value for word, value in provenance.engine_identity.items()},
     }
 
@@ -96,10 +97,13 @@ class Baselines:
         for entry in self.entries(provenance.hardware_key):
             if entry.measurement != provenance.measurement or entry.metric != metric:
                 continue
-            differing = [name for name, value in wanted.items() if entry.comparable.get(name) != value]
+            names = dict.fromkeys([*wanted, *(["simulated"] if entry.comparable.get("simulated") else [])])
+            differing = [name for name in names if entry.comparable.get(name) != wanted.get(name)]
             if not differing:
                 return Match(entry, _differences(entry.engine_words, provenance.engine_words))
-            what = "; ".join(f"{name} was {entry.comparable.get(name)!r}, is {wanted[name]!r}" for name in differing)
+            what = "; ".join(
+                f"{name} was {entry.comparable.get(name)!r}, is {wanted.get(name)!r}" for name in differing
+            )
             reason = reason or f"{entry.path.name} is not comparable: {what}"
         if reason is None and self.entries(provenance.hardware_key):
             reason = f"no file for {provenance.hardware_key} in {self.directory} has {metric} of this test"

@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llmperf import marks
 from pytest_llmperf.clock import RealClock, timestamp
+from pytest_llmperf.engines import EngineSpec
 from pytest_llmperf.errors import (
     ConfigurationError,
     InconclusiveWarning,
@@ -75,21 +76,25 @@ class Lifecycle:
         planned = []
         for item in items:
             try:
-                unmet = marks.requirement(item).unmet_by(hardware)
+                unmet = marks.requirement(item).unmet_by(self._hardware_for(item, hardware))
                 if unmet is not None:
                     self._mark_unmet(item, unmet)
                     continue
                 wants_engine = "llm_engine" in getattr(item, "fixturenames", ())
                 spec = marks.engine_spec(item, self.options) if wants_engine else None
-                if hardware.declared and spec is not None and spec.url is None:
-                    problems.append(
-                        f"{item.nodeid}: --llmperf-hardware says what the server behind a URL runs on, but "
-                        f"{spec.kind} is started on this machine; leave the option out, or give --llmperf-url"
-                    )
+                if spec is not None:
+                    problems += [f"{item.nodeid}: {problem}" for problem in _elsewhere(spec, hardware)]
                 planned.append(PlannedTest(nodeid=item.nodeid, spec=spec, criteria=marks.criteria(item)))
             except ConfigurationError as error:
                 problems += [f"{item.nodeid}: {problem}" for problem in error.problems]
         return planned
+
+    def _hardware_for(self, item: pytest.Item, hardware: Hardware) -> Hardware:
+        """What the test runs on: a mark that asks for a simulated engine brings its hardware along."""
+        mark = item.get_closest_marker("llm_engine")
+        if hardware.declared or mark is None or mark.args != ("sim",):
+            return hardware
+        return marks.simulated_hardware(marks.engine_spec(item, self.options))
 
     def _mark_unmet(self, item: pytest.Item, unmet: str) -> None:
         reason = unmet
@@ -211,6 +216,22 @@ class Lifecycle:
 
     def summarise(self, reporter: pytest.TerminalReporter) -> None:
         terminal.summary(reporter, self.suite, self._saved, self._notes)
+
+
+def _elsewhere(spec: EngineSpec, hardware: Hardware) -> Iterator[str]:
+    """Why an engine cannot be on the hardware that the option declares."""
+    if spec.kind == "sim":
+        needed = marks.simulated_hardware(spec)
+        if hardware.simulated and spec.part == hardware.part and len(needed.gpus) > len(hardware.gpus):
+            yield (
+                f"{spec} takes {len(needed.gpus)} GPUs and {hardware.key} has {len(hardware.gpus)}; give "
+                f"--llmperf-hardware sim:{len(needed.gpus)}x-{spec.part}"
+            )
+    elif hardware.declared and spec.url is None:
+        yield (
+            "--llmperf-hardware says what the server behind a URL runs on, but "
+            f"{spec.kind} is started on this machine; leave the option out, or give --llmperf-url"
+        )
 
 
 def _unwritable(options: Options) -> list[str]:

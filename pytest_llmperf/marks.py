@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines import EngineSpec, check_kind, make_spec, words_of
+from pytest_llmperf.engines.sim.settings import DEFAULT_LIKE, LIKE
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.gate import DETECT, Criterion
-from pytest_llmperf.hardware import MARKS, Requirement, requirement_of
+from pytest_llmperf.hardware import MARKS, Hardware, Requirement, requirement_of, simulated, simulated_part
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.options import Options
 
@@ -50,7 +51,7 @@ def engine_spec(item: pytest.Item, options: Options) -> EngineSpec:
 
 def resolved_spec(marked_kind: str | None, given: Mapping[str, Any], options: Options) -> EngineSpec:
     """The specification that kind and words of a mark, or of a call, become by the options."""
-    kind = "openai" if options.url else options.engine or marked_kind
+    kind = _kind(marked_kind, options)
     if kind is None:
         msg = (
             "uses llm_engine, but has no llm_engine mark: add @pytest.mark.llm_engine('vllm', model=...), "
@@ -62,9 +63,34 @@ def resolved_spec(marked_kind: str | None, given: Mapping[str, Any], options: Op
     if kind != marked_kind:
         known = words_of(marked_kind) if marked_kind else frozenset()
         words = {word: value for word, value in words.items() if word in accepted or word not in known}
+    if kind == "sim":
+        words |= _simulation_words(marked_kind, words, options)
     words |= {word: value for word, value in options.overrides.items() if word in accepted}
     words |= {word: value for word, value in (("url", options.url), ("model", options.model)) if value is not None}
     return make_spec(kind, words)
+
+
+def _kind(marked_kind: str | None, options: Options) -> str | None:
+    """The options' kind before the mark's."""
+    if options.url:
+        return "openai"
+    return "sim" if options.is_simulated else options.engine or marked_kind
+
+
+def _simulation_words(marked_kind: str | None, given: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """What a simulated engine is told beside a mark's own words: the part, and the engine that it stands for."""
+    words: dict[str, Any] = {}
+    part = simulated_part(options.hardware)
+    if part is not None and given.get("part") is None:
+        words["part"] = part
+    if marked_kind in LIKE and marked_kind != DEFAULT_LIKE:
+        words["like"] = marked_kind
+    return words
+
+
+def simulated_hardware(spec: EngineSpec) -> Hardware:
+    """The hardware that a simulated engine brings with it. Raises `ConfigurationError` for an unknown part."""
+    return simulated((spec.tensor_parallel or 1) * (spec.replicas or 1), spec.part or "")
 
 
 def _marked_kind(mark: pytest.Mark | None) -> str | None:

@@ -54,7 +54,12 @@ OPTIONS = (
     Option("url", "measure the OpenAI-compatible server at URL (implies --llmperf-engine openai)", "URL"),
     Option("model", "model to use instead of the one in the llm_engine mark", "MODEL"),
     Option("set", "override one word of every engine specification, as in prefix_caching=false", "WORD=VALUE", "list"),
-    Option("hardware", "what the engine runs on, if it is not this machine: a key such as NVIDIA-GH200-96GB", "KEY"),
+    Option(
+        "hardware",
+        "what the engine runs on, if it is not this machine: a key such as NVIDIA-GH200-96GB; sim:PART, such as "
+        "sim:gh200, puts the simulated engine in place of every other",
+        "KEY",
+    ),
     Option("require-hardware", "fail, instead of skip, a test whose GPU is not there", kind="flag"),
     Option("runs", "measured runs per test (default: 5)", "N"),
     Option("warmup-runs", "runs before them that are not measured (default: 1)", "N"),
@@ -106,6 +111,11 @@ class Options:
     start_timeout_s: float
     api_key: str | None = field(repr=False)
 
+    @property
+    def is_simulated(self) -> bool:
+        """Whether every engine is to be the simulated one."""
+        return self.hardware is not None and self.hardware.startswith("sim:")
+
 
 def add_options(parser: pytest.Parser) -> None:
     """Register every option and its ini twin."""
@@ -149,6 +159,11 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
     )
     if options.url and options.engine not in (None, "openai"):
         reader.problems.append(f"--llmperf-url goes with the engine openai, not with --llmperf-engine {options.engine}")
+    if options.is_simulated and (options.url or options.engine not in (None, "sim")):
+        other = "--llmperf-url" if options.url else f"--llmperf-engine {options.engine}"
+        reader.problems.append(
+            f"--llmperf-hardware {options.hardware} goes with the simulated engine, not with {other}"
+        )
     if reader.problems:
         raise ConfigurationError(*reader.problems)
     return options

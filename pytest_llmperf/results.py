@@ -285,6 +285,8 @@ class Provenance:
     engine_identity: dict[str, Any]
     engine_words: dict[str, Any]
     engine: dict[str, Any]
+    simulated: bool = False
+    """Whether the figures were computed by the simulated engine."""
 
     @property
     def measurement(self) -> str:

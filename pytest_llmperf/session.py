@@ -315,6 +315,7 @@ def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenanc
         engine_identity={**engine.spec.identity(), "model": engine.model},
         engine_words=engine.spec.words(),
         engine=engine.describe(),
+        simulated=engine.is_simulated,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import Clock
-from pytest_llmperf.driver import team_of
+from pytest_llmperf.driver import LocalTeam, team_of
 from pytest_llmperf.engines import check_kind
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.pool import EnginePool
@@ -22,7 +22,7 @@ from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.gate import Criterion, Gate
 from pytest_llmperf.hardware.detect import Hardware, remote
-from pytest_llmperf.marks import resolved_spec
+from pytest_llmperf.marks import resolved_spec, simulated_hardware
 from pytest_llmperf.metrics import METRICS, gated_by_default
 from pytest_llmperf.options import GateMode, Options
 from pytest_llmperf.request import Request
@@ -79,7 +79,6 @@ class Suite:
         self.hardware_by_key: dict[str, Hardware] = {}
         """What was measured on, in this session."""
         self._tests = {test.nodeid: test for test in tests}
-        self._clock = clock
         self._progress = progress
         self._team = team_of(options.workers, clock)
         self._baselines = Baselines(options.baselines)
@@ -139,10 +138,10 @@ class Suite:
         setting = Setting(
             test=nodeid,
             hardware_key=hardware.key,
-            clock=self._clock,
+            clock=engine.clock,
             record_dir=self.output / "records",
             progress=self._progress,
-            team=self._team,
+            team=LocalTeam(engine.clock) if engine.is_simulated else self._team,
         )
         result = measure(engine, request, setting)
         criteria = self._criteria(nodeid, result, open_load=request.load.is_open)
@@ -193,7 +192,10 @@ class Suite:
         return accepted and bool(result.validity) and result.provenance.test not in self.failed
 
     def hardware_of(self, spec: EngineSpec | None) -> Hardware:
-        """The hardware that an engine runs on: this machine, what the user declared, or unknown."""
+        """The hardware that an engine runs on: this machine, what the user declared, a simulated one, or unknown."""
+        if spec is not None and spec.kind == "sim":
+            here = self.hardware
+            return here if here.simulated and spec.part in (None, here.part) else simulated_hardware(spec)
         if spec is None or spec.url is None or self.hardware.declared:
             return self.hardware
         address = Address.parse(spec.url)

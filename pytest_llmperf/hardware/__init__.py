@@ -1,6 +1,6 @@
 """What hardware this is: its key, its fingerprint, and whether it meets a test's marks."""
 
-from pytest_llmperf.hardware.detect import Gpu, Hardware, declared, detect, remote, simulated
+from pytest_llmperf.hardware.detect import Gpu, Hardware, declared, detect, remote, simulated, simulated_part
 from pytest_llmperf.hardware.parts import MARKS, PARTS, Part, part_named
 from pytest_llmperf.hardware.requirements import Requirement, requirement_of
 
@@ -17,4 +17,5 @@ __all__ = [
     "remote",
     "requirement_of",
     "simulated",
+    "simulated_part",
 ]

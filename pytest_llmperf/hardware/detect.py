@@ -71,6 +71,8 @@ class Hardware:
     problem: str | None = None
     declared: bool = False
     simulated: bool = False
+    part: str | None = None
+    """The simulated part's name."""
     key: str = field(default="")
 
     def describe(self) -> str:
@@ -120,11 +122,20 @@ def declared(key: str) -> Hardware:
     return Hardware(gpus=gpus, declared=True, key=_gpu_key(gpus))
 
 
+def simulated_part(key: str | None) -> str | None:
+    """The part that a key such as `sim:gh200` or `sim:4x-h100` names; None if it names no simulated one."""
+    if key is None or not key.startswith(_SIMULATED):
+        return None
+    return _counted(key.removeprefix(_SIMULATED))[1]
+
+
 def simulated(count: int, name: str) -> Hardware:
     """So many simulated parts of that name. Raises `ConfigurationError` for an unknown one."""
     part = part_named(name)
     counted = part.name if count == 1 else f"{count}x-{part.name}"
-    return Hardware(gpus=(_declared_gpu(part),) * count, declared=True, simulated=True, key=f"sim-{counted}")
+    return Hardware(
+        gpus=(_declared_gpu(part),) * count, declared=True, simulated=True, part=part.name, key=f"sim-{counted}"
+    )
 
 
 def _counted(key: str) -> tuple[int, str]:

@@ -13,7 +13,8 @@ from pytest_llmperf.stats import Sample
 
 def result_json(result: PerfResult) -> dict[str, Any]:
     """A whole result: what it is of, and its figures."""
-    return {"provenance": asdict(result.provenance), **figures_json(result)}
+    about = {"simulated": True} if result.provenance.simulated else {}
+    return {**about, "provenance": asdict(result.provenance), **figures_json(result)}
 
 
 def figures_json(result: PerfResult) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_llmperf.engines import tiny_llama
 from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.sim.routing import POLICIES
-from pytest_llmperf.engines.sim.settings import LIKE, Settings, settings_for
+from pytest_llmperf.engines.sim.settings import DEFAULT_LIKE, LIKE, Settings, settings_for
 from pytest_llmperf.engines.sim.slowdown import Slowdown, parse_slowdown
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.hardware import part_named
@@ -44,7 +44,7 @@ def planned(spec: EngineSpec) -> Plan:
     bytes that it would need.
     """
     problems: list[str] = []
-    like = spec.like or "vllm"
+    like = spec.like or DEFAULT_LIKE
     if like not in LIKE:
         problems.append(f"like: {unknown('engine', like, LIKE)}")
     policy = spec.policy or "round_robin"
@@ -52,7 +52,7 @@ def planned(spec: EngineSpec) -> Plan:
         problems.append(f"policy: {unknown('routing policy', policy, POLICIES)}")
     try:
         slowdown = parse_slowdown(spec.slow)
-        settings = settings_for(like if like in LIKE else "vllm", spec.args, dict(spec.constants))
+        settings = settings_for(like if like in LIKE else DEFAULT_LIKE, spec.args, dict(spec.constants))
         deployment = _deployment(spec)
     except ConfigurationError as error:
         raise ConfigurationError(*problems, *error.problems) from None

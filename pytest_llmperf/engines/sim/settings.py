@@ -102,6 +102,8 @@ TensorRT-LLM's 5.6 GB: from the two users on an H100 and seven on a GH200 that i
 which hold for 4.71 to 6.55 GB. SGLang's share is its default `mem_fraction_static`.
 """
 
+DEFAULT_LIKE = "vllm"
+
 # vLLM's command-line flags that mean something here.
 FLAGS: dict[str, str] = {
     "--max-num-seqs": "max_num_seqs",
