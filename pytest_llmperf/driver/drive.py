@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock
 from pytest_llmperf.engines.base import Answer, Channel, Generation, Reply
 from pytest_llmperf.load import Release, Schedule
 from pytest_llmperf.records import Failure, Phase, RequestRecord
 from pytest_llmperf.workloads import Session, Turn
+from pytest_llmperf.workloads.base import Ids
 
 WAIT_S = 1.0
 """How long to wait before looking again whether the engine is alive."""
@@ -36,15 +39,18 @@ _UNREAD = 500_000
 _ENCODED_AHEAD_BYTES = 256 << 20
 
 
+_NOTHING: Ids = np.empty(0, np.int32)
+
+
 @dataclass(slots=True)
 class _Progress:
     """Where one session stands."""
 
     session: Session
     turn: int = 0
-    history: list[int] = field(default_factory=list)
+    history: Ids = field(default_factory=lambda: _NOTHING)
     released_ns: int = 0
-    sent: list[int] = field(default_factory=list)
+    sent: Ids = field(default_factory=lambda: _NOTHING)
     request: Any = None
     """Its next request, where that was encoded ahead."""
 
@@ -212,9 +218,9 @@ class Driver:
             state.turn = len(state.session.turns)
         else:
             if not state.is_last:
-                state.history = [*state.sent, *(answer.token_ids or ())]
+                state.history = np.concatenate([state.sent, np.array(answer.token_ids or (), np.int32)])
             state.turn += 1
-        state.sent = []
+        state.sent = _NOTHING
         return records
 
     def _record_of(self, answer: Answer, state: _Progress, failure: Failure | None) -> RequestRecord:

@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import Clock
@@ -219,7 +222,7 @@ vocabulary's end, and the smallest model, `tiny-llama`, has 2048.
 class Generation:
     """One request: exact input ids and the number of tokens to generate."""
 
-    token_ids: Sequence[int]
+    token_ids: Sequence[int] | npt.NDArray[np.int32]
     output_tokens: int
     return_token_ids: bool
     """Whether the generated ids are needed, because a later turn continues from them."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from pytest_llmperf.arrivals import UNKNOWN, Arrivals
@@ -130,10 +132,11 @@ def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
         options["continuous_usage_stats"] = True
         if generation.return_token_ids:
             body["return_token_ids"] = True
-    return orjson.dumps(body, default=list)  # ids may come in any sequence
+    # Ids may come in any sequence.
+    return orjson.dumps(body, default=list, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def as_text(token_ids: Sequence[int]) -> str:
+def as_text(token_ids: Sequence[int] | npt.NDArray[np.int32]) -> str:
     """A text of as many words as there are ids; how many tokens that is, the server's usage says."""
     return " ".join([_WORDS[token_id % len(_WORDS)] for token_id in token_ids])
 

@@ -41,9 +41,9 @@ class Turn:
         """The ids to send, or None as long as an earlier answer is not known."""
         return None if self.prefix is None else [*self.prefix.tolist(), *self.new_ids.tolist()]
 
-    def input_after(self, history: list[int]) -> list[int]:
+    def input_after(self, history: Ids) -> Ids:
         """The ids to send once `history`, all that the session has exchanged so far, is known."""
-        return self.input_tokens or [*history, *self.new_ids.tolist()]
+        return np.concatenate([history if self.prefix is None else self.prefix, self.new_ids])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

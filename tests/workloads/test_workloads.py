@@ -56,7 +56,8 @@ GOLDEN = [
 
 def ids(workload):
     """What each turn sends by itself, history left out."""
-    return [[turn.input_after([]) for turn in session.turns] for session in workload]
+    nothing = np.empty(0, np.int32)
+    return [[turn.input_after(nothing).tolist() for turn in session.turns] for session in workload]
 
 
 @pytest.mark.parametrize(("workload", "_", "expected"), GOLDEN)
@@ -234,14 +235,14 @@ def test_a_later_turn_continues_from_the_history():
     """Its input is all that was exchanged so far and its new ids."""
     later = next(iter(ROUNDS)).turns[1]
 
-    assert [1, 2, 3, 1669, 1535, 1237, 1482] == later.input_after([1, 2, 3])
+    assert [1, 2, 3, 1669, 1535, 1237, 1482] == later.input_after(np.array([1, 2, 3])).tolist()
 
 
 def test_the_first_turn_does_not_look_at_the_history():
     """It begins with its own context."""
     first = next(iter(ROUNDS)).turns[0]
 
-    assert first.input_tokens == first.input_after([1, 2, 3])
+    assert first.input_tokens == first.input_after(np.array([1, 2, 3])).tolist()
 
 
 def test_rounds_without_a_context_begin_with_their_first_question():
