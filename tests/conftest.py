@@ -20,6 +20,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def no_worker(monkeypatch):
+    """Where these tests are spread over processes, the runs within them are not: pytest-benchmark would think so."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def quick_cpu_info(monkeypatch):
     """pytest-benchmark takes a second to ask the processor who it is."""
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", lambda: {"brand_raw": "test", "hz_actual": [1, 0]})

@@ -41,6 +41,7 @@ class VirtualEngine:
     clock: VirtualClock = field(default_factory=VirtualClock)
     spec: EngineSpec = field(default_factory=lambda: EngineSpec(kind="vllm", model="virtual"))
     is_ours: bool = True
+    is_simulated: bool = False
     model: str = "virtual"
     url: str = "http://virtual"
     max_model_len: int | None = 20_000

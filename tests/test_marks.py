@@ -11,7 +11,17 @@ from pytest_llmperf.errors import ConfigurationError
 
 
 def options(**given):
-    return SimpleNamespace(**{"url": None, "engine": None, "model": None, "overrides": {}, **given})
+    return SimpleNamespace(
+        **{
+            "url": None,
+            "engine": None,
+            "model": None,
+            "hardware": None,
+            "is_simulated": False,
+            "overrides": {},
+            **given,
+        }
+    )
 
 
 @pytest.fixture

@@ -35,7 +35,6 @@ def pytest_configure(config):
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
     patch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: CLOCK)
-    patch.setattr("pytest_llmperf.driver.local.cpu_ns", lambda: 0)
 
 @pytest.fixture
 def engine(request):

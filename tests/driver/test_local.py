@@ -92,11 +92,19 @@ def test_shed_turns_are_counted():
 def test_the_cpu_share_is_that_of_the_run(monkeypatch):
     """CPU seconds per second of the clock, the preparation left out."""
     readings = iter([40 * S, 40 * S + S // 4])
-    monkeypatch.setattr("pytest_llmperf.driver.local.cpu_ns", lambda: next(readings))
+    engine = virtual_engine()
+    monkeypatch.setattr(engine.clock, "cpu_ns", lambda: next(readings))
 
-    driven, _ = run(singles(2), closed_loop(1))
+    driven, _ = run(singles(2), closed_loop(1), engine)
 
     assert [0.25] == driven.client.cpu_shares
+
+
+def test_in_virtual_time_there_is_no_cpu_share():
+    """What the processor did has nothing to do with a clock that is only told to move."""
+    driven, _ = run(singles(2), closed_loop(1))
+
+    assert [] == driven.client.cpu_shares
 
 
 def test_what_the_channel_saw_of_its_own_delays_is_handed_on():

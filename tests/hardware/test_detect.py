@@ -279,6 +279,7 @@ def test_every_key_can_be_declared_with_and_without_a_count(part, prefix, count)
             {
                 "name": part.nvml_names[0],
                 "memory_bytes": part.memory_mib * 2**20,
+                "compute_capability": part.compute_capability,
                 "nvlink_c2c": part.nvlink_c2c,
             }
         ]
