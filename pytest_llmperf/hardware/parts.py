@@ -33,6 +33,9 @@ NVLINK_4_BRIDGE = Figure(300e9, f"12 NVLink 4 of 25 GB/s per direction, over a b
 NVLINK_5 = Figure(900e9, f"18 NVLink 5 of 50 GB/s per direction; {QUOTED}")
 
 
+_FULL = Figure(1.0, "nothing else is known")
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One GPU as sold: the mark that asks for it, its keys, what NVML calls it and says it has.
@@ -58,6 +61,8 @@ class Part:
     """Between the device and the host's memory."""
     gpu_link: Figure
     """Between this GPU and its peers."""
+    sustained: Figure = _FULL
+    """The share of the peak FLOP/s that its power limit lets it keep up."""
     geforce: bool = False
     """Its tensor cores accumulate in FP32 at half their rate, and it does not read its peers' memory."""
     nvlink_c2c: bool = False
@@ -123,6 +128,7 @@ PARTS: tuple[Part, ...] = (
     Part(
         "l4", "l4", "NVIDIA-L4", ("NVIDIA L4",), 23_034, _ADA,
         bandwidth=_tera(0.300), flops_16bit=_tera(121), flops_fp8=_tera(242), host_link=PCIE_GEN4, gpu_link=PCIE_GEN4,
+        sustained=Figure(0.5, "the peak counts at 2,040 MHz; the base clock at 72 W is 795 MHz (0.39); taken between"),
     ),
     Part(
         "l40s", "l40s", "NVIDIA-L40S", ("NVIDIA L40S",), 46_068, _ADA,

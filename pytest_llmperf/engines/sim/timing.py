@@ -43,7 +43,7 @@ class Timing:
 
     def __init__(self, deployment: Deployment, settings: Settings, slowdown: Slowdown) -> None:
         part, factor = deployment.part, slowdown.factor
-        compute = factor("compute")
+        compute = part.sustained.value * factor("compute")
         memory = part.bandwidth.value * settings.memory_efficiency * factor("memory")
         sixteen_bit = part.flops_16bit.value * compute * _efficiency(deployment, settings, fp8=False)
         linear = deployment.linear_peak * compute * _efficiency(deployment, settings, fp8=True)
