@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import Any
 
 from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.engines.sim.blocks import Ids, block_hashes
@@ -25,7 +26,7 @@ class Fleet:
         self.block_tokens = int(settings.block_tokens)
         self._route = POLICIES[policy](self.replicas, settings)
         self._front_ns = round(timing.request_s * NS_PER_S)
-        self._events: list[tuple[int, int, Callable[[int], list[Sequence]]]] = []
+        self._events: list[tuple[int, int, Callable[[Any, int], list[Sequence]], Any]] = []
         self._order = 0
         self._at: dict[int, Replica] = {}
         self._woken: dict[Replica, int] = {}
@@ -38,15 +39,15 @@ class Fleet:
     def submit(self, tag: int, ids: Ids, output_tokens: int, at_ns: int) -> Sequence:
         """Take a request that reaches the server then."""
         sequence = Sequence(tag, ids, block_hashes(ids, self.block_tokens), output_tokens, at_ns)
-        self._schedule(at_ns + self._front_ns, lambda now_ns: self._arrive(sequence, now_ns))
+        self._schedule(at_ns + self._front_ns, self._arrive, sequence)
         return sequence
 
     def advance(self, until_ns: int) -> list[Sequence]:
         """Let time pass up to the first moment at which requests end, at most to `until_ns`; returns these."""
         events = self._events
         while events and events[0][0] <= until_ns:
-            at_ns, _, happen = heapq.heappop(events)
-            ended = happen(at_ns)
+            at_ns, _, happen, whom = heapq.heappop(events)
+            ended = happen(whom, at_ns)
             if ended:
                 return ended
         return []
@@ -84,9 +85,9 @@ class Fleet:
         for replica in self.replicas:
             replica.pace = factor
 
-    def _schedule(self, at_ns: int, happen: Callable[[int], list[Sequence]]) -> None:
+    def _schedule(self, at_ns: int, happen: Callable[[Any, int], list[Sequence]], whom: object) -> None:
         self._order += 1
-        heapq.heappush(self._events, (at_ns, self._order, happen))
+        heapq.heappush(self._events, (at_ns, self._order, happen, whom))
 
     def _arrive(self, sequence: Sequence, now_ns: int) -> list[Sequence]:
         if sequence.done:
@@ -96,7 +97,7 @@ class Fleet:
         replica.submit(sequence)
         if replica.step_end_ns is None:
             # After all that arrives in this moment.
-            self._schedule(now_ns, lambda at_ns: self._wake(replica, at_ns))
+            self._schedule(now_ns, self._wake, replica)
         return []
 
     def _wake(self, replica: Replica, now_ns: int) -> list[Sequence]:
@@ -114,8 +115,8 @@ class Fleet:
     def _go_on(self, replica: Replica, now_ns: int) -> None:
         if replica.start_step(now_ns):
             assert replica.step_end_ns is not None
-            self._schedule(replica.step_end_ns, lambda at_ns: self._step_ended(replica, at_ns))
+            self._schedule(replica.step_end_ns, self._step_ended, replica)
             return
         at_ns = replica.wake_ns()
         if at_ns is not None:
-            self._schedule(max(at_ns, now_ns), lambda wake_ns: self._wake(replica, wake_ns))
+            self._schedule(max(at_ns, now_ns), self._wake, replica)

@@ -85,6 +85,10 @@ class _Plan:
     """Blocks that it waits for."""
 
 
+_DECODE_ONLY = _Plan()
+_NOBODY: list[Sequence] = []
+
+
 class Replica:
     """The engine of one replica; times are nanoseconds of whatever clock the caller has."""
 
@@ -181,6 +185,19 @@ class Replica:
 
     def start_step(self, now_ns: int) -> bool:
         """Begin the next step if there is something to do."""
+        if self._prefilling or self._waiting or self._loading or self._number in self._growing:
+            return self._start_full_step(now_ns)
+        # Most steps are like this, so it is short.
+        decodes = len(self._decoding)
+        if not decodes:
+            return False
+        self._plan = _DECODE_ONLY
+        duration_s = self._timing.decode_s(decodes, self._context) * self.pace
+        self.step_end_ns = now_ns + max(1, round(duration_s * NS_PER_S))
+        return True
+
+    def _start_full_step(self, now_ns: int) -> bool:
+        """The same with prompts to compute, requests to admit, or blocks to find."""
         plan = self._plan = _Plan()
         step = plan.step
         if self._loading:
@@ -207,6 +224,8 @@ class Replica:
         self.step_end_ns = None
         self._context += len(self._decoding)
         self.counters.generated += len(self._decoding) + len(plan.starting)
+        if plan is _DECODE_ONLY and number not in self._finishing:
+            return _NOBODY
         if plan.starting:
             self._prefilling = [s for s in self._prefilling if s.computed < len(s.ids)]
         for sequence in plan.starting:

@@ -65,17 +65,20 @@ class Timing:
         self.block_s = settings.block_tokens * deployment.kv_bytes_per_token / host
         """Moving one block over the host link, one way."""
 
+    def decode_s(self, decodes: int, context: int) -> float:
+        """How long a step takes that only gives so many sequences their next token."""
+        decode_s = decodes * (self._token_s + self._sample_s + self._sequence_s)
+        decode_s += context * (self._read_s + self._pair_s)
+        return (self._weights_s + self._fixed_s + decode_s) * self._decode
+
     def step_s(self, step: Step) -> float:
         """How long the step takes, transfers left out."""
         # One query for each decode; its pairs are its context.
-        base_s = self._weights_s + self._fixed_s
-        decode_s = step.decodes * (self._token_s + self._sample_s + self._sequence_s)
-        decode_s += step.context * (self._read_s + self._pair_s)
         prefill_s = step.new * self._token_s + step.samples * self._sample_s + step.prefills * self._sequence_s
         prefill_s += step.pairs * self._pair_s + step.read * self._read_s
         if step.decodes:
-            return (base_s + decode_s) * self._decode + prefill_s * self._prefill
-        return (base_s + prefill_s) * self._prefill
+            return self.decode_s(step.decodes, step.context) + prefill_s * self._prefill
+        return (self._weights_s + self._fixed_s + prefill_s) * self._prefill
 
 
 def _efficiency(deployment: Deployment, settings: Settings, *, fp8: bool) -> float:
