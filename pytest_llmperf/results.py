@@ -13,6 +13,7 @@ from functools import cached_property, reduce
 from typing import Any
 
 from pytest_llmperf import metrics, selfcheck
+from pytest_llmperf.ceiling import Ceiling
 from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.histogram import Histogram
 from pytest_llmperf.records import CacheCounters, ClientStats, RequestRecord, RunRecord
@@ -298,7 +299,8 @@ class PerfResult(Figures):
     """The result of one `llm_perf` call.
 
     `runs`: the figures of each run by itself. `verdict`: None where nothing is judged. `doubts`:
-    what a reader should know although the figures stand.
+    what a reader should know although the figures stand. `ceiling`: shares of what the hardware
+    allows; None where that is not known.
     """
 
     gpu: None = None
@@ -318,6 +320,7 @@ class PerfResult(Figures):
         self.validity = validity
         self.doubts = doubts
         self.judgement: Judgement | None = None
+        self.ceiling: Ceiling | None = None
 
     @property
     def runs(self) -> tuple[Figures, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmperf.baselines import Baselines
+from pytest_llmperf.ceiling import ceiling_of, roof_of
 from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import Clock
 from pytest_llmperf.driver import LocalTeam, team_of
@@ -144,6 +145,7 @@ class Suite:
             team=LocalTeam(engine.clock) if engine.is_simulated else self._team,
         )
         result = measure(engine, request, setting)
+        _hold_against_roof(result, engine, request, hardware)
         criteria = self._criteria(nodeid, result, open_load=request.load.is_open)
         if result.validity:
             found = excesses([METRICS[criterion.metric] for criterion in criteria], result.records)
@@ -236,6 +238,18 @@ class Suite:
             self._baselines.gated_pairs(key, [test.nodeid for test in tests], _gated(tests))
             for key, tests in by_key.items()
         )
+
+
+def _hold_against_roof(result: PerfResult, engine: Engine, request: Request, hardware: Hardware) -> None:
+    """Say what share of the hardware's roofline was reached, where that roofline is known."""
+    about = result.provenance
+    model, prefix_caching = str(about.engine_identity["model"]), about.engine.get("prefix_caching")
+    roof = roof_of(engine.spec, hardware, model=model, prefix_caching=prefix_caching)
+    if roof is None:
+        return
+    result.ceiling = ceiling_of(result.records, roof, [session.shared_tokens for session in request.workload])
+    if result.ceiling is not None:
+        result.doubts += result.ceiling.doubts
 
 
 def _gated(tests: Sequence[PlannedTest]) -> Mapping[str, Sequence[str]]:

@@ -29,6 +29,7 @@ def figures_json(result: PerfResult) -> dict[str, Any]:
             "by_round": [_known(_latencies_json(one)) for one in result.by_round],
             "cache": _known(asdict(result.cache)),
             "load": _known(asdict(result.load)),
+            "ceiling": None if result.ceiling is None else _known(asdict(result.ceiling)),
             "client": _known(asdict(result.client)),
             "runs": [_run_json(run) for run in result.runs],
             "validity": list(result.validity.reasons),

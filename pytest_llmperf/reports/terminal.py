@@ -74,6 +74,8 @@ def summary(reporter: pytest.TerminalReporter, suite: Suite, saved: Sequence[Pat
     reporter.write_sep("=", f"llmperf on {suite.hardware.key}")
     for measured in suite.measured:
         _measurement(reporter, measured.result)
+    for line in text.assumptions([measured.result for measured in suite.measured]):
+        reporter.write_line(line)
     for path in saved:
         reporter.write_line(f"stored as baseline: {path}")
     for note in notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from pytest_llmperf import units
@@ -12,6 +13,7 @@ from pytest_llmperf.verdicts import Finding
 _HEADINGS = ("metric", "baseline", "now", "change", "interval", "could see", "p", "verdict")
 _ABSENT = "-"
 _ROUNDS_SHOWN = 12
+_CHARACTERS = 80
 
 
 def measurement(result: PerfResult) -> Iterator[str]:
@@ -19,6 +21,7 @@ def measurement(result: PerfResult) -> Iterator[str]:
     yield verdict_line(result)
     yield from (f"  {line}" for line in findings_table(result))
     yield from (f"  {line}" for line in figures(result))
+    yield from (f"  {line}" for line in roofline(result))
     judgement = result.judgement
     if judgement is None:
         yield from (f"  doubt: {doubt}" for doubt in result.doubts)
@@ -27,6 +30,12 @@ def measurement(result: PerfResult) -> Iterator[str]:
     yield from (f"  doubt: {doubt}" for doubt in judgement.doubts if result.validity)
     if judgement.advice is not None:
         yield f"  what to do: {judgement.advice}"
+
+
+def assumptions(results: Sequence[PerfResult]) -> Iterator[str]:
+    """What the shares of the roofline were computed with, each once."""
+    for assumed in dict.fromkeys(result.ceiling.assumptions for result in results if result.ceiling is not None):
+        yield from textwrap.wrap(f"roofline of {assumed}", _CHARACTERS, subsequent_indent="  ")
 
 
 def _notes(findings: Sequence[Finding]) -> Iterator[str]:
@@ -102,6 +111,14 @@ def figures(result: Figures) -> Iterator[str]:
         more = f" ... {units.seconds(rounds[-1].p50)}" if len(rounds) > _ROUNDS_SHOWN else ""
         yield f"TTFT p50 by round: {shown}{more}"
     yield from _cache(result)
+
+
+def roofline(result: PerfResult) -> Iterator[str]:
+    """What share of the peaks was reached; an idle link is left out."""
+    shares = {} if result.ceiling is None else result.ceiling.shares
+    parts = [f"{name} {units.share(share)}" for name, share in shares.items() if share]
+    if parts:
+        yield f"roofline: {', '.join(parts)}"
 
 
 def _two(sample: Sample) -> str:
