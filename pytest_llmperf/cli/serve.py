@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
 from pytest_llmperf.errors import ConfigurationError
@@ -93,8 +94,8 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         sys.stderr.write(
-            f"pytest-llmperf serve: cannot listen on --host {order.host} --port {order.port}: {reason}; "
-            "--port 0 takes any port that is free\n"
+            f"pytest-llmperf serve: cannot listen on {order.host}, port {order.port}: {reason}; give another --host "
+            "or --port (0: any port that is free)\n"
         )
         return EXIT_USAGE
     return 0
@@ -235,16 +236,19 @@ def _planned(arguments: argparse.Namespace, mistakes: _Mistakes) -> tuple[Engine
     words = {word.name: _value(word.name, getattr(arguments, word.name)) for word in _WORDS}
     if arguments.no_prefix_caching:
         words["prefix_caching"] = False
-    words["constants"] = mistakes.attempt(lambda: _constants(arguments.set or []))
+    words["constants"] = _constants(arguments.set or [], mistakes)
     good: dict[str, Any] = {}
     for name, value in words.items():
         checked = {name: value}
         if mistakes.attempt(lambda checked=checked: parse_spec("sim", checked, sim.WORDS, {})) is not None:  # type: ignore[misc]
             good |= checked
     spec = parse_spec("sim", good, sim.WORDS, {})
-    mistakes.attempt(lambda: parse_slowdown(spec.slow))
+    # The plan ends with the first of these that is wrong; the others are to be told, too.
+    if mistakes.attempt(lambda: parse_slowdown(spec.slow)) is None:
+        spec = replace(spec, slow=None)
     like = spec.like if spec.like in LIKE else DEFAULT_LIKE
-    mistakes.attempt(lambda: settings_for(like, (), dict(spec.constants)))
+    if mistakes.attempt(lambda: settings_for(like, (), dict(spec.constants))) is None:
+        spec = replace(spec, constants=())
     if missing:
         return None
     plan = mistakes.attempt(lambda: planned(spec))
@@ -275,17 +279,14 @@ def _value(name: str, text: str | None) -> Any:
     return text
 
 
-def _constants(texts: list[str]) -> dict[str, object]:
+def _constants(texts: list[str], mistakes: _Mistakes) -> dict[str, object]:
     constants = {}
-    problems = []
     for text in texts:
         name, separator, value = text.partition("=")
         if separator and name.strip():
             constants[name.strip()] = _value("", value.strip())
         else:
-            problems.append(f"--set {text!r}: expected CONSTANT=VALUE, such as max_num_seqs=128")
-    if problems:
-        raise ConfigurationError(*problems)
+            mistakes.problems.append(f"--set {text!r}: expected CONSTANT=VALUE, such as max_num_seqs=128")
     return constants
 
 

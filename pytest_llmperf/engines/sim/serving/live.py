@@ -88,16 +88,13 @@ class Running:
 class Live:
     """Takes requests, lets the fleet's time pass, and tells each request's tokens when they are due."""
 
-    def __init__(
-        self, fleet: Fleet, new_noise: Callable[[], Noise], loop: asyncio.AbstractEventLoop, *, delays: bool
-    ) -> None:
+    def __init__(self, fleet: Fleet, new_noise: Callable[[], Noise], *, delays: bool) -> None:
         """`delays`: whether the noise delays single requests."""
         self.fleet = fleet
         self._delays = delays
         self.latencies = Latencies()
         self._new_noise = new_noise
         self._noise = new_noise()
-        self._loop = loop
         self._running: dict[int, Running] = {}
         self._tags = 0
         self._idle_since_ns = 0
@@ -169,4 +166,4 @@ class Live:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_ns = at_ns
-        self._timer = None if at_ns is None else self._loop.call_at(at_ns / NS_PER_S, self._pump)
+        self._timer = None if at_ns is None else asyncio.get_running_loop().call_at(at_ns / NS_PER_S, self._pump)

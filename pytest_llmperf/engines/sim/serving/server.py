@@ -44,6 +44,12 @@ class SimServer:
         self._plan = plan
         self._version = version
         self._created_s = int(timestamp().timestamp())
+        self._live = Live(
+            fleet_of(plan),
+            lambda: Noise(spec.noise_seed or 0, spec.run_noise or 0.0, spec.request_noise or 0.0),
+            delays=bool(spec.request_noise),
+        )
+        self._exposition = Exposition(self._live.fleet, plan, self._live.latencies, spec)
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._answers = 0
@@ -61,16 +67,7 @@ class SimServer:
 
     async def start(self, host: str, port: int) -> str:
         """Listen there, on any free port for 0; returns the base URL. Raises `OSError`."""
-        loop = asyncio.get_running_loop()
-        spec = self._spec
-        self._live = Live(
-            fleet_of(self._plan),
-            lambda: Noise(spec.noise_seed or 0, spec.run_noise or 0.0, spec.request_noise or 0.0),
-            loop,
-            delays=bool(spec.request_noise),
-        )
-        self._exposition = Exposition(self._live.fleet, self._plan, self._live.latencies, spec)
-        self._listener = await loop.create_server(
+        self._listener = await asyncio.get_running_loop().create_server(
             lambda: Connection(self._handle, self._connections), host, port, backlog=_BACKLOG
         )
         bound_host, bound_port, *_ = self._listener.sockets[0].getsockname()
