@@ -300,21 +300,33 @@ def _streams(answered: Iterable[RequestRecord], shared_tokens: Sequence[int]) ->
 def _least_steps(streams: Iterable[_Stream]) -> int:
     """So many steps one replica made at least, each of which read the weights.
 
-    From the first token on, one answer is followed to its end, then of those under way the one that ends last, and so
-    on. The tokens on this way came one after the other, so each is from another step. After a change the first arrival
-    is left out: tokens of one step do not arrive at quite the same time.
+    One answer is followed to its end, then another of those under way, and so on. The tokens on this way came one
+    after the other, so each is from another step. After a change the first arrival is left out: tokens of one step do
+    not arrive at quite the same time.
     """
-    steps, reached_ns = 0, -1
-    furthest: _Stream | None = None
-    for stream in sorted(streams, key=lambda stream: stream.first_ns):
-        while stream.first_ns > reached_ns and furthest is not None and furthest.last_ns > reached_ns:
-            steps += _steps_after(furthest, reached_ns)
-            reached_ns = furthest.last_ns
-        if stream.first_ns > reached_ns:  # after a pause
-            reached_ns, furthest = stream.first_ns, stream
-        elif furthest is None or stream.last_ns > furthest.last_ns:
-            furthest = stream
-    return steps + (_steps_after(furthest, reached_ns) if furthest is not None else 0)
+    ordered = sorted(streams, key=lambda stream: stream.first_ns)
+    steps, reached_ns, begun = 0, -1, 0
+    under_way: list[_Stream] = []
+    while begun < len(ordered) or under_way:
+        while begun < len(ordered) and ordered[begun].first_ns <= reached_ns:
+            under_way.append(ordered[begun])
+            begun += 1
+        under_way = [stream for stream in under_way if stream.last_ns > reached_ns]
+        if under_way:
+            followed = _quickest(under_way, reached_ns)
+            steps += _steps_after(followed, reached_ns)
+            reached_ns = followed.last_ns
+        elif begun < len(ordered):  # after a pause
+            reached_ns = ordered[begun].first_ns
+    return steps
+
+
+def _quickest(streams: Sequence[_Stream], from_ns: int) -> _Stream:
+    """The one with the most tokens per second left, about, the one lost by the change deducted.
+
+    It need not be the best: a preempted answer is to be avoided, and one that ends at once.
+    """
+    return max(streams, key=lambda s: s.steps / (s.last_ns - s.first_ns) - 1 / (s.last_ns - from_ns))
 
 
 def _steps_after(stream: _Stream, at_ns: int) -> int:

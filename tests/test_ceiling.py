@@ -199,6 +199,15 @@ def test_an_answer_within_another_adds_no_step():
     assert ROOF.decode_s(200, context) / 2 == pytest.approx(found.decode)
 
 
+def test_an_answer_that_was_interrupted_is_not_the_one_to_follow():
+    """A preempted one lasts longest, and shows few of the steps that were made meanwhile."""
+    slow = answer(0, 1, 4, tokens=11)
+    found = ceiling(slow, *(answer(0, 1 + n, 2 + n, tokens=101) for n in range(3)))
+    context = 10 * 1000 + 45 + 3 * (100 * 1000 + 100 * 99 // 2)
+
+    assert ROOF.decode_s(300, context) / 3 == pytest.approx(found.decode)
+
+
 def test_tokens_of_the_first_chunk_took_no_time_that_was_seen():
     """Only steps between the first and the last arrival count."""
     found = ceiling(answer(0, 1, 2, tokens=20, chunks=[10, 10]))
@@ -459,6 +468,23 @@ def test_a_perfect_engine_does_not_pass_its_roofline(data):
     found = measured(spec, workload, load)
 
     assert all(share <= 1 + ROUNDING for share in found.shares.values()), found
+
+
+@pytest.mark.parametrize("transfer", ["overlapped", "blocking"])
+def test_a_perfect_engine_short_of_memory_stays_near_its_roofline(transfer):
+    """Preempted requests are computed again, and their answers wait in between."""
+    spec = perfect(
+        constants=tuple(sorted({**PERFECT, "transfer": transfer}.items())),
+        args=("--gpu-memory-utilization", "0.225"),
+        max_model_len=4000,
+        kv_offload_gib=1.0,
+    )
+    workload = single_turn(requests=60, input_tokens=100, output_tokens=400)
+
+    found = measured(spec, workload, closed_loop(60))
+
+    assert 0.6 < found.decode < 1
+    assert 0 < found.link < 1
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen2-7b"])
