@@ -182,9 +182,11 @@ class TestProcess:
 
     def test_a_known_answer(self):
         """It is the one of `pytest_llmperf.origin`."""
-        with serving("--itl-ms", "1", "--ttft-ms", "5") as running:
-            with urllib.request.urlopen(f"{running.url}/stats", timeout=WAIT_S) as answer:
-                assert json.load(answer)["requests"] == 0
+        with (
+            serving("--itl-ms", "1", "--ttft-ms", "5") as running,
+            urllib.request.urlopen(f"{running.url}/stats", timeout=WAIT_S) as answer,
+        ):
+            assert json.load(answer)["requests"] == 0
 
     @pytest.mark.parametrize("arguments", [SIMULATED, ("--ttft-ms", "20")])
     def test_a_port_in_use(self, capsys, arguments):

@@ -243,8 +243,7 @@ class TestRefusals:
             (
                 {"prompt": IDS, "max_tokens": 10**6},
                 400,
-                "this model's maximum context length is 32768 tokens; the prompt has 64 and 1000000 of output were asked "
-                "for",
+                "this model's maximum context length is 32768 tokens; the prompt has 64 and 1000000 of output",
             ),
             (
                 {"prompt": [7] * 32768},

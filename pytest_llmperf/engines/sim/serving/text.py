@@ -25,8 +25,9 @@ _PIECE = re.compile(rf"\w{{1,{LONGEST}}}|[^\w\s]")
 _NUMBERED = re.compile(r"t(0|[1-9][0-9]{0,9})", re.ASCII)
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 _WORDS = [f"{_SYLLABLES[n // len(_SYLLABLES)]}{_SYLLABLES[n % len(_SYLLABLES)]}" for n in range(len(TOKEN_IDS))]
-# So many words are remembered; beyond that each is looked at anew.
+# So many words of such a length are remembered; any other is looked at anew.
 _MOST_KNOWN = 1 << 17
+_LONGEST_KNOWN = 64
 
 # What stands between the messages of a chat. Not ordinary ids: no word can be taken for them by chance.
 ROLES = {"system": 1, "developer": 1, "user": 2, "assistant": 3, "tool": 4}
@@ -35,26 +36,32 @@ END = 5
 """The id that ends a message."""
 
 
-class _Vocabulary(dict[str, int]):
-    """Ids of the words seen so far."""
+def _id_of(piece: str) -> int:
+    numbered = _NUMBERED.fullmatch(piece)
+    if numbered is not None and int(numbered[1]) <= MOST_ID:
+        return int(numbered[1])
+    return TOKEN_IDS[zlib.crc32(piece.encode()) % len(TOKEN_IDS)]
 
-    def __missing__(self, piece: str) -> int:
-        numbered = _NUMBERED.fullmatch(piece)
-        if numbered is not None and int(numbered[1]) <= MOST_ID:
-            found = int(numbered[1])
-        else:
-            found = TOKEN_IDS[zlib.crc32(piece.encode()) % len(TOKEN_IDS)]
-        if len(self) < _MOST_KNOWN:
-            self[piece] = found
+
+class _Vocabulary(dict[str, bytes]):
+    """What stands between blanks, as far as it was met: its ids, 32 bits each."""
+
+    def __missing__(self, text: str) -> bytes:
+        found = array("i", [_OWN.get(piece) or _id_of(piece) for piece in _PIECE.findall(text)]).tobytes()
+        if len(self) < _MOST_KNOWN and len(text) <= _LONGEST_KNOWN:
+            self[text] = found
         return found
 
 
-_VOCABULARY = _Vocabulary(zip(_WORDS, TOKEN_IDS, strict=True))
+_OWN = dict(zip(_WORDS, TOKEN_IDS, strict=True))
+_VOCABULARY = _Vocabulary()
 
 
 def ids_of(text: str) -> array[int]:
     """The token ids of a text."""
-    return array("i", map(_VOCABULARY.__getitem__, _PIECE.findall(text)))
+    ids = array("i")
+    ids.frombytes(b"".join(map(_VOCABULARY.__getitem__, text.split())))
+    return ids
 
 
 def word_of(token_id: int) -> str:
