@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from pytest_llmperf.arrivals import Arrival
+from pytest_llmperf.ceiling import Ceiling
 from pytest_llmperf.errors import NoSamplesError
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.records import CacheCounters, ClientStats, Failure, Phase, Remark, RequestRecord, RunRecord, Window
@@ -469,6 +470,16 @@ class TestJson:
         assert 3 == written["scheduled_ttft"]["count"] + 1
         assert ("read", {"node": [1e-9, 2e-9]}) == (written["client"]["stamps"], written["client"]["clock_offsets_s"])
         assert {"ttft_p50", "tpot_p50"} <= set(written["client"]["error_bounds"])
+
+    @pytest.mark.parametrize(
+        ("link", "written"), [(0.1, {"prefill", "link", "assumptions"}), (None, {"prefill", "assumptions"})]
+    )
+    def test_shares_of_the_roofline_follow_the_schema(self, check, link, written):
+        """Those that were not measured are absent."""
+        figures = result(run(request()))
+        figures.ceiling = Ceiling(prefill=0.5, decode=None, link=link, assumptions="a model on a part")
+
+        assert written == set(check(figures)["ceiling"])
 
     @pytest.mark.parametrize("figures", [result(), result(run()), result(run(failed()))])
     def test_a_result_of_nothing_follows_the_schema(self, check, figures):
