@@ -29,6 +29,7 @@ class Span:
         self.gpu_children = self.host_children = 0
         self.locks = 0
         self.used = 0
+        """When it was last let go."""
 
     @property
     def first(self) -> int:
@@ -57,6 +58,8 @@ class PrefixCache:
         self.host_used = 0
         self.stored = 0
         """Blocks copied to the host so far."""
+        self._evictable = 0
+        """Blocks on the GPU that nobody has locked."""
         self._tick = 0
         self._order = 0
         self.clear()
@@ -66,7 +69,7 @@ class PrefixCache:
         self.root = Span(np.empty(0, np.uint64), None)
         self._gpu_leaves: list[tuple[int, int, Span]] = []
         self._host_leaves: list[tuple[int, int, Span]] = []
-        self.gpu_used = self.host_used = 0
+        self.gpu_used = self.host_used = self._evictable = 0
 
     def lookup(self, hashes: Hashes, most: int) -> Match:
         """The longest cached prefix of at most `most` blocks."""
@@ -84,27 +87,37 @@ class PrefixCache:
 
     def lock(self, node: Span) -> None:
         """Keep this prefix where it is."""
-        self._tick += 1
         span: Span | None = node
         while span is not None:
-            span.locks += 1
-            span.used = self._tick
+            self._lock(span)
             span = span.parent
 
     def release(self, node: Span) -> None:
-        """Let it go; it was just used."""
+        """Let it go; it was used until now."""
         self._tick += 1
         span: Span | None = node
         while span is not None:
-            span.locks -= 1
             span.used = self._tick
+            span = span.parent
+        self.unlock(node)
+
+    def unlock(self, node: Span) -> None:
+        """Let it go as if it had not been locked."""
+        span: Span | None = node
+        while span is not None:
+            span.locks -= 1
+            if span.gpu and not span.locks:
+                self._evictable += len(span.hashes)
             self._offer(span)
             span = span.parent
 
     def reserve(self, blocks: int) -> bool:
         """Take so many GPU blocks, evicting what is unlocked; nothing is taken if there are not enough."""
-        if blocks > self.gpu_blocks - self.gpu_used and not self._evict(blocks - (self.gpu_blocks - self.gpu_used)):
+        missing = blocks - (self.gpu_blocks - self.gpu_used)
+        if missing > self._evictable:
             return False
+        if missing > 0:
+            self._evict(missing)
         self.gpu_used += blocks
         return True
 
@@ -118,10 +131,8 @@ class PrefixCache:
         span: Span | None = node
         while span is not None and span is not self.root:
             if not span.gpu:
-                self._set_gpu(span)
+                self._to_gpu(span)
                 restored += len(span.hashes)
-                if not self._write_through:
-                    self._drop_host(span)
             span = span.parent
         return restored
 
@@ -135,28 +146,30 @@ class PrefixCache:
         while done < len(hashes):
             child = node.children.get(int(hashes[done]))
             if child is None:
-                child = self._add(node, hashes[done:])
-                new += len(child.hashes)
-            else:
-                shared = _shared(child.hashes, hashes[done:])
-                if shared < len(child.hashes):
-                    child = self._cut(child, shared)
-                if not child.gpu:
-                    self._set_gpu(child)
-                    new += shared
-            child.locks += 1
-            child.used = self._tick
-            node, done = child, done + len(child.hashes)
+                return self._add(node, hashes[done:]), new + len(hashes) - done
+            shared = _shared(child.hashes, hashes[done:])
+            if shared < len(child.hashes):
+                child = self._cut(child, shared)
+            self._lock(child)
+            if not child.gpu:
+                self._to_gpu(child)
+                new += shared
+            node, done = child, done + shared
         return node, new
 
+    def _lock(self, span: Span) -> None:
+        if span.gpu and not span.locks:
+            self._evictable -= len(span.hashes)
+        span.locks += 1
+
     def _add(self, parent: Span, hashes: Hashes) -> Span:
+        """New blocks behind a span, locked."""
         span = Span(hashes, parent)
         parent.children[span.first] = span
+        self._lock(span)
         self._set_gpu(span)
         if self._write_through and (parent.host or parent is self.root):
-            span.locks += 1  # making room shall not take it
             self._store(span)
-            span.locks -= 1
         return span
 
     def _cut(self, span: Span, at: int) -> Span:
@@ -169,6 +182,12 @@ class PrefixCache:
         front.gpu, front.host, front.locks, front.used = span.gpu, span.host, span.locks, span.used
         front.gpu_children, front.host_children = int(span.gpu), int(span.host)
         return front
+
+    def _to_gpu(self, span: Span) -> None:
+        """From the host. What was written back lies in one place only; what was written through, in both."""
+        self._set_gpu(span)
+        if not self._write_through:
+            self._drop_host(span)
 
     def _set_gpu(self, span: Span) -> None:
         span.gpu = True
@@ -185,60 +204,65 @@ class PrefixCache:
         if span.host and not span.host_children:
             heapq.heappush(self._host_leaves, (span.used, self._order, span))
 
-    def _evict(self, blocks: int) -> bool:
-        """Free so many GPU blocks, or as many as are unlocked."""
-        while blocks > 0 and self._gpu_leaves:
+    def _evict(self, blocks: int) -> None:
+        """Free so many GPU blocks; so many are unlocked."""
+        while blocks > 0:
             used, _, span = heapq.heappop(self._gpu_leaves)
             if span.locks or not span.gpu or span.gpu_children or span.used != used:
                 continue
             if len(span.hashes) > blocks:
                 self._cut(span, len(span.hashes) - blocks)
-            front = span.parent
             blocks -= len(span.hashes)
-            self._take_from_gpu(span)
-            if front is not None:
-                self._offer(front)
-        return blocks <= 0
+            self._offer(self._take_from_gpu(span))
 
-    def _take_from_gpu(self, span: Span) -> None:
+    def _take_from_gpu(self, span: Span) -> Span:
+        """Leave it to the host, as far as there is room, and forget the rest; returns the span before it."""
         self.gpu_used -= len(span.hashes)
+        self._evictable -= len(span.hashes)
+        before = span.parent
         if not span.host and not self._write_through:
             self._store(span)
-        span.gpu = False
-        if span.parent is not None:
-            span.parent.gpu_children -= 1
-        if span.host:
-            self._offer(span)
-        else:
-            self._forget(span)
+        while span is not before:  # storing may have cut it
+            parent = span.parent
+            assert parent is not None
+            span.gpu = False
+            parent.gpu_children -= 1
+            if span.host:
+                self._offer(span)
+            else:
+                self._forget(span)
+            span = parent
+        return span
 
     def _store(self, span: Span) -> None:
-        """Copy a span to the host, as far as there is room."""
+        """Copy a span to the host; where there is no room for all of it, its beginning."""
         blocks = len(span.hashes)
-        if blocks > self.host_blocks:
+        self._make_room_on_host(min(blocks, self.host_blocks))
+        room = self.host_blocks - self.host_used
+        if room <= 0:
             return
-        while self.host_used + blocks > self.host_blocks:
-            if not self._evict_from_host():
-                return
+        if room < blocks:
+            span, blocks = self._cut(span, room), room
+        assert span.parent is not None
         span.host = True
-        if span.parent is not None:
-            span.parent.host_children += 1
+        span.parent.host_children += 1
         self.host_used += blocks
         self.stored += blocks
 
-    def _evict_from_host(self) -> bool:
-        while self._host_leaves:
+    def _make_room_on_host(self, blocks: int) -> None:
+        """Have room for so many blocks, or for as many as can be had."""
+        while self._host_leaves and self.host_used + blocks > self.host_blocks:
             used, _, span = heapq.heappop(self._host_leaves)
             if span.locks or not span.host or span.host_children or span.used != used:
                 continue
-            parent = span.parent
+            missing = self.host_used + blocks - self.host_blocks
+            if len(span.hashes) > missing:
+                self._cut(span, len(span.hashes) - missing)
+            assert span.parent is not None
             self._drop_host(span)
             if not span.gpu:
                 self._forget(span)
-            if parent is not None:
-                self._offer(parent)
-            return True
-        return False
+            self._offer(span.parent)
 
     def _drop_host(self, span: Span) -> None:
         if span.host:
@@ -248,14 +272,9 @@ class PrefixCache:
                 span.parent.host_children -= 1
 
     def _forget(self, span: Span) -> None:
-        """Take a span that lies nowhere out of the tree, and with it what cannot be reached without it."""
+        """Take a span that lies nowhere out of the tree. Nothing is behind it, as ends go first."""
         assert span.parent is not None
         del span.parent.children[span.first]
-        below = list(span.children.values())
-        while below:
-            lost = below.pop()
-            below += lost.children.values()
-            self._drop_host(lost)
 
 
 def _shared(mine: Hashes, theirs: Hashes) -> int:

@@ -378,7 +378,7 @@ class Replica:
         found = cache.lookup(sequence.hashes, (len(ids) - 1) // self._size)
         cache.lock(found.node)
         if not cache.reserve(wanted - found.gpu):
-            cache.release(found.node)
+            cache.unlock(found.node)
             return None
         restored = cache.restore(found.node) if found.host else 0
         sequence.node, sequence.blocks = found.node, found.gpu + found.host
