@@ -159,15 +159,20 @@ class TestPlugin:
 class TestProcess:
     """How it begins and ends."""
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     @pytest.mark.parametrize(
-        ("arguments", "what"),
+        ("arguments", "number", "what"),
         [
-            ((*SIMULATED, "--replicas", "2"), "(llama-3.1-8b, 2 replicas on 1 x NVIDIA-GH200-96GB, simulated)"),
-            (("--ttft-ms", "20"), "(TTFT 20 ms, ITL 10 ms)"),
+            (SIMULATED, signal.SIGINT, "(llama-3.1-8b, 1 x NVIDIA-GH200-96GB, simulated)"),
+            (
+                (*SIMULATED, "--replicas", "2", "--tensor-parallel", "4"),
+                signal.SIGTERM,
+                "(llama-3.1-8b, 2 replicas on 4 x NVIDIA-GH200-96GB, simulated)",
+            ),
+            (("--ttft-ms", "20"), signal.SIGINT, "(TTFT 20 ms, ITL 10 ms)"),
+            (("--itl-ms", "5"), signal.SIGTERM, "(TTFT 100 ms, ITL 5 ms)"),
         ],
     )
-    def test_until_it_is_told(self, number, arguments, what):
+    def test_until_it_is_told(self, arguments, number, what):
         """One line when it is ready, nothing else; exit code 0, also with a request under way."""
         with serving(*arguments) as running:
             assert running.said.rstrip("\n").endswith(what)
