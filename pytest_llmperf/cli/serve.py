@@ -247,7 +247,7 @@ def _planned(arguments: argparse.Namespace, mistakes: _Mistakes) -> tuple[Engine
     if mistakes.attempt(lambda: parse_slowdown(spec.slow)) is None:
         spec = replace(spec, slow=None)
     like = spec.like if spec.like in LIKE else DEFAULT_LIKE
-    if mistakes.attempt(lambda: settings_for(like, (), dict(spec.constants))) is None:
+    if mistakes.attempt(lambda: settings_for(like, None, (), dict(spec.constants))) is None:
         spec = replace(spec, constants=())
     if missing:
         return None

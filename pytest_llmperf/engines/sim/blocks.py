@@ -61,10 +61,15 @@ def block_hashes(token_ids: Ids, size: int) -> Hashes:
     return named
 
 
+def prompt_name(prompt: Ids, hashes: Hashes, size: int) -> int:
+    """A number that hangs on all of a prompt: on its full blocks and on what is behind them."""
+    name = int(hashes[-1]) if len(hashes) else 0
+    for token_id in prompt[len(hashes) * size :].tolist():
+        name = (name * 31 + token_id + 1) & _MASK
+    return name ^ len(prompt)
+
+
 def answer_ids(prompt: Ids, hashes: Hashes, size: int, count: int) -> Ids:
     """What the simulated model says to a prompt: ordinary ids, the same for the same prompt."""
-    seed = int(hashes[-1]) if len(hashes) else 0
-    for token_id in prompt[len(hashes) * size :].tolist():
-        seed = (seed * 31 + token_id + 1) & _MASK
-    drawn = _stream(seed ^ len(prompt), count) % np.uint64(len(TOKEN_IDS))
+    drawn = _stream(prompt_name(prompt, hashes, size), count) % np.uint64(len(TOKEN_IDS))
     return (drawn + np.uint64(TOKEN_IDS.start)).astype(np.int32)

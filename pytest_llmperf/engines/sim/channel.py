@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pytest_llmperf.arrivals import Arrivals
 from pytest_llmperf.clock import NS_PER_S, Clock, VirtualClock
 from pytest_llmperf.engines.base import Answer, Generation
-from pytest_llmperf.engines.sim.blocks import Ids, answer_ids, as_ids, block_hashes
+from pytest_llmperf.engines.sim.blocks import Ids, answer_ids, as_ids, block_hashes, prompt_name
 from pytest_llmperf.engines.sim.fleet import Fleet
 from pytest_llmperf.engines.sim.noise import Noise
 from pytest_llmperf.engines.sim.replica import Sequence
@@ -87,7 +87,8 @@ class SimChannel:
         self._clock = clock
         self._noise = noise
         self._max_model_len = max_model_len
-        self._running: dict[int, tuple[_Request, Sequence]] = {}
+        self._running: dict[int, tuple[_Request, Sequence, float]] = {}
+        """With the factor on the answer's times."""
         self._coming: list[SimReply] = []
         """Answers on their way, by their end."""
         self._ended: list[SimReply] = []
@@ -106,8 +107,9 @@ class SimChannel:
             self._ended.append(SimReply(now_ns, tag, request, None, now_ns, _failure=Failure("http_400", detail)))
             return
         sequence = self._fleet.submit(tag, request.ids, request.output_tokens, now_ns)
-        self._fleet.pace(self._noise.pace(sequence.hashes))
-        self._running[tag] = (request, sequence)
+        name = prompt_name(request.ids, sequence.hashes, self._fleet.block_tokens)
+        self._fleet.pace(self._noise.pace(name))
+        self._running[tag] = (request, sequence, self._noise.stretch(name))
 
     def poll(self, timeout_s: float) -> int:
         clock = self._clock
@@ -131,16 +133,15 @@ class SimChannel:
         return replies
 
     def close(self) -> None:
-        for _, sequence in self._running.values():
+        for _, sequence, _ in self._running.values():
             self._fleet.cancel(sequence)
         self._running.clear()
 
     def _reply(self, sequence: Sequence) -> SimReply:
-        request, _ = self._running.pop(sequence.tag)
+        request, _, stretch = self._running.pop(sequence.tag)
         if request.return_token_ids and sequence.generated is None:
             size = self._fleet.block_tokens
             sequence.generated = answer_ids(request.ids, block_hashes(request.ids, size), size, sequence.out)
-        stretch = self._noise.stretch(sequence.hashes, sequence.prompt)
         sent_ns = sequence.arrived_ns
         return SimReply(
             stretched(sent_ns, sequence.times[-1], stretch), sequence.tag, request, sequence, sent_ns, stretch

@@ -29,7 +29,6 @@ class Fleet:
         self._events: list[tuple[int, int, Callable[[Any, int], list[Sequence]], Any]] = []
         self._order = 0
         self._at: dict[int, Replica] = {}
-        self._woken: dict[Replica, int] = {}
 
     @property
     def next_ns(self) -> int | None:

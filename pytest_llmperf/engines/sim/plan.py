@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pytest_llmperf.engines import tiny_llama
 from pytest_llmperf.engines.base import EngineSpec
@@ -15,6 +17,8 @@ from pytest_llmperf.hardware import part_named
 from pytest_llmperf.roofline import Deployment, ModelShape, deployed, shape_of
 from pytest_llmperf.roofline.models import shape_from
 from pytest_llmperf.units import GIB
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +54,11 @@ def planned(spec: EngineSpec) -> Plan:
     policy = spec.policy or "round_robin"
     if policy not in POLICIES:
         problems.append(f"policy: {unknown('routing policy', policy, POLICIES)}")
-    try:
-        slowdown = parse_slowdown(spec.slow)
-        settings = settings_for(like if like in LIKE else DEFAULT_LIKE, spec.args, dict(spec.constants))
-        deployment = _deployment(spec)
-    except ConfigurationError as error:
-        raise ConfigurationError(*problems, *error.problems) from None
-    if problems:
+    slowdown = _attempt(problems, lambda: parse_slowdown(spec.slow))
+    deployment = _attempt(problems, lambda: _deployment(spec))
+    part, wanted = deployment and deployment.part, like if like in LIKE else DEFAULT_LIKE
+    settings = _attempt(problems, lambda: settings_for(wanted, part, spec.args, dict(spec.constants)))
+    if slowdown is None or deployment is None or settings is None or problems:
         raise ConfigurationError(*problems)
     room = _kv_room(deployment, settings)
     block_bytes = settings.block_tokens * deployment.kv_bytes_per_token
@@ -76,17 +78,19 @@ def planned(spec: EngineSpec) -> Plan:
     )
 
 
+def _attempt(problems: list[str], work: Callable[[], Made]) -> Made | None:
+    """What it makes; its mistakes are noted among the others."""
+    try:
+        return work()
+    except ConfigurationError as error:
+        problems += error.problems
+        return None
+
+
 def _deployment(spec: EngineSpec) -> Deployment:
     problems: list[str] = []
-    part, shape = None, None
-    try:
-        part = part_named(spec.part or "")
-    except ConfigurationError as error:
-        problems += error.problems
-    try:
-        shape = _shape(spec.model or "")
-    except ConfigurationError as error:
-        problems += error.problems
+    part = _attempt(problems, lambda: part_named(spec.part or ""))
+    shape = _attempt(problems, lambda: _shape(spec.model or ""))
     if part is None or shape is None:
         raise ConfigurationError(*problems)
     return deployed(shape, part, dtype=spec.dtype, kv_cache_dtype=spec.kv_cache_dtype, gpus=spec.tensor_parallel or 1)

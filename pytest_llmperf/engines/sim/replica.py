@@ -118,7 +118,6 @@ class Replica:
         self._growing: defaultdict[int, list[Sequence]] = defaultdict(list)
         self._plan = _Plan()
         self._in_free_ns = self._out_free_ns = 0
-        self._stored = 0
 
     @property
     def load(self) -> int:
@@ -348,12 +347,12 @@ class Replica:
     def _admit(self, now_ns: int, budget: int, plan: _Plan) -> None:
         while self._waiting and budget > 0 and self.running + len(self._loading) < self._most:
             sequence = self._waiting[0]
+            stored = -self.cache.stored
             restored = self._place(sequence)
             if restored is None:
                 return
             self._waiting.popleft()
-            stored = self.cache.stored - self._stored
-            self._stored = self.cache.stored
+            stored += self.cache.stored
             if restored and not self._blocking:
                 sequence.ready_ns = self._transfer(now_ns, restored, stored)
                 self._loading.append(sequence)

@@ -53,8 +53,8 @@ class LeastLoaded:
 class PrefixHash:
     """Consistent hashing of the prompt's beginning with bounded loads, as KubeAI does it.
 
-    Each replica has points on a ring; the first one clockwise from the prompt's hash whose load is
-    at most `load_factor` times the mean is taken.
+    Each replica has points on a ring. The first one clockwise from the prompt's hash is taken whose load, with this
+    request, is at most `load_factor` times the mean load, with this request; where there is none, the first of all.
     """
 
     def __init__(self, replicas: Sequence[Replica], settings: Settings) -> None:
@@ -71,11 +71,12 @@ class PrefixHash:
     def __call__(self, ids: Ids, hashes: Hashes) -> int:
         del hashes
         loads = [replica.load for replica in self._replicas]
-        most = (sum(loads) + 1) / len(loads) * self._factor
+        total = sum(loads)
+        most = (total + 1) / len(loads) * self._factor
         start = bisect.bisect_left(self._ring, (_hash(ids[: self._tokens].tobytes()), 0))
         for step in range(len(self._ring)):
             number = self._ring[(start + step) % len(self._ring)][1]
-            if loads[number] <= most:
+            if not total or loads[number] + 1 <= most:
                 return number
         return self._ring[start % len(self._ring)][1]
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from pytest_llmperf.errors import ConfigurationError, unknown
-from pytest_llmperf.units import RATIO, SECONDS
+from pytest_llmperf.hardware import Part
+from pytest_llmperf.units import GIB, MIB, RATIO, SECONDS
 
 AICONFIGURATOR = "aiconfigurator 0.12.0, Llama-3.1 70B FP8 and 8B BF16, 16,000 tokens"
 
@@ -58,14 +59,19 @@ class Settings:
         "(openfabric-systems/simllm#204, vllm-project/vllm#46112)"
     )  # fmt: skip
     request_overhead_s: float = _number(
-        5e-3, SECONDS, "from the socket to the scheduler: HTTP, checks, hand-over to the engine's process"
+        5e-3,
+        SECONDS,
+        "vLLM 0.32 on two CPU cores: TTFT less its own queue and prefill time is 3 to 5 ms within the "
+        "server, 6 to 12 ms with HTTP and the client beside it",
     )
     memory_utilization: float = _number(0.9, RATIO, "default of vLLM and TensorRT-LLM", most=1)
     memory_rule: str = _choice("of_all", "vLLM: a share of all memory, less weights; TensorRT-LLM: a share of what the "
                                "engine leaves free", "of_all", "of_free")  # fmt: skip
-    engine_bytes: float = _number(2e9, "bytes", "CUDA context, graphs and activations; vLLM's logs show 1 to 3 GB")
-    max_num_seqs: float = _number(256, "sequences", "default of vLLM", whole=True)
-    max_num_batched_tokens: float = _number(8192, "tokens", "default of vLLM's server on large GPUs", whole=True)
+    engine_bytes: float = _number(
+        2e9, "bytes", "activations of 1.1 to 1.7 GiB (vllm-project/vllm#9003), CUDA context and graphs"
+    )
+    max_num_seqs: float = _number(256, "sequences", "vLLM's default; 1,024 on large GPUs", whole=True)
+    max_num_batched_tokens: float = _number(2048, "tokens", "default of vLLM's server; 8,192 on large GPUs", whole=True)
     block_tokens: float = _number(16, "tokens", "default of vLLM", whole=True)
     admission: str = _choice("prompt", "vLLM admits what its prompt fits, and preempts; TensorRT-LLM what fits to its "
                              "end", "prompt", "whole")  # fmt: skip
@@ -90,6 +96,7 @@ LIKE: dict[str, dict[str, Any]] = {
         "memory_rule": "of_free",
         "engine_bytes": 5.6e9,
         "block_tokens": 64,
+        "max_num_seqs": 256,
         "admission": "whole",
         "transfer": "blocking",
         "offload": "write_back",
@@ -104,6 +111,14 @@ which hold for 4.71 to 6.55 GB. SGLang's share is its default `mem_fraction_stat
 
 DEFAULT_LIKE = "vllm"
 
+_ON_LARGE: dict[str, Any] = {"max_num_seqs": 1024, "max_num_batched_tokens": 8192}
+
+
+def _is_large(part: Part | None) -> bool:
+    """Whether vLLM takes its defaults for large GPUs: at least 70 GiB, and no A100."""
+    return part is not None and part.memory_mib * MIB >= 70 * GIB and part.mark != "a100"
+
+
 # vLLM's command-line flags that mean something here.
 FLAGS: dict[str, str] = {
     "--max-num-seqs": "max_num_seqs",
@@ -113,12 +128,12 @@ FLAGS: dict[str, str] = {
 }
 
 
-def settings_for(like: str, arguments: Sequence[str], overrides: Mapping[str, object]) -> Settings:
-    """The constants of an engine like that one, as its arguments and then `overrides` change them.
+def settings_for(like: str, part: Part | None, arguments: Sequence[str], overrides: Mapping[str, object]) -> Settings:
+    """The constants of an engine like that one on this part, if it is known, as its arguments and then `overrides` change them.
 
     Raises `ConfigurationError` listing every override that is unknown or out of range.
     """
-    values: dict[str, Any] = {**LIKE[like], **_from(arguments)}
+    values: dict[str, Any] = {**(_ON_LARGE if _is_large(part) else {}), **LIKE[like], **_from(arguments)}
     problems = []
     known = {item.name: item for item in dataclasses.fields(Settings)}
     for name, value in {**values, **overrides}.items():

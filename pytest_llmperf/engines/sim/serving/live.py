@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_llmperf.clock import NS_PER_S, RealClock
-from pytest_llmperf.engines.sim.blocks import Ids
+from pytest_llmperf.engines.sim.blocks import Ids, prompt_name
 from pytest_llmperf.engines.sim.fleet import Fleet
 from pytest_llmperf.engines.sim.noise import Noise
 from pytest_llmperf.engines.sim.replica import Sequence
@@ -112,8 +112,9 @@ class Live:
             self._noise = self._new_noise()
         self._tags += 1
         sequence = self.fleet.submit(self._tags, ids, output_tokens, arrived_ns)
-        self.fleet.pace(self._noise.pace(sequence.hashes))
-        running = Running(sequence, self._noise.stretch(sequence.hashes, len(ids)), tell)
+        name = prompt_name(ids, sequence.hashes, self.fleet.block_tokens)
+        self.fleet.pace(self._noise.pace(name))
+        running = Running(sequence, self._noise.stretch(name), tell)
         self._running[sequence.tag] = running
         self._set_timer()
         return running
