@@ -212,6 +212,16 @@ def test_an_answer_that_was_interrupted_is_not_the_one_to_follow():
     assert ROOF.decode_s(300, context) / 3 == pytest.approx(found.decode)
 
 
+def test_an_answer_that_is_about_to_end_is_not_the_one_to_follow():
+    """Each change loses a token, which a slightly slower answer that goes on does not."""
+    ended, ending = answer(0, 1, 2, tokens=101), answer(0, 1.5055, 2.0145, tokens=52)
+    longer = answer(0, 1.501, 3.001, tokens=151)
+    context = sum(k * 1000 + k * (k - 1) // 2 for k in (100, 51, 150))
+
+    # Of the longer one's tokens 101 came after the first answer's end; by way of the other there would be 99 steps.
+    assert ROOF.decode_s(100 + 100, context) / 2.001 == pytest.approx(ceiling(ended, ending, longer).decode)
+
+
 def test_tokens_of_the_first_chunk_took_no_time_that_was_seen():
     """Only steps between the first and the last arrival count."""
     found = ceiling(answer(0, 1, 2, tokens=20, chunks=[10, 10]))
