@@ -25,6 +25,9 @@ EXIT_USAGE = 2
 _DEFAULT_TTFT_MS = 100.0
 _DEFAULT_ITL_MS = 10.0
 _MOST_PORT = 65535
+# A part, and a model that fits on it.
+_EXAMPLE_PART = "gh200"
+_EXAMPLE_MODEL = "llama-3.1-8b"
 
 Made = TypeVar("Made")
 
@@ -224,14 +227,12 @@ def _planned(arguments: argparse.Namespace, mistakes: _Mistakes) -> tuple[Engine
     from pytest_llmperf.engines import sim  # noqa: PLC0415 - numpy is not needed for a known answer
     from pytest_llmperf.engines.base import parse_spec  # noqa: PLC0415
     from pytest_llmperf.engines.sim.plan import planned  # noqa: PLC0415
-    from pytest_llmperf.engines.sim.settings import DEFAULT_LIKE, LIKE, settings_for  # noqa: PLC0415
-    from pytest_llmperf.engines.sim.slowdown import parse_slowdown  # noqa: PLC0415
 
     missing = [_flag(name) for name in sim.REQUIRED if not getattr(arguments, name)]
     if missing:
         mistakes.problems.append(
-            f"{' and '.join(missing)} missing: a simulated engine needs a part and a model, such as --part gh200 "
-            "--model llama-3.1-8b; --ttft-ms and --itl-ms serve a known answer without them"
+            f"{' and '.join(missing)} missing: a simulated engine needs a part and a model, such as "
+            f"--part {_EXAMPLE_PART} --model {_EXAMPLE_MODEL}; --ttft-ms and --itl-ms serve a known answer without them"
         )
     words = {word.name: _value(word.name, getattr(arguments, word.name)) for word in _WORDS}
     if arguments.no_prefix_caching:
@@ -243,16 +244,29 @@ def _planned(arguments: argparse.Namespace, mistakes: _Mistakes) -> tuple[Engine
         if mistakes.attempt(lambda checked=checked: parse_spec("sim", checked, sim.WORDS, {})) is not None:  # type: ignore[misc]
             good |= checked
     spec = parse_spec("sim", good, sim.WORDS, {})
-    # The plan ends with the first of these that is wrong; the others are to be told, too.
-    if mistakes.attempt(lambda: parse_slowdown(spec.slow)) is None:
-        spec = replace(spec, slow=None)
-    like = spec.like if spec.like in LIKE else DEFAULT_LIKE
-    if mistakes.attempt(lambda: settings_for(like, None, (), dict(spec.constants))) is None:
-        spec = replace(spec, constants=())
-    if missing:
-        return None
-    plan = mistakes.attempt(lambda: planned(spec))
+    plan = None if missing else mistakes.attempt(lambda: planned(spec))
+    if plan is None:
+        for other in _variants(spec, complete=not missing):
+            mistakes.attempt(lambda other=other: planned(other))  # type: ignore[misc]
     return None if plan is None else (spec, plan)
+
+
+def _variants(spec: EngineSpec, *, complete: bool) -> Iterator[EngineSpec]:
+    """A plan ends at the first part of its specification that is wrong: others that show the rest of it."""
+    from pytest_llmperf.engines.base import EngineSpec  # noqa: PLC0415
+
+    if complete:
+        yield replace(spec, slow=None)
+    rest = EngineSpec(
+        kind=spec.kind,
+        part=_EXAMPLE_PART,
+        model=_EXAMPLE_MODEL,
+        like=spec.like,
+        policy=spec.policy,
+        slow=spec.slow,
+        constants=spec.constants,
+    )
+    yield from (rest, replace(rest, slow=None))
 
 
 def _flag(name: str) -> str:

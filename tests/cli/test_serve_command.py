@@ -17,6 +17,7 @@ import pytest
 from pytest_llmperf.cli import main
 from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import make_engine, make_spec
+from pytest_llmperf.engines.sim.plan import planned
 from pytest_llmperf.load import closed_loop
 from pytest_llmperf.reports.figures import result_json
 from pytest_llmperf.request import checked_request
@@ -133,8 +134,9 @@ class TestPlugin:
 
     def test_sessions_with_a_cache(self, server, pytester):
         """Sessions continue from the server's token ids, and its counters say what was reused."""
+        capacity = planned(make_spec("sim", {"part": "gh200", "model": "llama-3.1-8b"})).kv_capacity_tokens
         pytester.makepyfile(
-            """
+            f"""
             import pytest
             from pytest_llmperf import multi_round
 
@@ -143,7 +145,7 @@ class TestPlugin:
                 users = multi_round(users=2, rounds=2, context_tokens=800, input_tokens=32, output_tokens=40, seed=1)
                 result = llm_perf(llm_engine, users)
                 assert result.cache.hit_rate > 0.4
-                assert llm_engine.kv_capacity_tokens == 566_880
+                assert llm_engine.kv_capacity_tokens == {capacity}
             """
         )
         for _ in range(ATTEMPTS):
@@ -254,6 +256,15 @@ class TestMistakes:
         ):
             assert any(line.startswith(f"pytest-llmperf serve: {expected}") for line in lines), expected
         assert len(lines) == len(set(lines)) == 11
+
+    def test_one_missing_and_another_wrong(self, capsys):
+        """What can be known of the rest is said, too."""
+        lines = complaints(capsys, "--part", "gh200", "--policy", "zz", "--slow", "decode:5")
+        assert [line.removeprefix("pytest-llmperf serve: ").split(":")[0] for line in lines] == [
+            "--model missing",
+            "--policy",
+            "--slow 'decode",
+        ]
 
     def test_what_does_not_fit(self, capsys):
         """With the bytes that it would need."""
