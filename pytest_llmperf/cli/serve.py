@@ -11,7 +11,6 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
 from pytest_llmperf.errors import ConfigurationError
@@ -244,29 +243,13 @@ def _planned(arguments: argparse.Namespace, mistakes: _Mistakes) -> tuple[Engine
         if mistakes.attempt(lambda checked=checked: parse_spec("sim", checked, sim.WORDS, {})) is not None:  # type: ignore[misc]
             good |= checked
     spec = parse_spec("sim", good, sim.WORDS, {})
-    plan = None if missing else mistakes.attempt(lambda: planned(spec))
-    if plan is None:
-        for other in _variants(spec, complete=not missing):
-            mistakes.attempt(lambda other=other: planned(other))  # type: ignore[misc]
+    if missing:  # of the rest, what is wrong on any part and with any model
+        plain = {"part": _EXAMPLE_PART, "model": _EXAMPLE_MODEL}
+        plain |= {name: good[name] for name in ("like", "policy", "slow", "constants") if name in good}
+        mistakes.attempt(lambda: planned(parse_spec("sim", plain, sim.WORDS, {})))
+        return None
+    plan = mistakes.attempt(lambda: planned(spec))
     return None if plan is None else (spec, plan)
-
-
-def _variants(spec: EngineSpec, *, complete: bool) -> Iterator[EngineSpec]:
-    """A plan ends at the first part of its specification that is wrong: others that show the rest of it."""
-    from pytest_llmperf.engines.base import EngineSpec  # noqa: PLC0415
-
-    if complete:
-        yield replace(spec, slow=None)
-    rest = EngineSpec(
-        kind=spec.kind,
-        part=_EXAMPLE_PART,
-        model=_EXAMPLE_MODEL,
-        like=spec.like,
-        policy=spec.policy,
-        slow=spec.slow,
-        constants=spec.constants,
-    )
-    yield from (rest, replace(rest, slow=None))
 
 
 def _flag(name: str) -> str:
