@@ -1,18 +1,41 @@
 # Two commands: `make perf` measures, `make test` tests. Each makes what it needs and can be repeated.
 #
+#   make perf                                       on a simulated GH200, in seconds
+#   make perf PART=h100                             on another part
+#   make perf ENGINE=vllm                           on the real vLLM and this machine
 #   make perf ARGS="-k prefix --llmperf-runs 3"     options for pytest
 #   make test ARGS="-m 'not vllm'"
+#   make baselines                                  the simulated ones anew
 
 PYTHON ?= python3
 ARGS ?=
+ENGINE ?= sim
+PART ?= gh200
 
 BIN := .venv/bin
 VLLM := .venv-vllm
 
-.PHONY: perf test lint engine clean
+# From run to run a simulated engine differs by a percent, as a quiet machine does.
+NOISE := --llmperf-set run_noise=0.01
+SIMULATED := gh200 h100 h200
 
-perf: .venv/complete engine
+.PHONY: perf perf-sim perf-vllm baselines test lint engine clean
+
+perf: perf-$(ENGINE)
+
+perf-sim: .venv/complete
+	$(BIN)/pytest perf_tests --llmperf-hardware sim:$(PART) $(NOISE) $(ARGS)
+
+perf-vllm: .venv/complete engine
 	$(BIN)/pytest perf_tests --llmperf-set executable=$(VLLM)/bin/python $(ARGS)
+
+# Another seed is another night. The files are the same wherever and whenever they are made.
+baselines: .venv/complete
+	for part in $(SIMULATED); do \
+	  rm -rf baselines/sim-$$part && \
+	  $(BIN)/pytest perf_tests --llmperf-hardware sim:$$part $(NOISE) --llmperf-set noise_seed=1 \
+	    --llmperf-gate off --llmperf-save-baseline main --quiet || exit 1; \
+	done
 
 test: .venv/complete engine
 	LLMPERF_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest $(ARGS)

@@ -1,8 +1,21 @@
-"""Does a cached context save its prefill? On a small random-weight Llama: runs wherever vLLM does."""
+"""Does a cached context save its prefill? On a GPU with an 8B model, without one with a small random-weight Llama."""
 
 import pytest
 
 from pytest_llmperf import multi_round, round_robin
+
+
+USERS = {"users": 6, "context_tokens": 8_000, "input_tokens": 64, "output_tokens": 16, "seed": 7}
+
+
+@pytest.mark.gpu(memory_gib=20)
+@pytest.mark.llm_engine("vllm", model="meta-llama/Llama-3.1-8B-Instruct", prefix_caching=True, max_model_len=20_000)
+def test_cached_context(llm_engine, llm_perf):
+    """With their contexts cached, users wait several times less for the first token."""
+    cold, primed = cold_and_primed(llm_engine, llm_perf)
+
+    assert primed.cache.hit_rate > 0.9
+    assert cold.ttft.p50 > 3 * primed.ttft.p50
 
 
 @pytest.mark.llm_engine(
@@ -15,14 +28,20 @@ from pytest_llmperf import multi_round, round_robin
 )
 # Looks for caching that is lost, a factor of 30, on machines as noisy as a laptop: not for a few percent.
 @pytest.mark.llm_gate(metric="ttft_p50", detect=1.0, min_effect=0.1)
-def test_cached_context(llm_engine, llm_perf):
+def test_cached_context_on_a_processor(llm_engine, llm_perf, gpu):
     """With their contexts cached, users wait at least ten times less for the first token."""
-    users = {"users": 6, "context_tokens": 8_000, "input_tokens": 64, "output_tokens": 16, "seed": 7}
-
-    cold = llm_perf(llm_engine, multi_round(rounds=1, **users), load=round_robin(), cache="cold", name="cold")
-    primed = llm_perf(
-        llm_engine, multi_round(rounds=5, **users), load=round_robin(), prefill_context=True, name="primed"
-    )
+    if gpu.gpus:
+        pytest.skip("on a GPU the small model's prefill is lost among the fixed costs of a request")
+    cold, primed = cold_and_primed(llm_engine, llm_perf)
 
     assert primed.cache.hit_rate > 0.9
     assert cold.ttft.p50 > 10 * primed.ttft.p50
+
+
+def cold_and_primed(llm_engine, llm_perf):
+    """The same users with empty caches, and with their contexts in them."""
+    cold = llm_perf(llm_engine, multi_round(rounds=1, **USERS), load=round_robin(), cache="cold", name="cold")
+    primed = llm_perf(
+        llm_engine, multi_round(rounds=5, **USERS), load=round_robin(), prefill_context=True, name="primed"
+    )
+    return cold, primed

@@ -217,10 +217,14 @@ def _test_of(measurement: str, tests: set[str]) -> str | None:
     return test if test in tests else None
 
 
+# Where an engine is, and the simulated night that it is: not what it is.
+_NO_DIFFERENCE = {"url", "executable", "noise_seed"}
+
+
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     """How the engine's words differ, for the reader: `prefix_caching True -> False`."""
     now = json.loads(json.dumps(now, default=repr))  # as a file holds it: tuples have become lists
-    words = sorted((set(before) | set(now)) - {"url", "executable"})  # where it is, not what it is
+    words = sorted((set(before) | set(now)) - _NO_DIFFERENCE)
     return tuple(
         f"{word} {before.get(word)!r} -> {now.get(word)!r}" for word in words if before.get(word) != now.get(word)
     )

@@ -56,7 +56,8 @@ def planned(spec: EngineSpec) -> Plan:
         problems.append(f"policy: {unknown('routing policy', policy, POLICIES)}")
     slowdown = _attempt(problems, lambda: parse_slowdown(spec.slow))
     deployment = _attempt(problems, lambda: _deployment(spec))
-    part, wanted = deployment and deployment.part, like if like in LIKE else DEFAULT_LIKE
+    part = None if deployment is None else deployment.part
+    wanted = like if like in LIKE else DEFAULT_LIKE
     settings = _attempt(problems, lambda: settings_for(wanted, part, spec.args, dict(spec.constants)))
     if slowdown is None or deployment is None or settings is None or problems:
         raise ConfigurationError(*problems)

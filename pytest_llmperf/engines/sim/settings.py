@@ -129,7 +129,7 @@ FLAGS: dict[str, str] = {
 
 
 def settings_for(like: str, part: Part | None, arguments: Sequence[str], overrides: Mapping[str, object]) -> Settings:
-    """The constants of an engine like that one on this part, if it is known, as its arguments and then `overrides` change them.
+    """The constants of an engine like that one, as its part, its arguments and then `overrides` change them.
 
     Raises `ConfigurationError` listing every override that is unknown or out of range.
     """
