@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulations import is_locked, tiers
 
 from pytest_llmperf.engines.sim.cache import PrefixCache
 
@@ -225,21 +226,6 @@ class Pair:
             assert gpu.issuperset(map(name_of, request.path))
 
 
-def tiers(cache):
-    """The blocks in the tree, by where they lie."""
-    gpu, host, spans = [], [], list(cache.root.children.values())
-    while spans:
-        span = spans.pop()
-        assert span.gpu or span.host
-        gpu += span.hashes.tolist() if span.gpu else []
-        host += span.hashes.tolist() if span.host else []
-        assert len(span.children) >= max(span.gpu_children, span.host_children)
-        spans += span.children.values()
-    assert len(set(gpu)) == len(gpu)
-    assert len(set(host)) == len(host)
-    return set(gpu), set(host)
-
-
 def play(pair, random):
     """One thing that a replica might do next, likelier what it does more often."""
     # Few symbols, so that prompts share beginnings and part ways in the midst of what is cached.
@@ -279,6 +265,7 @@ def test_it_does_what_single_blocks_would_do(gpu_blocks, host_blocks, write_thro
     while pair.requests:
         pair.end(pair.requests[-1])
         pair.check()
+    assert not is_locked(pair.cache)
     assert pair.cache.reserve(gpu_blocks)
     pair.cache.free(gpu_blocks)
     assert pair.cache.gpu_used == 0
