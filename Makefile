@@ -19,7 +19,7 @@ VLLM := .venv-vllm
 NOISE := --llmperf-set run_noise=0.01
 SIMULATED := gh200 h100 h200
 
-.PHONY: perf perf-sim perf-vllm baselines test lint engine clean
+.PHONY: perf perf-sim perf-vllm baselines simulation test lint engine clean
 
 perf: perf-$(ENGINE)
 
@@ -36,6 +36,10 @@ baselines: .venv/complete
 	  $(BIN)/pytest perf_tests --llmperf-hardware sim:$$part $(NOISE) --llmperf-set noise_seed=1 \
 	    --llmperf-gate off --llmperf-save-baseline main --quiet || exit 1; \
 	done
+
+# The tables and the plot of docs/simulation.md.
+simulation: .venv/complete
+	$(BIN)/python benchmarks/sim/page.py
 
 test: .venv/complete engine
 	LLMPERF_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest $(ARGS)

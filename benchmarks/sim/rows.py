@@ -34,7 +34,7 @@ class Row:
         published = self.shown(low) if low == high else f"{self.shown(low)} to {self.shown(high)}"
         if high == float("inf"):
             published = f"more than {self.shown(low)}"
-        off = "in range" if not self.deviation and low != high else f"{100 * self.deviation:+.0f} %"
+        off = "in range" if not self.deviation and low != high else f"{round(100 * self.deviation):+d} %"
         allowed = "exactly" if not self.tolerance else f"{100 * self.tolerance:.0f} %"
         met = "yes" if abs(self.deviation) <= self.tolerance + 1e-9 else "**no**"
         return self.what, published, self.shown(self.simulated), off, allowed, met

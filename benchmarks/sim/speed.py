@@ -48,9 +48,7 @@ def seed_case() -> float:
 def kubeai_case() -> float:
     """8,000 requests over eight L4."""
     sessions = cut_up_conversations(prompts=800, requests=8000, mean_input=832, mean_output=76, seed=5)
-    on = engine(
-        model="llama-3.1-8b", part="l4", dtype="fp8", kv_cache_dtype="fp8", replicas=8, policy="least_loaded"
-    )
+    on = engine(model="llama-3.1-8b", part="l4", dtype="fp8", kv_cache_dtype="fp8", replicas=8, policy="least_loaded")
     return cpu_s(lambda: run(on, sessions, closed_loop(1600)))
 
 
