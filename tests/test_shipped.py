@@ -19,6 +19,7 @@ def values(path):
     return {row["fullname"]: row["stats"]["data"] for row in rows}
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("part", ["gh200", "h100", "h200"])
 def test_the_shipped_baselines_are_those_of_make_baselines(part, tmp_path):
     command = [
@@ -38,6 +39,7 @@ def test_the_shipped_baselines_are_those_of_make_baselines(part, tmp_path):
         assert pytest.approx(shipped[name], rel=1e-6) == data, f"{name}: make baselines"
 
 
+@pytest.mark.timeout(300)
 def test_the_tables_of_the_documentation_are_those_of_make_simulation():
     command = [sys.executable, "benchmarks/sim/page.py", "--check"]
 

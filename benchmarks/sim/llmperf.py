@@ -1,7 +1,7 @@
 """A100 against RTX 4090 and the reuse of prefixes, after LLMPerf (Emerging-AI).
 
-Its data and the lengths of its two tasks are not published. Short: 200 tokens in, 16 out; long: 1,500 in and 500 out, up
-to 3,000 in and 1,000 out.
+Its data and the lengths of its two tasks are not published. Short: 200 tokens in, 16 out; long: 1,500 in and 500 out,
+up to 3,000 in and 1,000 out.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `published`: a number, or the two ends of a range; `tolerance`: the share that it may be missed by."""
+    """One figure. `published`: a number, or a range's two ends; `tolerance`: the share that it may be missed by."""
 
     what: str
     published: float | tuple[float, float]
