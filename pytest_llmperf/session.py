@@ -242,10 +242,10 @@ def _by_kind(events: Sequence[Failure | Remark]) -> str:
 
 def _check_fit(engine: Engine, request: Request) -> None:
     """Raise `ConfigurationError` if the engine cannot serve the workload; nothing was sent yet."""
-    longest, several = 0, False
+    longest, continues = 0, False
     for session in request.workload:
         longest = max(longest, session.total_tokens)
-        several = several or len(session.turns) > 1
+        continues = continues or bool(session.continued_from)
     problems = []
     name, limit = request.workload.name, engine.max_model_len
     if limit is not None and longest > limit:
@@ -253,7 +253,7 @@ def _check_fit(engine: Engine, request: Request) -> None:
             f"{name} grows to {longest} tokens, input and output together, but {engine.model} at {engine.url} takes "
             f"{limit}; shorten it or raise max_model_len"
         )
-    if several and not engine.returns_token_ids:
+    if continues and not engine.returns_token_ids:
         problems.append(
             f"{name} continues from the tokens that the engine produced, but {engine.url} does not return token ids "
             "(return_token_ids, as vLLM has it); use single_turn or shared_prefix there"

@@ -48,7 +48,8 @@ class _Progress:
 
     session: Session
     turn: int = 0
-    history: Ids = field(default_factory=lambda: _NOTHING)
+    histories: dict[int, Ids] = field(default_factory=dict)
+    """What had been exchanged at the end of a turn; of the last one only, unless the session forks."""
     released_ns: int = 0
     sent: Ids = field(default_factory=lambda: _NOTHING)
     request: Any = None
@@ -64,10 +65,22 @@ class _Progress:
 
     def encode(self, channel: Channel) -> Any:
         """Its next request, and what that sends."""
-        turn = self.next_turn
-        self.sent = turn.input_after(self.history)
-        several = len(self.session.turns) > 1
-        return channel.encode(Generation(self.sent, turn.output_tokens, return_token_ids=several))
+        turn, session = self.next_turn, self.session
+        self.sent = turn.input_after(_NOTHING if self.turn == 0 else self.histories[session.continued(self.turn)])
+        needed = self.turn in session.continued_from
+        return channel.encode(Generation(self.sent, turn.output_tokens, return_token_ids=needed))
+
+    def remember(self, answer_ids: tuple[int, ...] | None) -> None:
+        """Keep what the session has come to with this answer, for the turns that continue from it."""
+        told = self.next_turn.answer_ids
+        said = np.array(answer_ids or (), np.int32) if told is None else told
+        if not self.session.has_forks:
+            self.histories.clear()
+        self.histories[self.turn] = np.concatenate([self.sent, said])
+
+    def lacks(self, answer_ids: tuple[int, ...] | None) -> bool:
+        """Whether a later turn needs the answer's ids and they are not there."""
+        return answer_ids is None and self.turn in self.session.continued_from
 
 
 class Driver:
@@ -209,7 +222,7 @@ class Driver:
     def _take(self, answer: Answer, state: _Progress) -> list[RequestRecord]:
         """Move the answer's session on and return what is to be recorded."""
         failure = answer.failure
-        if failure is None and not state.is_last and answer.token_ids is None:
+        if failure is None and state.lacks(answer.token_ids):
             failure = Failure("no_token_ids", "the answer has no token ids for the next turn to continue from")
         records = [self._record_of(answer, state, failure)]
         if failure is not None:
@@ -218,7 +231,7 @@ class Driver:
             state.turn = len(state.session.turns)
         else:
             if not state.is_last:
-                state.history = np.concatenate([state.sent, np.array(answer.token_ids or (), np.int32)])
+                state.remember(answer.token_ids)
             state.turn += 1
         state.sent = _NOTHING
         return records

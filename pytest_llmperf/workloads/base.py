@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from pytest_llmperf.engines.base import TOKEN_IDS
 from pytest_llmperf.errors import ConfigurationError
@@ -16,13 +17,15 @@ from pytest_llmperf.errors import ConfigurationError
 Ids = np.ndarray
 """Token ids: one-dimensional, int32."""
 
+_GOLDEN = 0x9E3779B97F4A7C15
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One request of a session.
 
     `prefix` is what a session starts with, its context; a later turn has none and continues from
-    the session's history: the previous input and the tokens that the engine really produced.
+    the session's history: the input of an earlier turn and its answer.
     """
 
     prefix: Ids | None
@@ -30,6 +33,10 @@ class Turn:
     output_tokens: int
     at_s: float | None = None
     """When to send, in seconds from the run's start; None: when the load model says so."""
+    answer_ids: Ids | None = None
+    """What stands for the answer in the history; None: the tokens that the engine really produced."""
+    after: int | None = None
+    """The turn of its session that it continues from; None: the one before. Several after one turn are forks."""
 
     @property
     def new_tokens(self) -> int:
@@ -62,8 +69,31 @@ class Session:
 
     @property
     def total_tokens(self) -> int:
-        """Length of the session at its end, input and output together."""
-        return len(self.context) + sum(turn.new_tokens + turn.output_tokens for turn in self.turns)
+        """The most tokens that one of its turns comes to, input and output together."""
+        lengths: list[int] = []
+        ends: list[int] = []
+        for number, turn in enumerate(self.turns):
+            before = 0 if number == 0 else lengths[self.continued(number)]
+            length = (before if turn.prefix is None else len(turn.prefix)) + turn.new_tokens
+            ends.append(length + turn.output_tokens)
+            lengths.append(length + (turn.output_tokens if turn.answer_ids is None else len(turn.answer_ids)))
+        return max(ends)
+
+    def continued(self, number: int) -> int:
+        """The turn that this later one continues from."""
+        after = self.turns[number].after
+        return number - 1 if after is None else after
+
+    @property
+    def continued_from(self) -> frozenset[int]:
+        """The turns whose real answers later ones need."""
+        later = (n for n in range(1, len(self.turns)) if self.turns[n].prefix is None)
+        return frozenset(before for before in map(self.continued, later) if self.turns[before].answer_ids is None)
+
+    @property
+    def has_forks(self) -> bool:
+        """Whether a turn continues from another one than that before it."""
+        return any(turn.after is not None for turn in self.turns)
 
 
 class Workload(Protocol):
@@ -109,7 +139,21 @@ class TokenSource:
     def draw(self, label: str, count: int) -> Ids:
         """`count` ids for this label; another label gives unrelated ones."""
         key = hashlib.sha256(self._root + label.encode()).digest()
-        raw = np.random.PCG64(int.from_bytes(key[:16], "little")).random_raw(count)
+        return self._reduced(np.random.PCG64(int.from_bytes(key[:16], "little")).random_raw(count))
+
+    def blocks(self, numbers: npt.ArrayLike, size: int) -> Ids:
+        """Numbered blocks of `size` ids one after another: the same number gives the same block.
+
+        SplitMix64 of the ids' places, so that many small blocks cost no more than one large one.
+        """
+        first = np.asarray(numbers, np.uint64) * np.uint64(size)
+        places = (first[:, np.newaxis] + np.arange(size, dtype=np.uint64)).ravel()
+        mixed = places * np.uint64(_GOLDEN) + np.frombuffer(self._root[:8], np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return self._reduced(mixed ^ (mixed >> np.uint64(31)))
+
+    def _reduced(self, raw: npt.NDArray[np.uint64]) -> Ids:
         drawn = raw % np.uint64(len(self._token_ids)) + np.uint64(self._token_ids.start)
         return drawn.astype(np.int32)
 
@@ -126,6 +170,10 @@ def digest(sessions: Iterable[Session]) -> str:
             state.update(struct.pack("<qqqd", prefix_bytes, turn.new_tokens, turn.output_tokens, at_s))
             state.update(prefix)
             state.update(turn.new_ids.astype("<i4").tobytes())
+            if turn.answer_ids is not None:
+                state.update(b"answer" + turn.answer_ids.astype("<i4").tobytes())
+            if turn.after is not None:
+                state.update(struct.pack("<6sq", b"after ", turn.after))
     return state.hexdigest()[:16]
 
 

@@ -1,0 +1,64 @@
+"""Reading files of conversations and traces: every complaint names the file, the line and what was expected."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pytest_llmperf.errors import ConfigurationError
+
+_SHOWN = 60
+
+
+def complaint(path: Path, line: int, problem: str, expected: str) -> ConfigurationError:
+    """The error on one line of a file."""
+    return ConfigurationError(f"{path}, line {line}: {problem}; expected {expected}")
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines with something in them, by their number from 1. Raises `ConfigurationError`."""
+    try:
+        with path.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                try:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError as error:
+                    raise complaint(path, number, f"byte {error.start} is not UTF-8", "a file in UTF-8") from None
+                if text:
+                    yield number, text
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}; give the path of a file") from None
+
+
+def json_lines(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, by the numbers of their lines. `expected`: what one should be, for the reader."""
+    for number, text in text_lines(path):
+        try:
+            row = orjson.loads(text)
+        except ValueError:
+            raise complaint(path, number, f"no JSON: {text[:_SHOWN]!r}", expected) from None
+        if not isinstance(row, dict):
+            raise complaint(path, number, f"no JSON object: {text[:_SHOWN]!r}", expected)
+        yield number, row
+
+
+def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """The rows of a CSV file that has at least these columns, by the numbers of their lines."""
+    lines = text_lines(path)
+    wanted = ", ".join(columns)
+    header = next(lines, None)
+    if header is None:
+        raise complaint(path, 1, "nothing in the file", f"a header with {wanted}")
+    names = next(csv.reader([header[1]]))
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise complaint(path, header[0], f"no column {', '.join(missing)} in {names}", f"the columns {wanted}")
+    for number, text in lines:
+        values = next(csv.reader([text]))
+        if len(values) != len(names):
+            raise complaint(path, number, f"{len(values)} values", f"{len(names)}, as the header has columns")
+        yield number, dict(zip(names, values, strict=True))
