@@ -148,7 +148,8 @@ class TokenSource:
         """
         first = np.asarray(numbers, np.uint64) * np.uint64(size)
         places = (first[:, np.newaxis] + np.arange(size, dtype=np.uint64)).ravel()
-        mixed = places * np.uint64(_GOLDEN) + np.frombuffer(self._root[:8], np.uint64)
+        state = np.uint64(int.from_bytes(self._root[:8], "little"))
+        mixed: npt.NDArray[np.uint64] = places * np.uint64(_GOLDEN) + state
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return self._reduced(mixed ^ (mixed >> np.uint64(31)))
