@@ -147,9 +147,9 @@ class TokenSource:
         SplitMix64 of the ids' places, so that many small blocks cost no more than one large one.
         """
         first = np.asarray(numbers, np.uint64) * np.uint64(size)
-        places = (first[:, np.newaxis] + np.arange(size, dtype=np.uint64)).ravel()
+        places: npt.NDArray[np.uint64] = np.add.outer(first, np.arange(size, dtype=np.uint64)).ravel()
         state = np.uint64(int.from_bytes(self._root[:8], "little"))
-        mixed: npt.NDArray[np.uint64] = places * np.uint64(_GOLDEN) + state
+        mixed = places * np.uint64(_GOLDEN) + state
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return self._reduced(mixed ^ (mixed >> np.uint64(31)))
