@@ -25,14 +25,13 @@ import numpy as np
 from pytest_llmperf import units
 from pytest_llmperf.arrivals import UNKNOWN
 from pytest_llmperf.clock import NS_PER_S
-from pytest_llmperf.engines import tiny_llama
 from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.tiny_llama import shape_of
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.hardware import Hardware, Part
 from pytest_llmperf.metrics import columns
 from pytest_llmperf.records import RequestRecord, RunRecord
-from pytest_llmperf.roofline import Deployment, ModelShape, deployed, shape_of
-from pytest_llmperf.roofline.models import shape_from
+from pytest_llmperf.roofline import Deployment, ModelShape, deployed
 
 # A peak is a number of three digits, and times are whole nanoseconds.
 _ROUNDING = 0.01
@@ -148,7 +147,7 @@ def roof_of(spec: EngineSpec, hardware: Hardware, *, model: str, prefix_caching:
     gpus, replicas = counts
     name = spec.model or model
     try:
-        shape = _shape(name)
+        shape = shape_of(name)
         dtype = _dtype(spec.dtype, shape, name)
         deployment = deployed(shape, part, dtype=dtype, kv_cache_dtype=spec.kv_cache_dtype, gpus=gpus)
     except (ConfigurationError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
@@ -193,10 +192,6 @@ def _counts(spec: EngineSpec, present: int) -> tuple[int, int] | None:
 
 def _is_otherwise(arguments: Iterable[str]) -> bool:
     return any(_OTHERWISE.match(argument.replace("_", "-")) for argument in arguments)
-
-
-def _shape(model: str) -> ModelShape:
-    return shape_from(tiny_llama.CONFIG, model) if model == tiny_llama.NAME else shape_of(model)
 
 
 def _dtype(wanted: str | None, shape: ModelShape, name: str) -> str | None:

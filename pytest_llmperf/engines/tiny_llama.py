@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_llmperf import roofline
+from pytest_llmperf.roofline import ModelShape
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -58,6 +61,11 @@ CHAT_TEMPLATE = (
     "{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|header|>assistant\n{% endif %}"
 )
+
+
+def shape_of(model: str) -> ModelShape:
+    """The shape of a model by its name or folder, this one included. Raises `ConfigurationError`."""
+    return roofline.shape_from(CONFIG, NAME) if model == NAME else roofline.shape_of(model)
 
 
 def ensure(cache_dir: Path) -> Path:

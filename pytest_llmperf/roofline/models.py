@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ SHAPES: dict[str, ModelShape] = {
 meta-llama/Llama-3.1-8B, meta-llama/Llama-3.1-70B, Qwen/Qwen2-7B and Qwen/Qwen2-72B-Instruct-AWQ."""
 
 # What repositories add to a model's name without changing its shape.
-_ADDITIONS = re.compile(r"^meta-|-(instruct|chat|hf|fp8|bf16|dynamic|int4|gptq)\b")
+_ADDITIONS = re.compile(r"^meta-|-(instruct|chat|hf|bf16|dynamic)\b")
+_QUANTIZED = re.compile(r"-(fp8|awq|gptq|int4)\b")
 _UNSUPPORTED = {
     "num_local_experts": "a mixture of experts",
     "num_experts": "a mixture of experts",
@@ -95,7 +96,7 @@ def shape_of(model: str) -> ModelShape:
     for file in (path / "config.json", path):
         if file.is_file():
             return _read(file, path.name)
-    built_in = SHAPES.get(_reduced(model))
+    built_in = _built_in(_reduced(model))
     if built_in is not None:
         return built_in
     cached = _cached(model)
@@ -145,6 +146,15 @@ def _read(file: Path, name: str) -> ModelShape:
     if not isinstance(config, dict):
         raise ConfigurationError(f"{file} is no model configuration: expected a JSON object")
     return shape_from(config, name)
+
+
+def _built_in(name: str) -> ModelShape | None:
+    """The shape of that name, its weights as the name says."""
+    quantized = _QUANTIZED.search(name)
+    if name in SHAPES or quantized is None:
+        return SHAPES.get(name)
+    shape = SHAPES.get(_QUANTIZED.sub("", name))
+    return None if shape is None else replace(shape, quantization=quantized[1])
 
 
 def _reduced(model: str) -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pytest_llmperf.engines import tiny_llama
 from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.sim.routing import POLICIES
 from pytest_llmperf.engines.sim.settings import DEFAULT_LIKE, LIKE, Settings, settings_for
 from pytest_llmperf.engines.sim.slowdown import Slowdown, parse_slowdown
+from pytest_llmperf.engines.tiny_llama import shape_of
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.hardware import part_named
-from pytest_llmperf.roofline import Deployment, ModelShape, deployed, shape_of
-from pytest_llmperf.roofline.models import shape_from
+from pytest_llmperf.roofline import Deployment, deployed
 from pytest_llmperf.units import GIB
 
 Made = TypeVar("Made")
@@ -91,16 +89,10 @@ def _attempt(problems: list[str], work: Callable[[], Made]) -> Made | None:
 def _deployment(spec: EngineSpec) -> Deployment:
     problems: list[str] = []
     part = _attempt(problems, lambda: part_named(spec.part or ""))
-    shape = _attempt(problems, lambda: _shape(spec.model or ""))
+    shape = _attempt(problems, lambda: shape_of(spec.model or ""))
     if part is None or shape is None:
         raise ConfigurationError(*problems)
     return deployed(shape, part, dtype=spec.dtype, kv_cache_dtype=spec.kv_cache_dtype, gpus=spec.tensor_parallel or 1)
-
-
-def _shape(model: str) -> ModelShape:
-    if model == tiny_llama.NAME or os.path.basename(model).startswith(f"{tiny_llama.NAME}-"):
-        return shape_from(tiny_llama.CONFIG, tiny_llama.NAME)
-    return shape_of(model)
 
 
 def _kv_room(deployment: Deployment, settings: Settings) -> float:
