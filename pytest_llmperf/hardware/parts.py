@@ -163,6 +163,6 @@ BY_NAME: dict[str, Part] = {part.name: part for part in PARTS}
 def part_named(name: str) -> Part:
     """The part of that name. Raises `ConfigurationError` for an unknown one."""
     try:
-        return BY_NAME[name.lower()]
+        return BY_NAME[name]
     except KeyError:
         raise ConfigurationError(unknown("part", name, BY_NAME)) from None
