@@ -4,7 +4,6 @@ import pytest
 
 from pytest_llmperf import multi_round, round_robin
 
-
 USERS = {"users": 6, "context_tokens": 8_000, "input_tokens": 64, "output_tokens": 16, "seed": 7}
 
 

@@ -1,0 +1,38 @@
+"""KV offload against recomputing: what it saves to bring a context back from host memory instead of computing it again.
+
+NVIDIA states up to 14x for Llama 3 70B on an H100, without a length; this runs over lengths.
+"""
+
+import pytest
+
+from pytest_llmperf import multi_round, round_robin
+
+PARTS = [
+    pytest.param("gh200", marks=pytest.mark.gh200),
+    pytest.param("h100", marks=pytest.mark.h100),
+    pytest.param("h200", marks=pytest.mark.h200),
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.llm_engine(
+    "vllm",
+    model="meta-llama/Llama-3.1-70B-Instruct",
+    dtype="fp8",
+    kv_cache_dtype="fp8",
+    prefix_caching=True,
+    kv_offload_gib=64,
+    max_model_len=17_800,
+    args=["--gpu-memory-utilization", "0.95"],
+)
+@pytest.mark.llm_gate(metric="ttft_p50")
+@pytest.mark.parametrize("context_tokens", [1_000, 4_000, 8_000, 16_000])
+def test_offload_or_recompute(part, context_tokens, llm_engine, llm_perf):
+    """A context that was pushed out of the GPU comes back faster than it is computed."""
+    users = multi_round(users=4, rounds=1, context_tokens=context_tokens, input_tokens=64, output_tokens=2, seed=7)
+
+    recomputed = llm_perf(llm_engine, users, load=round_robin(), cache="cold", name="recomputed")
+    restored = llm_perf(llm_engine, users, load=round_robin(), cache="evicted", name="restored")
+
+    assert restored.cache.restored_bytes > 0
+    assert recomputed.ttft.p50 > (2 if context_tokens < 4_000 else 5) * restored.ttft.p50
