@@ -7,7 +7,7 @@ import os
 import pytest
 
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.hardware import PARTS, declared
+from pytest_llmperf.hardware import MARKS, PARTS, Requirement, declared, simulated_part
 from pytest_llmperf.hardware.detect import remote
 
 MACHINES = {
@@ -317,6 +317,67 @@ def test_an_unknown_key_is_an_error_that_names_the_accepted_ones(key):
     assert problem.startswith(f"unknown hardware key {key!r}; accepted: ")
     assert all(part.key in problem for part in PARTS)
     assert "2x-NVIDIA-H200" in problem
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+@pytest.mark.parametrize(("prefix", "counted", "count"), [("", "", 1), ("1x-", "", 1), ("4x-", "4x-", 4)])
+def test_every_part_can_be_simulated_with_and_without_a_count(part, prefix, counted, count):
+    """It satisfies the part's mark, and its results lie apart from those of the part itself."""
+    hardware = declared(f"sim:{prefix}{part.name}")
+
+    assert (f"sim-{counted}{part.name}", part.name, True, True) == (
+        hardware.key,
+        hardware.part,
+        hardware.simulated,
+        hardware.declared,
+    )
+    assert [part] * count == [gpu.part for gpu in hardware.gpus]
+    assert [part.mark] == [mark for mark in MARKS if Requirement(parts=(mark,)).unmet_by(hardware) is None]
+    assert f"simulated {count} x {part.nvml_names[0]}" in hardware.describe()
+    assert (True, part.name) == (hardware.fingerprint()["simulated"], hardware.fingerprint()["part"])
+    assert part.name == simulated_part(f"sim:{prefix}{part.name}")
+
+
+@pytest.mark.parametrize("key", ["sim:", "sim:GH200", "sim:0x-h100", "sim:x-h100", "sim:NVIDIA-H200"])
+def test_an_unknown_simulated_part_is_an_error_that_names_the_known_ones(key):
+    """With the one that may have been meant."""
+    with pytest.raises(ConfigurationError) as caught:
+        declared(key)
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"unknown part {key.removeprefix('sim:')!r}")
+    assert all(part.name in problem for part in PARTS)
+
+
+@pytest.mark.parametrize("key", [None, "NVIDIA-H200", "gh200", "2x-NVIDIA-H200"])
+def test_other_keys_simulate_nothing(key):
+    """Nor does their absence."""
+    assert simulated_part(key) is None
+
+
+def test_measured_hardware_does_not_say_that_it_is_not_simulated():
+    """A fingerprint from before there was a simulation looks like one from after."""
+    assert not {"simulated", "part"} & declared("NVIDIA-H200").fingerprint().keys()
+
+
+def test_names_and_keys_of_parts_are_their_own():
+    """No two parts share one, and the first of a mark's parts is simulated by the mark's name."""
+    assert len({part.name for part in PARTS}) == len({part.key for part in PARTS}) == len(PARTS)
+    assert set(MARKS) <= {part.name for part in PARTS}
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_a_part_s_rates_are_in_their_units(part):
+    """A slip of a power of ten, or FLOP/s with sparsity, would be outside; each says where it is from."""
+    figures = [part.bandwidth, part.flops_16bit, part.host_link, part.gpu_link, *filter(None, [part.flops_fp8])]
+
+    assert 0.2e12 < part.bandwidth.value < 10e12
+    assert 100e12 < part.flops_16bit.value < 3000e12
+    assert part.flops_fp8 is None or part.flops_fp8.value == pytest.approx(2 * part.flops_16bit.value, rel=0.02)
+    assert (part.flops_fp8 is None) == (part.compute_capability < (8, 9))
+    assert 30e9 < part.host_link.value < 500e9
+    assert part.nvlink_c2c == (part.host_link.value > 100e9)
+    assert all(figure.source for figure in figures)
 
 
 def test_a_remote_machine_is_kept_apart_by_its_host():

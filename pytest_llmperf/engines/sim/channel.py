@@ -102,8 +102,12 @@ class SimChannel:
     def send(self, tag: int, request: _Request) -> None:
         now_ns = self._clock.now_ns()
         total = len(request.ids) + request.output_tokens
+        detail = ""
         if total > self._max_model_len:
             detail = f"the request needs {total} tokens and the context is {self._max_model_len}"
+        elif not len(request.ids) or request.output_tokens < 1:
+            detail = "a request needs at least one token of input and one of output"
+        if detail:
             self._ended.append(SimReply(now_ns, tag, request, None, now_ns, _failure=Failure("http_400", detail)))
             return
         sequence = self._fleet.submit(tag, request.ids, request.output_tokens, now_ns)

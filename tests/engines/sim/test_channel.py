@@ -114,6 +114,20 @@ def test_a_request_longer_than_the_context_is_refused_at_once():
     assert clock.now_ns() > START_NS
 
 
+@pytest.mark.parametrize(("length", "out"), [(0, 5), (5, 0)])
+def test_a_request_without_input_or_output_is_refused(length, out):
+    """It would never end."""
+    channel, _, _ = connected()
+    send(channel, 0, prompt(0, length), out)
+
+    (answer,) = answers(channel, 1)
+
+    assert ("http_400", "a request needs at least one token of input and one of output") == (
+        answer.failure.kind,
+        answer.failure.detail,
+    )
+
+
 def test_closing_gives_up_what_still_runs():
     """Its blocks come back, and the next channel is not disturbed."""
     channel, clock, made = connected()
