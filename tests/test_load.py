@@ -157,6 +157,41 @@ class TestRoundRobin:
 
         assert [Release(0, 8), Release(1, 8)] == schedule.due(8)
 
+    def test_a_random_order_is_another_one_each_round(self):
+        """Every user has each turn once before anybody has the next one."""
+        groups = simulate(round_robin(order="random", seed=3), turns(*[4] * 6)).groups
+
+        rounds = [[session for (session,) in groups[n : n + 6]] for n in range(0, 24, 6)]
+        assert [[*range(6)]] * 4 == [sorted(order) for order in rounds]
+        assert 4 == len({tuple(order) for order in rounds} - {tuple(range(6))})
+
+    def test_a_random_order_hangs_on_its_seed_and_on_nothing_else(self):
+        """Not on the times of the answers, nor on the machine."""
+        quick, slow, other = (
+            simulate(round_robin(order="random", seed=seed), turns(2, 2, 2, 1), answer=answer).groups
+            for seed, answer in ((7, lambda *_: 1), (7, lambda session, turn: 9 - session), (8, lambda *_: 1))
+        )
+
+        assert [(1,), (3,), (2,), (0,), (1,), (2,), (0,)] == quick == slow != other
+
+    def test_a_random_order_does_not_go_with_a_barrier(self):
+        """All of a round send at once there."""
+        with pytest.raises(ConfigurationError, match=r"round_robin: with a barrier all users send at once, so order="):
+            round_robin(barrier=True, order="random")
+
+    def test_a_user_who_thinks_is_waited_for(self):
+        """The next turn of a user comes so long after its last answer, and nobody goes first."""
+        run = simulate(round_robin(think_s=5), turns(2, 2))
+
+        assert [Sent(0, 0, 0), Sent(1, 0, S), Sent(0, 1, 6 * S), Sent(1, 1, 7 * S)] == run.sent
+
+    def test_behind_a_barrier_the_one_who_thinks_longest_is_waited_for(self):
+        """The round starts when all are ready."""
+        run = simulate(round_robin(barrier=True, think_s=5), turns(2, 2), answer=lambda session, turn: S + session)
+
+        assert [(0, 1), (0, 1)] == run.groups
+        assert [0, 6 * S + 1] == run.times(0)
+
     def test_one_worker_drives_it(self):
         """Its order is one over all sessions; a second worker would send a second request."""
         assert round_robin().workers(4) == 1
@@ -583,6 +618,7 @@ def test_a_share_deals_the_sessions_out():
 LOADS = [
     round_robin(),
     round_robin(barrier=True),
+    round_robin(order="random", think_s=0.5, seed=2),
     closed_loop(1),
     closed_loop(3, ramp_s=3, think_s=0.5),
     constant(2),
@@ -667,7 +703,9 @@ def open_loads(**more):
     return arrival_loads(**more) | st.builds(replay, st.floats(0.5, 2), think_s=THINK_S, seed=SEED, **more)
 
 
-ROUND_ROBINS = st.builds(round_robin, barrier=st.booleans())
+ROUND_ROBINS = st.builds(round_robin, barrier=st.booleans(), think_s=THINK_S, seed=SEED) | st.builds(
+    round_robin, order=st.sampled_from(["turn", "random"]), think_s=THINK_S, seed=SEED
+)
 SESSIONS = st.lists(st.lists(st.none() | st.floats(0, 10), max_size=5), max_size=12)
 
 
@@ -788,6 +826,10 @@ def test_more_sessions_change_nothing_for_those_before(rate, more):
     [
         (round_robin(), "round_robin()"),
         (round_robin(barrier=True), "round_robin(barrier=True)"),
+        (
+            round_robin(order="random", think_s=2.0, seed=7),
+            "round_robin(order='random', think_s=2, seed=7)",
+        ),
         (closed_loop(8), "closed_loop(8)"),
         (
             closed_loop(8, think_s=1.5, ramp_s=2, warmup_s=3, duration_s=60, max_requests=100, seed=1),
@@ -841,7 +883,17 @@ RISING = [("ramp_s", SECONDS, NO_SECONDS), ("warmup_s", SECONDS, NO_SECONDS)]
 ROOM = [("max_in_flight", COUNT + ", or None", NO_COUNT)]
 RATES = [("rate", "a number above 0", NO_RATE)]
 ARGUMENTS = [
-    ("round_robin", round_robin, {}, [("barrier", "True or False", [0, 1, None, "yes"])]),
+    (
+        "round_robin",
+        round_robin,
+        {},
+        [
+            ("barrier", "True or False", [0, 1, None, "yes"]),
+            ("order", "'turn' or 'random'", ["shuffled", None, True]),
+            COMMON[0],
+            COMMON[-1],
+        ],
+    ),
     (
         "closed_loop",
         closed_loop,

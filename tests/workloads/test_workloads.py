@@ -256,6 +256,92 @@ def test_rounds_without_a_context_begin_with_their_first_question():
     assert 12 == session.total_tokens
 
 
+BRANCHES = multi_round(
+    users=2,
+    rounds=3,
+    context_tokens=4,
+    shared_context_tokens=2,
+    input_tokens=2,
+    input_growth=1,
+    output_tokens=3,
+    output_growth=5,
+    forks=2,
+    seed=7,
+)
+
+
+def test_branches_have_the_ids_of_every_other_machine():
+    """Shared contexts, growing rounds and forks draw the same everywhere."""
+    assert [
+        [
+            [1622, 1962, 1686, 1001, 1200, 1426],
+            [1985, 1931, 1669],
+            [1535, 1237, 1482, 1569],
+            [1050, 1214, 1551],
+            [1689, 1244, 1185, 1223],
+        ],
+        [
+            [1622, 1962, 1564, 1701, 1845, 2029],
+            [1618, 1077, 1299],
+            [1015, 1097, 1494, 1270],
+            [1201, 1999, 1199],
+            [1205, 1782, 1341, 1805],
+        ],
+    ] == ids(BRANCHES)
+    assert "e3ea1ad96390f10b" == BRANCHES.digest
+
+
+def test_the_first_branch_asks_what_a_session_without_forks_asks():
+    """What is added changes nothing that was there."""
+    plain = replace(BRANCHES, forks=1)
+
+    assert ids(plain) == [session[:3] for session in ids(BRANCHES)]
+
+
+def test_a_context_is_shared_as_far_as_was_asked_and_no_further():
+    """And the sessions say how far."""
+    one, other = BRANCHES
+
+    assert (one.context[:2], 2, 2) == (other.context[:2], one.shared_tokens, other.shared_tokens)
+    assert one.context[2] != other.context[2]
+    assert [4, 4] == [len(one.context), len(other.context)]
+    assert [0] == [session.shared_tokens for session in replace(BRANCHES, users=1)]
+
+
+def test_rounds_grow_by_what_was_asked():
+    """The inputs and the answers, in each branch anew."""
+    for session in BRANCHES:
+        assert [2, 3, 4, 3, 4] == [turn.new_tokens for turn in session.turns]
+        assert [3, 8, 13, 8, 13] == [turn.output_tokens for turn in session.turns]
+        assert 4 + (2 + 3) + (3 + 8) + (4 + 13) == session.total_tokens
+
+
+def test_branches_continue_from_the_first_round():
+    """One after the other, each from the same answer, with questions of their own."""
+    for session in BRANCHES:
+        assert [None, None, None, 0, None] == [turn.after for turn in session.turns]
+        assert [0, 1, 0, 3] == [session.continued(number) for number in range(1, 5)]
+        assert {0, 1, 3} == session.continued_from
+        assert session.turns[1].new_ids.tolist() != session.turns[3].new_ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"shared_context_tokens": 6}, "is a part of context_tokens and can be no more than 5, got 6"),
+        ({"forks": 2, "rounds": 1}, "forks=2 needs a second round to fork into; got rounds=1"),
+        ({"input_growth": -1}, "input_growth must be a whole number of at least 0, got -1"),
+        ({"forks": 0}, "forks must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_is_told(arguments, problem):
+    """Where two arguments contradict each other, both are in the sentence."""
+    good = {"users": 1, "rounds": 2, "context_tokens": 5, "input_tokens": 1, "output_tokens": 1}
+
+    with pytest.raises(ConfigurationError, match=problem):
+        multi_round(**good | arguments)
+
+
 def test_single_turns_have_nothing_in_common():
     """Each request is a session of one turn with exact lengths and no context."""
     sessions = list(single_turn(requests=50, input_tokens=100, output_tokens=8))
