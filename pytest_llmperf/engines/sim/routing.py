@@ -71,13 +71,13 @@ class PrefixHash:
     def __call__(self, ids: Ids, hashes: Hashes) -> int:
         del hashes
         loads = [replica.load for replica in self._replicas]
-        total = sum(loads)
-        most = (total + 1) / len(loads) * self._factor
+        most = (sum(loads) + 1) / len(loads) * self._factor
         start = bisect.bisect_left(self._ring, (_hash(ids[: self._tokens].tobytes()), 0))
-        for step in range(len(self._ring)):
-            number = self._ring[(start + step) % len(self._ring)][1]
-            if not total or loads[number] + 1 <= most:
-                return number
+        if min(loads) + 1 <= most:
+            for step in range(len(self._ring)):
+                number = self._ring[(start + step) % len(self._ring)][1]
+                if loads[number] + 1 <= most:
+                    return number
         return self._ring[start % len(self._ring)][1]
 
 
