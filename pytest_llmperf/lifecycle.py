@@ -90,9 +90,10 @@ class Lifecycle:
         return planned
 
     def _hardware_for(self, item: pytest.Item, hardware: Hardware) -> Hardware:
-        """What the test runs on: a mark that asks for a simulated engine brings its hardware along."""
+        """What the test runs on: a simulated engine brings its hardware along."""
         mark = item.get_closest_marker("llm_engine")
-        if hardware.declared or mark is None or mark.args != ("sim",):
+        kinds = (self.options.engine,) if self.options.engine or mark is None else mark.args
+        if hardware.declared or kinds != ("sim",):
             return hardware
         return marks.simulated_hardware(marks.engine_spec(item, self.options))
 

@@ -101,10 +101,11 @@ def _kv_room(deployment: Deployment, settings: Settings) -> float:
     memory = deployment.memory_bytes
     room = share * (memory - taken) if settings.memory_rule == "of_free" else share * memory - taken
     if room <= 0:
+        usable = memory if settings.memory_rule == "of_free" else memory * share
         raise ConfigurationError(
             f"{deployment.model.name} does not fit on {_gpus(deployment)}: its {deployment.weights.name} weights need "
             f"{_gib(deployment.weight_bytes)} of each GPU and the engine {_gib(settings.engine_bytes)}, together "
-            f"{_gib(taken)} of {_gib(memory * share)} usable; use more GPUs (tensor_parallel) or a smaller dtype"
+            f"{_gib(taken)} of {_gib(usable)} usable; use more GPUs (tensor_parallel) or a smaller dtype"
         )
     return room
 

@@ -2,7 +2,7 @@
 
 The order is vLLM's: every running sequence gets its next token, prompts that were begun go on, new
 ones are admitted first come, first served, as far as the step's token budget and the memory
-allow. A sequence that finds no block preempts the one admitted last, which is computed again.
+allow. A sequence that finds no block preempts the one that came into the batch last, which is computed again.
 """
 
 from __future__ import annotations

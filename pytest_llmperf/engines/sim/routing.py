@@ -53,8 +53,9 @@ class LeastLoaded:
 class PrefixHash:
     """Consistent hashing of the prompt's beginning with bounded loads, as KubeAI does it.
 
-    Each replica has points on a ring. The first one clockwise from the prompt's hash is taken whose load, with this
-    request, is at most `load_factor` times the mean load, with this request; where there is none, the first of all.
+    Each replica has points on a ring. The first one clockwise from the prompt's hash is taken whose load is at most
+    `load_factor` times the mean load, which counts the new request; since KubeAI's pull request 528 only the mean
+    does. With a factor of 1 and more there always is such a one.
     """
 
     def __init__(self, replicas: Sequence[Replica], settings: Settings) -> None:
@@ -73,10 +74,10 @@ class PrefixHash:
         loads = [replica.load for replica in self._replicas]
         most = (sum(loads) + 1) / len(loads) * self._factor
         start = bisect.bisect_left(self._ring, (_hash(ids[: self._tokens].tobytes()), 0))
-        if min(loads) + 1 <= most:
+        if min(loads) <= most:
             for step in range(len(self._ring)):
                 number = self._ring[(start + step) % len(self._ring)][1]
-                if loads[number] + 1 <= most:
+                if loads[number] <= most:
                     return number
         return self._ring[start % len(self._ring)][1]
 

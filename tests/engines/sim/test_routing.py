@@ -95,10 +95,10 @@ class TestPrefixHash:
         loads=st.lists(st.integers(0, 30), min_size=1, max_size=8), number=st.integers(0, 50), factor=st.floats(1.0, 3)
     )
     def test_the_first_on_the_ring_within_the_bound_is_taken(self, loads, number, factor):
-        """A load, with this request, of at most the factor times the mean, with this request; else the first of all."""
+        """A load of at most the factor times the mean, which counts this request; else the first of all."""
         route, replicas = router("prefix_hash", *loads, load_factor=factor)
         tokens = conversations(51)[number]
-        fits = {n for n, load in enumerate(loads) if load + 1 <= factor * (sum(loads) + 1) / len(loads)}
+        fits = {n for n, load in enumerate(loads) if load <= factor * (sum(loads) + 1) / len(loads)}
         for replica in replicas:
             replica.load = 0
         home = route(tokens)
@@ -128,20 +128,20 @@ class TestPrefixHash:
         assert {1, 2, 3} == {now for now, home in zip(away, homes, strict=True) if home == 0}
 
     def test_the_bound_is_that_of_the_mean_with_the_request_that_comes(self):
-        """Two replicas at 4 and 4: the mean is 4.5, 1.25 of it 5.625; a fifth fits, at 5 and 3 a sixth does not."""
+        """Two replicas with 8 requests: the mean is 4.5 with the next, 1.25 of it 5.625; 5 is within, 6 is not."""
         starts = conversations(40)
-        route, replicas = router("prefix_hash", 4, 4)
+        route, replicas = router("prefix_hash", 5, 3)
         homes = [route(first) for first in starts]
         assert {0, 1} == set(homes)
 
-        replicas[0].load, replicas[1].load = 5, 3
+        replicas[0].load, replicas[1].load = 6, 2
 
         assert {1} == {route(first) for first in starts}
 
     def test_where_nobody_is_within_the_bound_it_goes_home(self):
-        """One request in a large fleet makes a mean that nobody is below."""
-        idle, _ = router("prefix_hash", *[0] * 8)
-        busy, _ = router("prefix_hash", 1, *[0] * 7)
+        """With a factor below 1 nobody may be."""
+        idle, _ = router("prefix_hash", *[0] * 4, load_factor=0.5)
+        busy, _ = router("prefix_hash", *[9] * 4, load_factor=0.5)
 
         assert [idle(first) for first in conversations(30)] == [busy(first) for first in conversations(30)]
 
