@@ -76,11 +76,12 @@ class Lifecycle:
         planned = []
         for item in items:
             try:
-                unmet = marks.requirement(item).unmet_by(self._hardware_for(item, hardware))
+                wants_engine = "llm_engine" in getattr(item, "fixturenames", ())
+                here = self._hardware_for(item, hardware) if wants_engine else hardware
+                unmet = marks.requirement(item).unmet_by(here)
                 if unmet is not None:
                     self._mark_unmet(item, unmet)
                     continue
-                wants_engine = "llm_engine" in getattr(item, "fixturenames", ())
                 spec = marks.engine_spec(item, self.options) if wants_engine else None
                 if spec is not None:
                     problems += [f"{item.nodeid}: {problem}" for problem in _elsewhere(spec, hardware)]
