@@ -15,7 +15,7 @@ from pytest_llmperf.engines.base import Answer, Generation
 from pytest_llmperf.engines.sim.blocks import Ids, answer_ids, as_ids, block_hashes, prompt_name
 from pytest_llmperf.engines.sim.fleet import Fleet
 from pytest_llmperf.engines.sim.noise import Noise
-from pytest_llmperf.engines.sim.replica import Sequence
+from pytest_llmperf.engines.sim.sequence import Sequence
 from pytest_llmperf.records import ClientStats, Failure
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.engines.sim.blocks import Ids, block_hashes
 from pytest_llmperf.engines.sim.cache import PrefixCache
-from pytest_llmperf.engines.sim.replica import Counters, Replica, Sequence, total
+from pytest_llmperf.engines.sim.replica import Counters, Replica, total
 from pytest_llmperf.engines.sim.routing import POLICIES
+from pytest_llmperf.engines.sim.sequence import Sequence
 from pytest_llmperf.engines.sim.settings import Settings
 from pytest_llmperf.engines.sim.timing import Timing
 

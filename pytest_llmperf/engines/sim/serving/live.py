@@ -16,7 +16,7 @@ from pytest_llmperf.clock import NS_PER_S, RealClock
 from pytest_llmperf.engines.sim.blocks import Ids, prompt_name
 from pytest_llmperf.engines.sim.fleet import Fleet
 from pytest_llmperf.engines.sim.noise import Noise
-from pytest_llmperf.engines.sim.replica import Sequence
+from pytest_llmperf.engines.sim.sequence import Sequence
 from pytest_llmperf.engines.sim.serving.exposition import Latencies
 
 # With noise, a run begins with the first request after so long without any.
