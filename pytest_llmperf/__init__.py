@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from pytest_llmperf.results import PerfResult
     from pytest_llmperf.verdicts import Verdict
-    from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
+    from pytest_llmperf.workloads import conversations, multi_round, shared_prefix, single_turn
 
 _HOMES = {
     "PerfResult": "pytest_llmperf.results",
@@ -30,6 +30,7 @@ _HOMES = {
     "burst": "pytest_llmperf.load",
     "closed_loop": "pytest_llmperf.load",
     "constant": "pytest_llmperf.load",
+    "conversations": "pytest_llmperf.workloads",
     "exponential": "pytest_llmperf.load",
     "lognormal": "pytest_llmperf.load",
     "multi_round": "pytest_llmperf.workloads",
@@ -46,6 +47,7 @@ __all__ = [
     "burst",
     "closed_loop",
     "constant",
+    "conversations",
     "exponential",
     "lognormal",
     "multi_round",
