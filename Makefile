@@ -17,7 +17,10 @@ VLLM := .venv-vllm
 
 # From run to run a simulated engine differs by a percent, as a quiet machine does.
 NOISE := --llmperf-set run_noise=0.01
-SIMULATED := gh200 h100 h200
+STORE := $(NOISE) --llmperf-set noise_seed=1 --llmperf-gate off --llmperf-save-baseline main --quiet
+SIMULATED := gh200 h100 h200 4x-a100 4x-rtx4090
+# Brings its own eight GPUs, whatever the others run on.
+FLEET := perf_tests/test_prefix_routing.py
 
 .PHONY: perf perf-sim perf-vllm baselines simulation test lint engine clean
 
@@ -31,11 +34,11 @@ perf-vllm: .venv/complete engine
 
 # Another seed is another night. The files are the same wherever and whenever they are made.
 baselines: .venv/complete
+	rm -rf baselines/sim-*
 	for part in $(SIMULATED); do \
-	  rm -rf baselines/sim-$$part && \
-	  $(BIN)/pytest perf_tests --llmperf-hardware sim:$$part $(NOISE) --llmperf-set noise_seed=1 \
-	    --llmperf-gate off --llmperf-save-baseline main --quiet || exit 1; \
+	  $(BIN)/pytest perf_tests --ignore $(FLEET) --llmperf-hardware sim:$$part $(STORE) || exit 1; \
 	done
+	$(BIN)/pytest $(FLEET) $(STORE)
 
 # The tables and the plot of docs/simulation.md.
 simulation: .venv/complete

@@ -121,6 +121,20 @@ def singles(requests):
     return single_turn(requests=requests, input_tokens=4, output_tokens=2)
 
 
+def ids(*numbers):
+    return np.array(numbers, np.int32)
+
+
+def turn(new, answer=None, after=None):
+    """A turn of two tokens of answer that continues a session."""
+    told = None if answer is None else ids(*answer)
+    return Turn(prefix=None, new_ids=ids(*new), output_tokens=2, answer_ids=told, after=after)
+
+
+def sent(engine):
+    return [list(generation.token_ids) for generation in engine.sent]
+
+
 ROUNDS = rounds(3)
 
 
@@ -175,6 +189,27 @@ class TestWhatIsSent:
         driven([Session(turns=(turn, turn))], round_robin(), engine)
 
         assert [[7, 8, 9], [7, 8, 9]] == [list(sent.token_ids) for sent in engine.sent]
+
+    def test_a_recorded_answer_stands_for_the_real_one(self):
+        """The history has what the workload tells, and the server need not say what it generated."""
+        engine = VirtualEngine(Script(token_ids=False))
+        turns = (turn([7], answer=[70, 71]), turn([8], answer=[80]), turn([9]))
+
+        records = driven([Session(turns=(replace(turns[0], prefix=ids(5)), *turns[1:]))], round_robin(), engine)
+
+        assert [[5, 7], [5, 7, 70, 71, 8], [5, 7, 70, 71, 8, 80, 9]] == sent(engine)
+        assert [False] * 3 == [generation.return_token_ids for generation in engine.sent]
+        assert {} == kinds(records)
+
+    def test_forks_continue_from_the_same_turn(self):
+        """Each from what had been exchanged when that turn ended, whatever came in between."""
+        engine = VirtualEngine()
+        turns = (replace(turn([7]), prefix=ids(5)), turn([8]), turn([9], after=0), turn([10], after=1))
+
+        driven([Session(turns=turns)], round_robin(), engine)
+
+        assert [[5, 7], [5, 7, 0, 1, 8], [5, 7, 0, 1, 9], [5, 7, 0, 1, 8, 0, 1, 10]] == sent(engine)
+        assert [True, True, False, False] == [generation.return_token_ids for generation in engine.sent]
 
     def test_token_ids_are_asked_for_only_where_a_session_goes_on(self):
         """A session of one turn does not need to know what it was answered."""
