@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     )
     from pytest_llmperf.results import PerfResult
     from pytest_llmperf.verdicts import Verdict
-    from pytest_llmperf.workloads import conversations, multi_round, shared_prefix, single_turn
+    from pytest_llmperf.workloads import (
+        conversations,
+        knowledge_graph,
+        multi_round,
+        multiple_choice,
+        shared_prefix,
+        single_turn,
+        trace,
+        write_trace,
+    )
 
 _HOMES = {
     "PerfResult": "pytest_llmperf.results",
@@ -32,13 +41,17 @@ _HOMES = {
     "constant": "pytest_llmperf.load",
     "conversations": "pytest_llmperf.workloads",
     "exponential": "pytest_llmperf.load",
+    "knowledge_graph": "pytest_llmperf.workloads",
     "lognormal": "pytest_llmperf.load",
     "multi_round": "pytest_llmperf.workloads",
+    "multiple_choice": "pytest_llmperf.workloads",
     "poisson": "pytest_llmperf.load",
     "replay": "pytest_llmperf.load",
     "round_robin": "pytest_llmperf.load",
     "shared_prefix": "pytest_llmperf.workloads",
     "single_turn": "pytest_llmperf.workloads",
+    "trace": "pytest_llmperf.workloads",
+    "write_trace": "pytest_llmperf.workloads",
 }
 
 __all__ = [
@@ -49,13 +62,17 @@ __all__ = [
     "constant",
     "conversations",
     "exponential",
+    "knowledge_graph",
     "lognormal",
     "multi_round",
+    "multiple_choice",
     "poisson",
     "replay",
     "round_robin",
     "shared_prefix",
     "single_turn",
+    "trace",
+    "write_trace",
 ]
 
 __version__ = "0.1.0.dev0"

@@ -53,12 +53,19 @@ def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Mappin
     header = next(lines, None)
     if header is None:
         raise complaint(path, 1, "nothing in the file", f"a header with {wanted}")
-    names = next(csv.reader([header[1]]))
+    names = _values(path, *header)
     missing = [name for name in columns if name not in names]
     if missing:
         raise complaint(path, header[0], f"no column {', '.join(missing)} in {names}", f"the columns {wanted}")
     for number, text in lines:
-        values = next(csv.reader([text]))
+        values = _values(path, number, text)
         if len(values) != len(names):
             raise complaint(path, number, f"{len(values)} values", f"{len(names)}, as the header has columns")
         yield number, dict(zip(names, values, strict=True))
+
+
+def _values(path: Path, number: int, text: str) -> list[str]:
+    try:
+        return next(csv.reader([text]))
+    except csv.Error as error:
+        raise complaint(path, number, f"no CSV ({error})", "values between commas") from None
