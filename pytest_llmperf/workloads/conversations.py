@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from pytest_llmperf import units
 from pytest_llmperf.engines.base import TOKEN_IDS
 from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.units import count
 from pytest_llmperf.workloads.base import Ids, Session, Turn, check_counts, digest
 from pytest_llmperf.workloads.elements import complaint_at, elements
 from pytest_llmperf.workloads.sharing import run_mark, shared_with_others
@@ -293,7 +293,7 @@ class _Reading:
         """Why there is no session."""
         if not self._seen:
             return ConfigurationError(f"{self._path}: no conversation in the file; expected {_EXPECTED}")
-        seen = units.count(self._seen, "conversation")
+        seen = count(self._seen, "conversation")
         causes = [f"{self.skipped} cannot be used"] if self.skipped else []
         causes += [f"{', '.join(filters)} left out {self._seen - self.skipped}"] if filters else []
         return ConfigurationError(f"{self._path}: nothing is left of {seen}: {'; '.join(causes)}; give wider limits")
