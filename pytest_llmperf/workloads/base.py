@@ -155,8 +155,10 @@ class TokenSource:
         return self._reduced(mixed ^ (mixed >> np.uint64(31)))
 
     def _reduced(self, raw: npt.NDArray[np.uint64]) -> Ids:
-        drawn = raw % np.uint64(len(self._token_ids)) + np.uint64(self._token_ids.start)
-        return drawn.astype(np.int32)
+        count = np.uint64(len(self._token_ids))
+        drawn = (raw - raw // count * count).astype(np.int32)  # what raw % count is; numpy has no fast loop for that
+        drawn += self._token_ids.start
+        return drawn
 
 
 def digest(sessions: Iterable[Session]) -> str:
