@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from drive import single
 
 from pytest_llmperf.engines.base import TOKEN_IDS
-from pytest_llmperf.workloads import Session
+from pytest_llmperf.workloads import Session, Trace, trace
 from pytest_llmperf.workloads.base import TokenSource
 
-MOONCAKE_BLOCK = 512
 
-
-def mooncake(folder: Path, *, limit: int | None = None) -> Iterator[Session]:
-    """The conversation trace at its own times; equal `hash_ids` become equal tokens.
-
-    `limit`: only so many requests; beyond the trace's own number it is repeated later, with other tokens.
-    """
-    lines = (folder / "mooncake" / "conversation_trace.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    source = TokenSource(0, "mooncake", TOKEN_IDS)
-    span_s = rows[-1]["timestamp"] / 1000 + 1
-
-    @cache
-    def block(label: str) -> np.ndarray:
-        return source.draw(label, MOONCAKE_BLOCK)
-
-    for number in range(len(rows) if limit is None else limit):
-        again, row = number // len(rows), rows[number % len(rows)]
-        blocks = [block(f"{again} {hash_id}") for hash_id in row["hash_ids"]]
-        ids = np.concatenate(blocks)[: row["input_length"]]
-        yield single(ids, max(1, row["output_length"]), at_s=again * span_s + row["timestamp"] / 1000)
+def mooncake(folder: Path) -> Trace:
+    """The conversation trace at its own times."""
+    return trace(folder / "mooncake" / "conversation_trace.jsonl")
 
 
 def cut_up_conversations(

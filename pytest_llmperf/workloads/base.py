@@ -156,7 +156,10 @@ class TokenSource:
 
     def _reduced(self, raw: npt.NDArray[np.uint64]) -> Ids:
         count = np.uint64(len(self._token_ids))
-        drawn = (raw - raw // count * count).astype(np.int32)  # what raw % count is; numpy has no fast loop for that
+        rest = raw // count  # what follows is raw % count; numpy has a fast loop for quotients only
+        rest *= count
+        np.subtract(raw, rest, out=rest)
+        drawn = rest.astype(np.int32)
         drawn += self._token_ids.start
         return drawn
 
