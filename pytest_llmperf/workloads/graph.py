@@ -156,7 +156,7 @@ def _drawn_name(source: _Numbers, label: str, words: int) -> str:
     return "_".join(text[at : at + 6].capitalize() for at in range(0, len(text), 6))
 
 
-def questions(graph: Graph, facts: int, count: int, seed: int) -> Rows:
+def facts_asked_about(graph: Graph, facts: int, count: int, seed: int) -> Rows:
     """`count` of the facts that can be asked about and have so many before them; none twice until all were.
 
     Raises `ConfigurationError` if there is none.

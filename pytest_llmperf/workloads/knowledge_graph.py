@@ -4,7 +4,7 @@ Long prompts, long answers: what the KV cache has room for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike, fspath
@@ -14,7 +14,7 @@ import numpy as np
 
 from pytest_llmperf.engines.base import TOKEN_IDS
 from pytest_llmperf.workloads.base import Ids, Session, Turn, check_counts, digest
-from pytest_llmperf.workloads.graph import Graph, Rows, drawn_graph, questions, read_graph
+from pytest_llmperf.workloads.graph import Graph, Rows, drawn_graph, facts_asked_about, read_graph
 from pytest_llmperf.workloads.sharing import run_mark, shared_with_others
 from pytest_llmperf.workloads.tokens import Tokens, tokens_of
 
@@ -128,7 +128,7 @@ def knowledge_graph(
         seed=seed,
         token_ids=token_ids,
         exact_lengths=tokens.exact,
-        prompts=_prompts(graph, questions(graph, facts, requests, seed), facts, tokens),
+        prompts=_prompts(graph, facts_asked_about(graph, facts, requests, seed), facts, tokens),
     )
 
 
@@ -140,8 +140,21 @@ def _prompts(graph: Graph, asked: Rows, facts: int, tokens: Tokens) -> _Prompts:
         for end in sorted(set(ends))
     }
     each = tuple((end, tokens(graph.question(fact))) for end, fact in zip(ends, asked, strict=True))
-    shared = shared_with_others([np.concatenate([contexts[end], question]) for end, question in each])
-    return _Prompts(contexts, each, tuple(shared))
+    return _Prompts(contexts, each, tuple(_shared(contexts, each)))
+
+
+def _shared(contexts: Mapping[int, Ids], asked: Sequence[tuple[int, Ids]]) -> list[int]:
+    """With how many of its ids another prompt begins: its context's, and more where others have the same one."""
+    shared = [0] * len(asked)
+    by_context: dict[int, list[int]] = {end: [] for end in contexts}
+    for number, (end, _) in enumerate(asked):
+        by_context[end].append(number)
+    for end, alone in zip(contexts, shared_with_others(list(contexts.values())), strict=True):
+        numbers = by_context[end]
+        questions = shared_with_others([asked[number][1] for number in numbers])
+        for number, question in zip(numbers, questions, strict=True):
+            shared[number] = alone if len(numbers) == 1 else len(contexts[end]) + question
+    return shared
 
 
 class _Lines(dict[int, Ids]):
