@@ -569,6 +569,8 @@ class TestMistakes:
         with pytest.raises(ConfigurationError) as caught:
             trace(file(AZURE), window=(2, 1), sample=0, limit=0, max_input_tokens=-1, block_tokens=1.5, seed=-1)
         assert len(caught.value.problems) == 6
+        with pytest.raises(ConfigurationError, match="block_tokens must be at most"):
+            trace(file(AZURE), block_tokens=2**70)
 
     @pytest.mark.parametrize("window", [(1,), (0, float("nan")), ("a", "b"), 3, (-1, 1)])
     def test_a_window_is_two_times(self, file, window):

@@ -13,6 +13,7 @@ from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.workloads.base import check_counts
 from pytest_llmperf.workloads.trace.columns import UNTIMED, Columns, Flags, load
 from pytest_llmperf.workloads.trace.formats import FORMATS, reading
+from pytest_llmperf.workloads.trace.rows import MOST_TOKENS
 from pytest_llmperf.workloads.trace.workload import Trace
 from pytest_llmperf.workloads.trace.writing import write_trace
 
@@ -100,6 +101,8 @@ def _check_arguments(
         check_counts("trace", {**given, "seed": (seed, 0)}, token_ids)
     except ConfigurationError as error:
         problems += error.problems
+    if not problems and (counts["block_tokens"] or 1) > MOST_TOKENS:
+        problems.append(f"trace: block_tokens must be at most {MOST_TOKENS:,}, got {counts['block_tokens']!r}")
     if sample is not None and not (_is_number(sample) and 0 < sample <= 1):  # type: ignore[operator] # a number
         problems.append(f"trace: sample must be a share above 0 and up to 1, or None, got {sample!r}")
     if window is not None and not _is_window(window):
