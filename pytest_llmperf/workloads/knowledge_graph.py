@@ -87,7 +87,7 @@ def knowledge_graph(
     than it. Questions of one time have all of these in common, questions of different times the
     instruction only, although they tell the same facts: as such prompts do.
 
-    * `facts`: how many there are in a prompt; one takes some 15 to 20 tokens.
+    * `facts`: how many there are in a prompt; one takes some 13 to 18 tokens.
     * `path`: a folder in the form of ICEWS14 (`entity2id.txt`, `relation2id.txt`, `train.txt`, `valid.txt`
       and `test.txt`, whose facts are asked about). Without it a graph is drawn from `seed`, with this
       many `entities`, `relations` and `times`, few of which are in many facts.
