@@ -43,6 +43,12 @@ class Exchange:
     failure: Failure | None = None
     reusable: bool = False
     """Whether the connection can carry another request after this one."""
+    by_segment: bool = False
+    """Whether each read was one segment, so that its stamp is that of all its bytes."""
+    reads: int = 0
+    """How often something was read."""
+    filled: bool = False
+    """Whether a read took all that it could, and so perhaps not the whole of a segment."""
     _reads: list[tuple[int, int, bytes]] = field(default_factory=list)
     _fragments: list[Fragment] = field(default_factory=list)
     _parser: httptools.HttpResponseParser | None = None
@@ -73,6 +79,9 @@ class Exchange:
     def fragments(self) -> list[Fragment]:
         """The body, in the pieces in which it was received."""
         self.settle()
+        if self.by_segment:
+            self._fragments = [(at_ns, at_ns, exact, data) for at_ns, _, exact, data in self._fragments]
+            self.by_segment = False
         return self._fragments
 
     @property
@@ -86,6 +95,9 @@ class Exchange:
         Raises `httptools.HttpParserError`.
         """
         self._reads.append((at_ns, since_ns, data))
+        self.reads += 1
+        if len(data) >= READ_BYTES:
+            self.filled = True
         if not self._streams:
             return self.parse()
         if len(data) >= len(_LAST_CHUNK) and not data.endswith(b"\r\n\r\n"):

@@ -62,6 +62,8 @@ class _Connection:
     active_ns: int = 0
     send_error: OSError | None = None
     events: int = 0
+    segments: int = 0
+    """Segments with data that it has brought before this exchange."""
     streaming: bool = False
     """Watched among the streams, of which only the last token's time may become inexact."""
 
@@ -453,6 +455,10 @@ class HttpClient:
 
     def _finish(self, connection: _Connection, exchange: Exchange) -> None:
         exchange.end_ns = connection.active_ns
+        segments = connection.socket.segments()
+        if segments is not None:
+            came, connection.segments = segments - connection.segments, segments
+            exchange.by_segment = exchange.stamped and not exchange.filled and came == exchange.reads
         self._hand_back(connection, exchange)
 
     def _hand_back(self, connection: _Connection, exchange: Exchange) -> None:

@@ -39,6 +39,9 @@ _SOFTWARE = 1 << 4
 _STAMP = struct.Struct("@qq32x")
 """A `scm_timestamping`: three timespecs, of which the first is the software stamp."""
 ANCILLARY_BYTES = socket.CMSG_SPACE(_STAMP.size)
+# `tcpi_data_segs_in` of Linux 4.6 and later: `struct tcp_info` only ever grows at its end.
+_SEGMENTS, _SEGMENTS_AT = struct.Struct("@I"), 152
+_TCP_INFO_BYTES = _SEGMENTS_AT + _SEGMENTS.size
 _GENERIC = ("x86_64", "aarch64", "riscv64", "loongarch64", "ppc64le", "s390x")
 
 
@@ -85,6 +88,16 @@ class PlainSocket:
     def handshake(self) -> bool:
         """Go on with what has to be said before the first request; True when all is said."""
         return True
+
+    def segments(self) -> int | None:
+        """Segments with data that have come so far; None where the kernel does not say."""
+        if not wants_kernel_stamps():
+            return None
+        try:
+            told = self.raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return None
+        return _SEGMENTS.unpack_from(told, _SEGMENTS_AT)[0] if len(told) >= _SEGMENTS_AT + _SEGMENTS.size else None
 
     def flush(self) -> bool:
         """Hand to the kernel what it would not take before; True when it has everything."""
@@ -152,6 +165,10 @@ class TlsSocket:
         count = self._tls.write(data[:_TLS_WRITE_BYTES])
         self.flush()
         return count
+
+    def segments(self) -> int | None:
+        """Not known: what was decrypted together may have come apart."""
+        return None
 
     def flush(self) -> bool:
         try:

@@ -77,6 +77,28 @@ class TestStamped:
         assert client.stats.unread.percentile(1.0) >= AWAY_S * NS_PER_S - SOON_NS
         assert exchange.stamped
 
+    def test_what_came_in_one_segment_came_together(self, late):
+        """A server that sends its last tokens, the usage and the end at once: each has the time of all."""
+        _, exchange, (sent_ns, *_) = late(STREAM_HEAD + event(b"a") + event(b"b") + END)
+        found = events(exchange.fragments)
+        assert [(b"a", 0), (b"b", 0)] == [(data, late_ns) for _, late_ns, data in found]
+        assert all(sent_ns - SLACK_NS <= at_ns < sent_ns + SOON_NS for at_ns, _, _ in found)
+
+    def test_what_came_in_two_segments_may_have_come_apart(self, late):
+        """Read at once, only the newest of it is dated."""
+        _, exchange, _ = late(STREAM_HEAD + event(b"a"), 0.03, event(b"b") + END)
+        first, _ = events(exchange.fragments)
+        assert first[1] > 0
+
+    def test_segments_are_counted_for_each_exchange(self, serve, connect):
+        """A connection that has carried much is no worse for it."""
+        answer = STREAM_HEAD + event(b"a") + event(b"b") + END
+        client = connect(serve([*(Do.RECEIVE, answer) * 4]))
+        for tag in range(4):
+            client.send(tag, client.encode("GET", "/x"))
+            (exchange,) = wait(client)
+            assert [0, 0] == [late_ns for _, late_ns, _ in events(exchange.fragments)]
+
     def test_piled_up(self, late):
         """Of two events that are read together the second one's time is known; the first may have come before."""
         _, exchange, (first_ns, second_ns, *_) = late(STREAM_HEAD + event(b"a"), 0.03, event(b"b"), rest=END)
