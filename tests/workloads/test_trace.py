@@ -166,6 +166,16 @@ class TestFormats:
             [(0.0, 600, 40, False), (None, 150, 20, True)], [(0.5, 512, 9, False)], [(1.0005, 10, 4, False)],
         ]  # fmt: skip
 
+    def test_rows_without_times_are_in_order(self, file):
+        """A row without a time is neither early nor late."""
+        rows = [
+            {"input_length": n, "output_length": 1, **at}
+            for n, at in ((1, {"timestamp": 7}), (2, {}), (3, {"timestamp": 8}))
+        ]
+
+        assert shape(trace(file(jsonl(rows)))) == [[(0.0, 1, 1, False)], [(None, 2, 1, False)], [(0.001, 3, 1, False)]]
+        wrong(file(jsonl([*rows, {**rows[0], "timestamp": 6}])), "line 4", "earlier than line 3")
+
     def test_vllm_timed_trace(self, file):
         """Seconds, and blocks of 16."""
         read = trace(file(TEXTS["vllm_timed_trace"]))

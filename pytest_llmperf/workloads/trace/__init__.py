@@ -11,8 +11,9 @@ import numpy as np
 from pytest_llmperf.engines.base import TOKEN_IDS
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.workloads.base import check_counts
-from pytest_llmperf.workloads.trace.columns import UNTIMED, Columns, Flags, load
+from pytest_llmperf.workloads.trace.columns import UNTIMED, Columns, load
 from pytest_llmperf.workloads.trace.formats import FORMATS, reading
+from pytest_llmperf.workloads.trace.linking import Flags
 from pytest_llmperf.workloads.trace.rows import MOST_TOKENS
 from pytest_llmperf.workloads.trace.workload import Trace
 from pytest_llmperf.workloads.trace.writing import write_trace
