@@ -177,10 +177,13 @@ def conversations(  # noqa: PLR0913 - most have a default that changes nothing
     check_counts("conversations", {**given, "seed": (seed, 0)}, token_ids)
     file, tokens = Path(path), tokens_of(tokenizer, token_ids)
     mark = run_mark("", token_ids)
-    filters = _Filters(min_messages, max_messages, None if max_tokens is None else max_tokens - len(mark))
-    reading = _Reading(file, tokens, filters, max_output_tokens, skip=unusable == "skip")
-    found = _first(reading.conversations(), limit)
-    kept = list(found) if sample is None else _sampled(found, sample, seed)
+    most = None if max_tokens is None else max_tokens - len(mark)
+    filters = _Filters(min_messages, max_messages, most, max_output_tokens)
+    reading = _Reading(file, tokens, filters, skip=unusable == "skip")
+    if filters.take_all_lengths:  # no more has to become ids than is taken
+        kept = list(reading.conversations(_chosen(reading.talks(), limit, sample, seed)))
+    else:
+        kept = _chosen(reading.conversations(reading.talks()), limit, sample, seed)
     if not kept:
         raise reading.nothing_left([name for name in given if name.startswith(("min_", "max_"))])
     known = [_known(conversation, later=cut or answers == "recorded") for conversation in kept]
@@ -212,6 +215,12 @@ def _check(words: Mapping[str, tuple[object, Sequence[str]]], *, cut: object) ->
         problems.append(f"conversations: cut must be True or False, got {cut!r}")
     if problems:
         raise ConfigurationError(*problems)
+
+
+def _chosen(found: Iterable[_Kept], limit: int | None, sample: int | None, seed: int) -> list[_Kept]:
+    """The first of them, or some of these."""
+    first = _first(found, limit)
+    return list(first) if sample is None else _sampled(first, sample, seed)
 
 
 def _first(found: Iterable[_Kept], limit: int | None) -> Iterator[_Kept]:
@@ -249,45 +258,74 @@ class _Filters(NamedTuple):
     min_messages: int | None
     max_messages: int | None
     max_tokens: int | None
+    max_output_tokens: int | None
 
-    def take_messages(self, count: int) -> bool:
+    @property
+    def take_all_lengths(self) -> bool:
+        """Whether no conversation is left out for its ids."""
+        return self.max_tokens is None and self.max_output_tokens is None
+
+    def take_messages(self, messages: int) -> bool:
         """Whether a conversation of so many may stay."""
-        return (self.min_messages or 0) <= count and (self.max_messages is None or count <= self.max_messages)
+        return (self.min_messages or 0) <= messages and (self.max_messages is None or messages <= self.max_messages)
 
-    def take_tokens(self, count: int) -> bool:
-        """The same for its ids."""
-        return self.max_tokens is None or count <= self.max_tokens
+    def take_tokens(self, conversation: _Conversation) -> bool:
+        """Whether it may stay as long as it is."""
+        if self.max_tokens is not None and conversation.tokens > self.max_tokens:
+            return False
+        return self.max_output_tokens is None or max(map(len, conversation.answers)) <= self.max_output_tokens
+
+
+class _Talk(NamedTuple):
+    """A conversation that can be driven, as text. Each message has the texts that were one side's in a row."""
+
+    place: str
+    system: Sequence[str]
+    messages: Sequence[Sequence[str]]
 
 
 class _Reading:
     """One pass through a file."""
 
-    def __init__(
-        self, path: Path, tokens: Tokens, filters: _Filters, max_output_tokens: int | None, *, skip: bool
-    ) -> None:
+    def __init__(self, path: Path, tokens: Tokens, filters: _Filters, *, skip: bool) -> None:
         self._path = path
         self._tokens = tokens
         self._filters = filters
-        self._max_output_tokens = max_output_tokens
         self._skip = skip
         self._seen = 0
         self.skipped = 0
 
-    def conversations(self) -> Iterator[_Conversation]:
-        """Those that can be used and that the filters leave."""
+    def talks(self) -> Iterator[_Talk]:
+        """Those that can be used and have as many messages as they should."""
         for place, row in elements(self._path, _EXPECTED):
             self._seen += 1
             messages, said = self._messages(place, row)
             try:
-                conversation = self._conversation(list(map(said, messages)))
+                talk = _talk(place, [said(message) for message in messages])
             except _UnusableError as error:
-                if not self._skip:
-                    expected = f"{error.expected} (unusable='skip' leaves out what cannot be used)"
-                    raise complaint_at(self._path, place, error.problem, expected) from None
-                self.skipped += 1
+                self._leave_out(place, error)
             else:
-                if conversation is not None:
-                    yield conversation
+                if self._filters.take_messages(len(talk.messages)):
+                    yield talk
+
+    def conversations(self, talks: Iterable[_Talk]) -> Iterator[_Conversation]:
+        """The same as ids; those that are longer than they should be are left out."""
+        for talk in talks:
+            conversation = _Conversation(self._ids(talk.system), tuple(map(self._ids, talk.messages)))
+            if not all(map(len, conversation.messages)):
+                self._leave_out(talk.place, _UnusableError("a message of no tokens", "at least one token in each"))
+            elif self._filters.take_tokens(conversation):
+                yield conversation
+
+    def _ids(self, texts: Sequence[str]) -> Ids:
+        return np.concatenate([_NOTHING, *map(self._tokens, texts)])
+
+    def _leave_out(self, place: str, why: _UnusableError) -> None:
+        """Count it, or raise `ConfigurationError` where that was not asked for."""
+        if not self._skip:
+            expected = f"{why.expected} (unusable='skip' leaves out what cannot be used)"
+            raise complaint_at(self._path, place, why.problem, expected) from None
+        self.skipped += 1
 
     def nothing_left(self, filters: Sequence[str]) -> ConfigurationError:
         """Why there is no session."""
@@ -306,25 +344,15 @@ class _Reading:
         problem = f"an object with {', '.join(map(repr, list(row)[:5])) or 'nothing in it'}"
         raise complaint_at(self._path, place, problem, _EXPECTED)
 
-    def _conversation(self, said: Sequence[tuple[str, str]]) -> _Conversation | None:
-        """As ids; None: filtered out. Raises `_UnusableError`."""
-        sides = [(role, [text for _, text in each]) for role, each in groupby(said, key=lambda one: one[0])]
-        system = sides.pop(0)[1] if sides and sides[0][0] == "system" else []
-        if sides and sides[-1][0] == "user":
-            sides.pop()
-        _check_order([role for role, _ in sides])
-        if not self._filters.take_messages(len(sides)):
-            return None
-        conversation = _Conversation(self._ids(system), tuple(self._ids(texts) for _, texts in sides))
-        if not all(map(len, conversation.messages)):
-            raise _UnusableError("a message of no tokens", "at least one token in each")
-        longest = max(map(len, conversation.answers))
-        if self._max_output_tokens is not None and longest > self._max_output_tokens:
-            return None
-        return conversation if self._filters.take_tokens(conversation.tokens) else None
 
-    def _ids(self, texts: Sequence[str]) -> Ids:
-        return np.concatenate([_NOTHING, *map(self._tokens, texts)])
+def _talk(place: str, said: Sequence[tuple[str, str]]) -> _Talk:
+    """Roles and texts in order. Raises `_UnusableError`."""
+    sides = [(role, [text for _, text in each]) for role, each in groupby(said, key=lambda one: one[0])]
+    system = sides.pop(0)[1] if sides and sides[0][0] == "system" else []
+    if sides and sides[-1][0] == "user":
+        sides.pop()
+    _check_order([role for role, _ in sides])
+    return _Talk(place, system, [texts for _, texts in sides])
 
 
 def _check_order(roles: Sequence[str]) -> None:

@@ -268,6 +268,7 @@ class TestFilters:
         assert all(one < other for one, other in pairwise(places(seed=9)))
         assert all(place < 10 for place in places(limit=10))
         assert everything == shape(conversations(path, sample=99))
+        assert places() == places(max_tokens=10_000)
 
     def test_every_conversation_has_the_same_chance(self, file):
         """Over many seeds each of ten is taken about half the time, by five of ten."""
