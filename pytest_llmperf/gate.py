@@ -39,6 +39,10 @@ _SEVERITY = (
 )
 
 
+_SIMULATED_RESOLUTION = 0.001
+"""Simulated runs without noise are all equal, so that the last digit would be significant. No model is that good."""
+
+
 @dataclass(frozen=True, slots=True)
 class Criterion:
     """What is asked of one metric, as shares: 0.1 is 10 %.
@@ -62,6 +66,8 @@ class _Test:
     comparison: Comparison
     baseline: float
     now: float
+    resolution: float
+    """The smallest effect that means anything, whatever is asked."""
 
 
 class Gate:
@@ -120,7 +126,9 @@ class Gate:
             self._fixed[key].append(finding)
             return
         comparison = pooled_t([math.log(v) for v in stored], [math.log(metric.stored(v)) for v in usable])
-        self._tests[key][metric.name] = _Test(criterion, found, comparison, baseline, now)
+        self._tests[key][metric.name] = _Test(
+            criterion, found, comparison, baseline, now, _SIMULATED_RESOLUTION if result.provenance.simulated else 0.0
+        )
 
     def _judgement(self, key: str) -> Judgement:
         result = self._results[key]
@@ -213,7 +221,7 @@ def _unusable(metric: Metric, values: Sequence[float | None], found: Match | str
 
 def _margin(test: _Test) -> float:
     """The smallest effect that matters, on the log scale."""
-    return math.log1p(test.criterion.min_effect)
+    return math.log1p(max(test.criterion.min_effect, test.resolution))
 
 
 def _typical(stored: Sequence[float], metric: Metric) -> float:

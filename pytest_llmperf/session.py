@@ -251,7 +251,8 @@ def _check_fit(engine: Engine, request: Request) -> None:
     if limit is not None and longest > limit:
         problems.append(
             f"{name} grows to {longest} tokens, input and output together, but {engine.model} at {engine.url} takes "
-            f"{limit}; shorten it or raise max_model_len"
+            f"{limit}; shorten it or raise max_model_len, as far as the KV cache goes"
+            f"{'' if engine.kv_capacity_tokens is None else f' ({engine.kv_capacity_tokens} tokens)'}"
         )
     if continues and not engine.returns_token_ids:
         problems.append(
@@ -266,7 +267,10 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
     """What a reader should know about the figures although they stand."""
     requests = [r for record in records for r in record.requests if r.ok]
     doubts = []
-    if request.cache == "evicted" and not _is_verified(engine, request):
+    restored = [record.cache.restored_bytes for record in records]
+    if request.cache == "evicted" and engine.spec.kv_offload_gib is not None and restored and not any(restored):
+        doubts.append("nothing came back from an outer tier: what was evicted is gone from there, too, and is computed")
+    elif request.cache == "evicted" and not _is_verified(engine, request):
         doubts.append("with KV offload an evicted context may come back from an outer tier, so eviction is unverified")
     elif request.cache in ("cold", "evicted") and all(r.cached_tokens is None for r in requests):
         doubts.append(f"the engine does not say per request what it cached: that it was {request.cache} is unverified")

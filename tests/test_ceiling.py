@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.arrivals import Arrivals
 from pytest_llmperf.ceiling import Ceiling, Roof, ceiling_of, roof_of
+from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines.base import EngineSpec
-from pytest_llmperf.engines.sim import make
+from pytest_llmperf.engines.sim.engine import SimulatedEngine
 from pytest_llmperf.hardware.detect import Gpu, Hardware, declared, remote, simulated
 from pytest_llmperf.hardware.parts import part_named
 from pytest_llmperf.load import closed_loop, poisson
@@ -452,7 +453,7 @@ def result_of(engine, request):
 
 def measured(spec, workload, load):
     """What `llm_perf` would measure of it, held against its roofline."""
-    engine = make(spec, None)
+    engine = SimulatedEngine(spec, Limits(silence_s=1e9, exchange_s=1e9))
     result = result_of(engine, asked(workload, load))
     roof = roof_of(spec, simulated(1, spec.part), model=engine.model)
     return ceiling_of(result.records, roof, [session.shared_tokens for session in workload])

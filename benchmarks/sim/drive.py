@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pytest_llmperf.client import Limits
 from pytest_llmperf.driver import Job, LocalTeam
 from pytest_llmperf.engines import make_spec
 from pytest_llmperf.engines.sim.engine import SimulatedEngine
@@ -16,6 +17,7 @@ from pytest_llmperf.records import CacheCounters, Phase, RequestRecord
 from pytest_llmperf.workloads import Session, Turn
 
 NOTHING = np.empty(0, np.int32)
+_LIMITS = Limits(silence_s=3600, exchange_s=3600)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Run:
 
 def engine(**words: object) -> SimulatedEngine:
     """A simulated engine, started."""
-    made = SimulatedEngine(make_spec("sim", words))
+    made = SimulatedEngine(make_spec("sim", words), _LIMITS)
     made.start()
     return made
 

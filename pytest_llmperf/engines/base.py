@@ -138,6 +138,16 @@ def _positive(value: object) -> float:
     return value
 
 
+def _noise(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise TypeError
+    return value or None  # none is none, written out or not
+
+
+def _group(value: object) -> int | None:
+    return None if value == 1 and value is not True else _whole(value)  # the default, written out, is no other engine
+
+
 def _address(value: object) -> str:
     text = _text(value)
     try:
@@ -184,21 +194,21 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "prefix_caching": ("True or False", _switch),
     "kv_offload_gib": ("a positive number of GiB", _positive),
     "max_model_len": ("a whole number of tokens, at least 1", _whole),
-    "tensor_parallel": ("a whole number of GPUs, at least 1", _whole),
+    "tensor_parallel": ("a whole number of GPUs, at least 1", _group),
     "args": ("a list of command-line arguments", _arguments),
     "env": ("a dict of environment variables", _environment),
     "url": ("http://HOST:PORT or https://HOST/PREFIX", _address),
     "prompts": ("one of " + ", ".join(PROMPTS), _prompts),
     "executable": ("the path of a Python", _text),
-    "replicas": ("a whole number of engines, at least 1", _whole),
+    "replicas": ("a whole number of engines, at least 1", _group),
     "policy": ("a routing policy such as 'round_robin'", _text),
     "part": ("a GPU such as 'gh200'", _text),
     "like": ("an engine such as 'vllm'", _text),
-    "run_noise": ("a positive share such as 0.02", _positive),
-    "request_noise": ("a positive share such as 0.1", _positive),
+    "run_noise": ("a share from 0 to 1, such as 0.02", _noise),
+    "request_noise": ("a share from 0 to 1, such as 0.1", _noise),
     "noise_seed": ("a whole number of at least 0", _seed),
     "slow": ("changes such as 'decode:+5%'", _text),
-    "constants": ("a dict of constants of the simulation", _constants),
+    "constants": ("a dict of constants of the simulation, such as {'link_efficiency': 0.9}", _constants),
 }
 
 COMMON_WORDS = frozenset(

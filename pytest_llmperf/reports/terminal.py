@@ -71,7 +71,8 @@ def summary(reporter: pytest.TerminalReporter, suite: Suite, saved: Sequence[Pat
     """Print every measurement of the session, and one line that says what came of it."""
     if not suite.measured and not notes:
         return
-    reporter.write_sep("=", f"llmperf on {suite.hardware.key}")
+    measured_on = dict.fromkeys(measured.result.provenance.hardware_key for measured in suite.measured)
+    reporter.write_sep("=", f"llmperf on {', '.join(measured_on) or suite.hardware.key}")
     for measured in suite.measured:
         _measurement(reporter, measured.result)
     for line in text.assumptions([measured.result for measured in suite.measured]):

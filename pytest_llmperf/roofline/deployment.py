@@ -151,23 +151,33 @@ def deployed(
 
     Raises `ConfigurationError` listing what the part or the model cannot do.
     """
-    problems = []
+    problems = dtype_problems(dtype, kv_cache_dtype)
     name = model.quantization or "bfloat16" if dtype in (None, "auto") else dtype
     weights = DTYPES.get(name or "")
-    if weights is None:
-        problems.append(unknown("dtype", name, ["auto", *DTYPES]))
-    elif weights.fp8_arithmetic and part.flops_fp8 is None:
+    if weights is None and name == model.quantization:
+        problems.append(
+            f"{model.name} is stored as {name!r}, which is not modelled; give dtype=..., one of {', '.join(DTYPES)}"
+        )
+    elif weights is not None and weights.fp8_arithmetic and part.flops_fp8 is None:
         in_16_bit = Deployment(model, part, _16_BIT, 2.0, gpus).weight_bytes
         problems.append(
             f"dtype 'fp8': {part.key} has no FP8 arithmetic; in bfloat16 the weights need "
             f"{in_16_bit / GIB:.1f} GiB of each GPU's {part.memory_mib * MIB / GIB:.1f} GiB"
         )
-    kv_name = "bfloat16" if kv_cache_dtype in (None, "auto") else kv_cache_dtype
-    if kv_name not in KV_DTYPES:
-        problems.append(unknown("kv_cache_dtype", kv_name, ["auto", *KV_DTYPES]))
     if model.heads % gpus:
         problems.append(f"tensor_parallel={gpus} does not divide the {model.heads} attention heads of {model.name}")
     if problems:
         raise ConfigurationError(*problems)
     assert weights is not None
+    kv_name = "bfloat16" if kv_cache_dtype in (None, "auto") else kv_cache_dtype
     return Deployment(model, part, weights, KV_DTYPES[kv_name or "bfloat16"], gpus)
+
+
+def dtype_problems(dtype: str | None, kv_cache_dtype: str | None) -> list[str]:
+    """What is wrong with these names, whatever the model and the part are."""
+    given = (("dtype", dtype, DTYPES), ("kv_cache_dtype", kv_cache_dtype, KV_DTYPES))
+    return [
+        unknown(word, name, ["auto", *known])
+        for word, name, known in given
+        if name not in (None, "auto") and name not in known
+    ]

@@ -84,7 +84,9 @@ _UNSUPPORTED = {
     "kv_lora_rank": "multi-head latent attention",
     "ssm_cfg": "a state-space model",
     "mamba_d_state": "a state-space model",
+    "is_encoder_decoder": "an encoder with a decoder",
 }
+_UNSUPPORTED_TYPES = ("mamba", "bert", "t5", "rwkv", "jamba")
 
 
 def shape_of(model: str) -> ModelShape:
@@ -113,29 +115,64 @@ def shape_from(config: Mapping[str, Any], name: str) -> ModelShape:
     """
     text = config.get("text_config", config)
     odd = [what for key, what in _UNSUPPORTED.items() if text.get(key)]
+    odd += [
+        f"of the type {text.get('model_type')!r}" for kind in _UNSUPPORTED_TYPES if kind in str(text.get("model_type"))
+    ]
+    if _slides(text):
+        odd.append("one with sliding-window attention")
     if odd:
-        raise ConfigurationError(f"{name} is {odd[0]}, which the roofline does not model; use a dense model")
+        raise ConfigurationError(
+            f"{name} is {odd[0]}, which the roofline does not model; use a dense decoder with full attention"
+        )
     wanted = (
         "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
         "max_position_embeddings",
     )  # fmt: skip
-    missing = [key for key in wanted if not isinstance(text.get(key), int) or text[key] < 1]
-    if missing:
-        raise ConfigurationError(f"the configuration of {name} does not say {', '.join(missing)}")
+    wrong = [f"{key} is {text.get(key)!r}" for key in wanted if not _is_count(text.get(key))]
+    wrong += [
+        f"{key} is {text[key]!r}" for key in ("num_key_value_heads", "head_dim") if not _is_count(text.get(key) or 1)
+    ]
+    if wrong:
+        raise ConfigurationError(f"the configuration of {name}: {', '.join(wrong)}; expected whole numbers from 1")
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
+    kv_heads = text.get("num_key_value_heads") or heads
+    if heads % kv_heads or (not text.get("head_dim") and hidden % heads):
+        raise ConfigurationError(
+            f"the configuration of {name}: hidden size {hidden}, {heads} attention heads and {kv_heads} key-value "
+            "heads do not go together; expected each to be a multiple of the next"
+        )
     return ModelShape(
         name=name,
         layers=text["num_hidden_layers"],
         hidden=hidden,
         heads=heads,
-        kv_heads=text.get("num_key_value_heads") or heads,
+        kv_heads=kv_heads,
         head_size=text.get("head_dim") or hidden // heads,
         intermediate=text["intermediate_size"],
         vocabulary=text["vocab_size"],
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
         longest=text["max_position_embeddings"],
-        quantization=(config.get("quantization_config") or {}).get("quant_method"),
+        quantization=_quantization(config),
     )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _slides(text: Mapping[str, Any]) -> bool:
+    """Whether some layer attends to a window only."""
+    window = text.get("sliding_window")
+    slides = isinstance(window, int) and text.get("use_sliding_window", True) and not text.get("layer_types")
+    return bool(slides and window < text.get("max_position_embeddings", 0)) or "sliding_attention" in (
+        text.get("layer_types") or ()
+    )
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    told = config.get("quantization_config")
+    method = told.get("quant_method") if isinstance(told, dict) else told
+    return None if method is None else str(method)
 
 
 def _read(file: Path, name: str) -> ModelShape:

@@ -98,7 +98,7 @@ def test_all_that_cannot_be_is_told_at_once():
     with pytest.raises(ConfigurationError) as caught:
         deployed(LLAMA, part_named("a100"), dtype="fp8", kv_cache_dtype="fp4", gpus=5)
 
-    fp8, cache, heads = caught.value.problems
+    cache, fp8, heads = caught.value.problems
     assert fp8.startswith(
         "dtype 'fp8': NVIDIA-A100-SXM4-80GB has no FP8 arithmetic; in bfloat16 the weights need 3.0 GiB"
     )

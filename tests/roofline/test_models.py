@@ -112,7 +112,39 @@ def test_all_that_is_missing_is_named():
     with pytest.raises(ConfigurationError) as caught:
         shape_from({key: CONFIG[key] for key in CONFIG if key not in ("hidden_size", "vocab_size")}, "m")
 
-    assert ["the configuration of m does not say hidden_size, vocab_size"] == list(caught.value.problems)
+    expected = "the configuration of m: hidden_size is None, vocab_size is None; expected whole numbers from 1"
+    assert [expected] == list(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ({"is_encoder_decoder": True}, "an encoder with a decoder"),
+        ({"model_type": "mamba2"}, "of the type 'mamba2'"),
+        ({"sliding_window": 512}, "one with sliding-window attention"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "one with sliding-window attention"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"hidden_size": "4096"}, "hidden_size is '4096'"),
+        ({"num_key_value_heads": 7}, "do not go together"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads is -1"),
+    ],
+)
+def test_what_is_not_modelled_is_refused(words, problem):
+    """Rather than simulated as something else."""
+    with pytest.raises(ConfigurationError) as caught:
+        shape_from({**CONFIG, **words}, "m")
+
+    assert problem in str(caught.value)
+
+
+def test_a_window_that_is_not_used_is_none():
+    """As in the configurations of Qwen2."""
+    assert shape_from(CONFIG, "m") == shape_from({**CONFIG, "sliding_window": 512, "use_sliding_window": False}, "m")
+
+
+def test_a_quantisation_may_be_a_word():
+    """Instead of an object with a method."""
+    assert "fp8" == shape_from({**CONFIG, "quantization_config": "fp8"}, "m").quantization
 
 
 def test_a_folder_a_file_and_the_hub_s_cache_are_read(tmp_path, monkeypatch):

@@ -27,5 +27,4 @@ def check(spec: EngineSpec) -> None:
 
 def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
     """A simulated engine, with empty caches."""
-    del surroundings
-    return SimulatedEngine(spec)
+    return SimulatedEngine(spec, surroundings.limits)

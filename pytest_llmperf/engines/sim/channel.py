@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pytest_llmperf.arrivals import Arrivals
+from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import NS_PER_S, Clock, VirtualClock
 from pytest_llmperf.engines.base import Answer, Generation
 from pytest_llmperf.engines.sim.blocks import Ids, answer_ids, as_ids, block_hashes, prompt_name
@@ -81,7 +82,7 @@ def stretched(sent_ns: int, at_ns: int, factor: float) -> int:
 class SimChannel:
     """Sends into a fleet and waits for it in virtual time."""
 
-    def __init__(self, fleet: Fleet, clock: VirtualClock, noise: Noise, max_model_len: int) -> None:
+    def __init__(self, fleet: Fleet, clock: VirtualClock, noise: Noise, *, max_model_len: int, limits: Limits) -> None:
         self.stats = ClientStats()
         self._fleet = fleet
         self._clock = clock
@@ -92,6 +93,10 @@ class SimChannel:
         self._coming: list[SimReply] = []
         """Answers on their way, by their end."""
         self._ended: list[SimReply] = []
+        self._limits = limits
+        self._deadlines: list[tuple[int, int, Sequence]] = []
+        """When to look whether a request has had its time."""
+        self._watched = 0
 
     def open(self, connections: int) -> None:
         """Nothing has to be connected."""
@@ -114,6 +119,7 @@ class SimChannel:
         name = prompt_name(request.ids, sequence.hashes, self._fleet.block_tokens)
         self._fleet.pace(self._noise.pace(name))
         self._running[tag] = (request, sequence, self._noise.stretch(name))
+        self._watch(sequence, self._expires_ns(sequence))
 
     def poll(self, timeout_s: float) -> int:
         clock = self._clock
@@ -122,12 +128,16 @@ class SimChannel:
         until_ns = clock.now_ns() + max(0, round(timeout_s * NS_PER_S))
         while not self._ended:
             next_ns = min(until_ns, self._coming[0].end_ns) if self._coming else until_ns
+            if self._deadlines:
+                next_ns = min(next_ns, self._deadlines[0][0])
             for sequence in self._fleet.advance(next_ns):
                 heapq.heappush(self._coming, self._reply(sequence))
                 next_ns = min(next_ns, sequence.times[-1])
             clock.sleep_until(next_ns)
             while self._coming and self._coming[0].end_ns <= clock.now_ns():
                 self._ended.append(heapq.heappop(self._coming))
+            while self._deadlines and self._deadlines[0][0] <= clock.now_ns():
+                self._give_up_or_wait(heapq.heappop(self._deadlines)[2])
             if clock.now_ns() >= until_ns:
                 break
         return len(self._ended)
@@ -140,6 +150,40 @@ class SimChannel:
         for _, sequence, _ in self._running.values():
             self._fleet.cancel(sequence)
         self._running.clear()
+
+    def _watch(self, sequence: Sequence, at_ns: int) -> None:
+        self._watched += 1
+        heapq.heappush(self._deadlines, (at_ns, self._watched, sequence))
+
+    def _heard_ns(self, sequence: Sequence) -> int:
+        """When the request's last token so far came, or it was sent."""
+        replica = self._fleet.replica_of(sequence)
+        times = sequence.times if replica is None else replica.times_ns(sequence)
+        return times[-1] if times else sequence.arrived_ns
+
+    def _expires_ns(self, sequence: Sequence) -> int:
+        """When a client has waited for long enough."""
+        limits = self._limits
+        silent_ns = self._heard_ns(sequence) + round(limits.silence_s * NS_PER_S)
+        return min(silent_ns, sequence.arrived_ns + round(limits.exchange_s * NS_PER_S))
+
+    def _give_up_or_wait(self, sequence: Sequence) -> None:
+        """End a request that was silent, or under way, for longer than a client waits."""
+        running = self._running.get(sequence.tag)
+        if running is None or running[1] is not sequence:
+            return
+        now_ns, expires_ns, limits = self._clock.now_ns(), self._expires_ns(sequence), self._limits
+        if now_ns < expires_ns:
+            self._watch(sequence, expires_ns)
+            return
+        lasted_s = (now_ns - sequence.arrived_ns) / NS_PER_S
+        over = lasted_s >= limits.exchange_s
+        detail = f"not finished within {limits.exchange_s:g} s" if over else f"no byte for {limits.silence_s:g} s"
+        del self._running[sequence.tag]
+        self._fleet.cancel(sequence)
+        failure = Failure("timeout", detail)
+        reply = SimReply(now_ns, sequence.tag, running[0], None, sequence.arrived_ns, _failure=failure)
+        self._ended.append(reply)
 
     def _reply(self, sequence: Sequence) -> SimReply:
         request, _, stretch = self._running.pop(sequence.tag)
@@ -160,7 +204,9 @@ class SimConnector:
     clock: VirtualClock
     noise: Callable[[], Noise]
     max_model_len: int
+    limits: Limits
 
     def open(self, clock: Clock) -> SimChannel:
         assert clock is self.clock, "a simulated engine is driven by its own clock"
-        return SimChannel(self.fleet, self.clock, self.noise(), self.max_model_len)
+        noise, longest = self.noise(), self.max_model_len
+        return SimChannel(self.fleet, self.clock, noise, max_model_len=longest, limits=self.limits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import VirtualClock
 from pytest_llmperf.engines.base import Connector, EngineSpec
 from pytest_llmperf.engines.sim.cache import PrefixCache
@@ -32,8 +33,10 @@ class SimulatedEngine:
     is_simulated = True
     returns_token_ids = True
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, limits: Limits) -> None:
+        """`limits`: how long a client waits, in virtual time."""
         self.spec = spec
+        self._limits = limits
         self.clock = VirtualClock()
         self.plan = planned(spec)
         self._fleet: Fleet | None = None
@@ -83,7 +86,7 @@ class SimulatedEngine:
         def noise() -> Noise:
             return Noise(spec.noise_seed or 0, spec.run_noise or 0.0, spec.request_noise or 0.0)
 
-        return SimConnector(self.fleet, self.clock, noise, self.max_model_len)
+        return SimConnector(self.fleet, self.clock, noise, self.max_model_len, self._limits)
 
     def cache_counters(self) -> CacheCounters:
         counted, plan = self.fleet.counters(), self.plan

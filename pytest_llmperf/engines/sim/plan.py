@@ -13,7 +13,7 @@ from pytest_llmperf.engines.sim.slowdown import Slowdown, parse_slowdown
 from pytest_llmperf.engines.tiny_llama import shape_of
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.hardware import part_named
-from pytest_llmperf.roofline import Deployment, deployed
+from pytest_llmperf.roofline import Deployment, deployed, dtype_problems
 from pytest_llmperf.units import GIB
 
 Made = TypeVar("Made")
@@ -91,7 +91,7 @@ def _deployment(spec: EngineSpec) -> Deployment:
     part = _attempt(problems, lambda: part_named(spec.part or ""))
     shape = _attempt(problems, lambda: shape_of(spec.model or ""))
     if part is None or shape is None:
-        raise ConfigurationError(*problems)
+        raise ConfigurationError(*problems, *dtype_problems(spec.dtype, spec.kv_cache_dtype))
     return deployed(shape, part, dtype=spec.dtype, kv_cache_dtype=spec.kv_cache_dtype, gpus=spec.tensor_parallel or 1)
 
 

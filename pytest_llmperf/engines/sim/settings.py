@@ -19,8 +19,13 @@ from pytest_llmperf.units import GIB, MIB, RATIO, SECONDS
 AICONFIGURATOR = "aiconfigurator 0.12.0, Llama-3.1 70B FP8 and 8B BF16, 16,000 tokens"
 
 
+_LONGEST_S = 60.0
+_LEAST_SHARE = 0.01
+
+
 def _number(default: float, unit: str, source: str, *, most: float = float("inf"), whole: bool = False) -> Any:
-    return field(default=default, metadata={"unit": unit, "source": source, "most": most, "whole": whole})
+    bounds = {"least": _LEAST_SHARE if unit == RATIO else 0.0, "most": _LONGEST_S if unit == SECONDS else most}
+    return field(default=default, metadata={"unit": unit, "source": source, "whole": whole, **bounds})
 
 
 def _choice(default: str, source: str, *accepted: str) -> Any:
@@ -158,12 +163,12 @@ def _from(arguments: Sequence[str]) -> dict[str, Any]:
     """Those of the engine's own arguments that the simulation knows; the others have no meaning here."""
     words = [part for argument in arguments for part in argument.split("=", 1)]
     found = {}
-    for flag, value in pairwise(words):
+    for flag, value in pairwise([*words, ""]):
         if flag in FLAGS:
             try:
                 number = float(value)
             except ValueError:
-                raise ConfigurationError(f"{flag} {value}: expected a number") from None
+                raise ConfigurationError(f"args: {flag} {value}: expected a number after it") from None
             found[FLAGS[flag]] = int(number) if number.is_integer() and number > 1 else number
     return found
 
@@ -171,7 +176,9 @@ def _from(arguments: Sequence[str]) -> dict[str, Any]:
 def _fits(value: object, metadata: Mapping[str, Any]) -> bool:
     if "accepted" in metadata:
         return value in metadata["accepted"]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= metadata["most"]:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    if not metadata["least"] <= value <= metadata["most"]:
         return False
     return not metadata["whole"] or (float(value).is_integer() and value >= 1)
 
@@ -183,4 +190,4 @@ def _expected(metadata: Mapping[str, Any]) -> str:
         return f"a whole number of {metadata['unit']}, at least 1"
     limit = "" if metadata["most"] == float("inf") else f" up to {metadata['most']:g}"
     unit = "" if metadata["unit"] == RATIO else f" in {metadata['unit']}"
-    return f"a number{unit} from 0{limit}"
+    return f"a number{unit} from {metadata['least']:g}{limit}"

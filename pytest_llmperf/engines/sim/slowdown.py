@@ -50,14 +50,18 @@ def parse_slowdown(text: str | None) -> Slowdown:
         if not name and not change:
             continue
         found = _CHANGE.fullmatch(change)
-        if name in SWITCHES and change == "off":
+        if name in factors:
+            problems.append(f"slow={part.strip()!r}: {name} is given twice; expected one change of it")
+        elif name in SWITCHES and change == "off":
             off.add(name)
         elif name in TIMES | RATES and found and float(found[2]) < (100 if found[1] == "-" else float("inf")):
             factors[name] = 1 + float(found[1] + found[2]) / 100
         elif name in SWITCHES:
             problems.append(f"slow={part.strip()!r}: expected {name}:off")
         elif name in TIMES | RATES:
-            problems.append(f"slow={part.strip()!r}: expected a change such as {name}:{_example(name)}")
+            problems.append(
+                f"slow={part.strip()!r}: expected a change in percent, above -100 %, such as {name}:{_example(name)}"
+            )
         else:
             problems.append(f"slow: {unknown('part of the engine', name, [*TIMES, *RATES, *SWITCHES])}")
     if problems:

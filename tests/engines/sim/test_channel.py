@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from simulations import fleet, ids, prompt
 
+from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import NS_PER_S, VirtualClock
 from pytest_llmperf.engines.base import Generation
 from pytest_llmperf.engines.sim.blocks import answer_ids, block_hashes
 from pytest_llmperf.engines.sim.channel import SimConnector
 from pytest_llmperf.engines.sim.noise import Noise
+from pytest_llmperf.records import Failure
+
+LIMITS = Limits(silence_s=300, exchange_s=3600)
 
 START_NS = 5 * NS_PER_S
 
 
-def connected(*, blocks=200, noise=None, max_model_len=1000, **words):
+def connected(*, blocks=200, noise=None, max_model_len=1000, limits=LIMITS, **words):
     """An open channel, its clock and its fleet."""
     made, _ = fleet(blocks, **words)
     clock = VirtualClock(START_NS)
-    connector = SimConnector(made, clock, lambda: noise or Noise(0, 0.0, 0.0), max_model_len)
+    connector = SimConnector(made, clock, lambda: noise or Noise(0, 0.0, 0.0), max_model_len, limits)
     channel = connector.open(clock)
     channel.open(4)
     return channel, clock, made
@@ -139,7 +145,7 @@ def test_closing_gives_up_what_still_runs():
     channel.close()
 
     assert made.replicas[0].load == 0
-    channel = SimConnector(made, clock, lambda: Noise(0, 0.0, 0.0), 1000).open(clock)
+    channel = SimConnector(made, clock, lambda: Noise(0, 0.0, 0.0), 1000, LIMITS).open(clock)
     send(channel, 0, prompt(5, 40), 5)
     assert [(0, 5)] == [(answer.tag, answer.output_tokens) for answer in answers(channel, 1)]
 
@@ -190,4 +196,40 @@ def test_another_clock_is_refused():
     made, _ = fleet(10)
 
     with pytest.raises(AssertionError, match="driven by its own clock"):
-        SimConnector(made, VirtualClock(), lambda: Noise(0, 0.0, 0.0), 100).open(VirtualClock())
+        SimConnector(made, VirtualClock(), lambda: Noise(0, 0.0, 0.0), 100, LIMITS).open(VirtualClock())
+
+
+@pytest.mark.parametrize(
+    ("limits", "detail", "at_s"),
+    [
+        (Limits(silence_s=0.002, exchange_s=10.0), "no byte for 0.002 s", 0.002),
+        (Limits(silence_s=10.0, exchange_s=0.5), "not finished within 0.5 s", 0.5),
+    ],
+)
+def test_a_client_waits_as_long_as_it_would_for_a_real_server(limits, detail, at_s):
+    """In virtual time: the request fails then, and leaves nothing behind."""
+    channel, clock, made = connected(limits=limits)
+
+    send(channel, 3, prompt(0, 200), 700)
+    (answer,) = answers(channel, 1)
+
+    assert (3, Failure("timeout", detail)) == (answer.tag, answer.failure)
+    assert START_NS + round(at_s * NS_PER_S) == answer.end_ns == clock.now_ns()
+    assert 0 == made.replicas[0].load
+
+
+def test_a_request_in_time_is_not_given_up():
+    """Silence counts from the last token."""
+    channel, *_ = connected()
+    send(channel, 0, prompt(0, 20), 200)
+    (slow,) = answers(channel, 1)
+    times = [START_NS, *(arrival.at_ns for arrival in slow.arrivals)]
+    longest_s = max(later - sooner for sooner, later in pairwise(times)) / NS_PER_S
+    lasted_s = (slow.end_ns - START_NS) / NS_PER_S
+    assert lasted_s > 10 * longest_s
+
+    channel, *_ = connected(limits=Limits(silence_s=1.01 * longest_s, exchange_s=1.01 * lasted_s))
+    send(channel, 0, prompt(0, 20), 200)
+    (answer,) = answers(channel, 1)
+
+    assert answer.failure is None

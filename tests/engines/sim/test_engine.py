@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from simulations import prompt
 
+from pytest_llmperf.client import Limits
 from pytest_llmperf.engines import make_spec
 from pytest_llmperf.engines.base import Generation
 from pytest_llmperf.engines.sim.engine import SimulatedEngine
@@ -15,7 +16,7 @@ BLOCK_BYTES = 16 * 131_072
 
 def engine(**words):
     given = {"model": "llama-3.1-8b", "part": "h100", "constants": {"block_tokens": 16, "memory_utilization": 0.25}}
-    return SimulatedEngine(make_spec("sim", given | words))
+    return SimulatedEngine(make_spec("sim", given | words), Limits(silence_s=300, exchange_s=3600))
 
 
 def answered(on, *requests):

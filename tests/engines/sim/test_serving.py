@@ -420,12 +420,12 @@ class TestNoise:
     def test_later_but_complete(self):
         """Noise only ever delays, and every token comes."""
         took = {}
-        for share in (None, 2.0):
+        for share in (None, 1.0):
             with serving(request_noise=share, noise_seed=3) as server:
                 for number in range(5):
                     assert len(stream(server, prompt=[number, *IDS], max_tokens=10)) == 10
                 took[share] = sample(server, "vllm:e2e_request_latency_seconds_sum")
-        assert took[2.0] > 1.3 * took[None]
+        assert took[1.0] > 1.15 * took[None]
 
 
 class TestConnections:

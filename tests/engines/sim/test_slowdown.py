@@ -39,6 +39,12 @@ def test_several_are_separated_by_commas():
     assert 1.0 == found.factor("prefill")
 
 
+def test_a_change_is_given_once():
+    """Two of the same part would have to be added up or multiplied: nobody can guess which."""
+    with pytest.raises(ConfigurationError, match=r"decode is given twice; expected one change of it"):
+        parse_slowdown("decode:+5%,decode:+7%")
+
+
 def test_all_mistakes_are_reported_at_once():
     """Each with what would have been right."""
     with pytest.raises(ConfigurationError) as caught:
@@ -47,11 +53,11 @@ def test_all_mistakes_are_reported_at_once():
     assert [
         "slow: unknown part of the engine 'decod'; did you mean 'decode'? accepted: "
         + ", ".join([*TIMES, *RATES, *SWITCHES]),
-        "slow='decode:5%': expected a change such as decode:+5%",
-        "slow='host_link:-100%': expected a change such as host_link:-30%",
+        "slow='decode:5%': expected a change in percent, above -100 %, such as decode:+5%",
+        "slow='host_link:-100%': expected a change in percent, above -100 %, such as host_link:-30%",
         "slow='kv_offload:-10%': expected kv_offload:off",
-        "slow='decode:off': expected a change such as decode:+5%",
-        "slow='memory:+x%': expected a change such as memory:-30%",
+        "slow='decode:off': expected a change in percent, above -100 %, such as decode:+5%",
+        "slow='memory:+x%': expected a change in percent, above -100 %, such as memory:-30%",
     ] == list(caught.value.problems)
 
 
