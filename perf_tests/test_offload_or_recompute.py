@@ -21,7 +21,7 @@ PARTS = [
     dtype="fp8",
     kv_cache_dtype="fp8",
     prefix_caching=True,
-    kv_offload_gib=64,
+    kv_offload_gib=160,  # more than the GPU holds, or what pushes the contexts out of it takes their place here, too
     max_model_len=17_800,
     args=["--gpu-memory-utilization", "0.95"],
 )

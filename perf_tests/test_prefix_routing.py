@@ -20,25 +20,24 @@ FLEET = {
 }
 
 
-@pytest.mark.llm_gate(metric="ttft_p50")
-@pytest.mark.llm_gate(metric="output_throughput")
+# Which replica gets a prefix is drawn anew in each run.
+@pytest.mark.llm_gate(metric="ttft_p50", detect=1.0)
+@pytest.mark.llm_gate(metric="output_throughput", detect=0.25)
 @pytest.mark.parametrize("concurrency", [200, 800])
 def test_prefix_routing(concurrency, llm_engine_factory, llm_perf):
     """Prefix-aware routing finds more in the caches, serves more, and far sooner."""
     # 199 has no factor in common with 8: nobody routes by accident.
     asked = shared_prefix(
-        prefixes=199, requests_per_prefix=10, prefix_tokens=1_200, input_tokens=64, output_tokens=76, seed=7
+        prefixes=199, requests_per_prefix=8, prefix_tokens=1_200, input_tokens=64, output_tokens=76, seed=7
     )
     load = closed_loop(concurrency)
 
     found = {
-        policy: llm_perf(
-            llm_engine_factory("sim", **FLEET, policy=policy), asked, load=load, cache="cold", name=policy, runs=2
-        )
+        policy: llm_perf(llm_engine_factory("sim", **FLEET, policy=policy), asked, load=load, cache="cold", name=policy)
         for policy in ("least_loaded", "prefix_hash")
     }
 
     without, aware = found["least_loaded"], found["prefix_hash"]
     assert aware.cache.hit_rate > without.cache.hit_rate
     assert aware.output_throughput > 1.2 * without.output_throughput
-    assert without.ttft.mean > 2 * aware.ttft.mean
+    assert without.ttft.mean > 1.5 * aware.ttft.mean

@@ -19,12 +19,23 @@ def values(path):
     return {row["fullname"]: row["stats"]["data"] for row in rows}
 
 
+FLEET = "perf_tests/test_prefix_routing.py"
+PARTS = ["gh200", "h100", "h200", "4x-a100", "4x-rtx4090"]
+
+
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("part", ["gh200", "h100", "h200"])
-def test_the_shipped_baselines_are_those_of_make_baselines(part, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "tests"),
+    [
+        *((part, ["perf_tests", "--ignore", FLEET, "--llmperf-hardware", f"sim:{part}"]) for part in PARTS),
+        ("8x-l4", [FLEET]),
+    ],
+    ids=[*PARTS, "fleet"],
+)
+def test_the_shipped_baselines_are_those_of_make_baselines(key, tests, tmp_path):
     command = [
-        sys.executable, "-m", "pytest", "perf_tests", "-q", "-p", "no:cacheprovider",
-        "--llmperf-hardware", f"sim:{part}", "--llmperf-set", "run_noise=0.01", "--llmperf-set", "noise_seed=1",
+        sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider",
+        "--llmperf-set", "run_noise=0.01", "--llmperf-set", "noise_seed=1",
         "--llmperf-gate", "off", "--llmperf-save-baseline", "main",
         "--llmperf-baselines", str(tmp_path), "--llmperf-output", str(tmp_path / "out"),
     ]  # fmt: skip
@@ -32,8 +43,8 @@ def test_the_shipped_baselines_are_those_of_make_baselines(part, tmp_path):
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert 0 == finished.returncode, finished.stdout
-    made = values(tmp_path / f"sim-{part}" / "0001_main.json")
-    shipped = values(ROOT / "baselines" / f"sim-{part}" / "0001_main.json")
+    made = values(tmp_path / f"sim-{key}" / "0001_main.json")
+    shipped = values(ROOT / "baselines" / f"sim-{key}" / "0001_main.json")
     assert made.keys() == shipped.keys()
     for name, data in made.items():
         assert pytest.approx(shipped[name], rel=1e-6) == data, f"{name}: make baselines"

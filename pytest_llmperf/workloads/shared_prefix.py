@@ -54,7 +54,9 @@ def shared_prefix(
 ) -> SharedPrefix:
     """`prefixes` groups of `requests_per_prefix` one-turn sessions, taken from the groups in turn.
 
-    Each input is its group's prefix and `input_tokens` ids of its own.
+    Each input is its group's prefix and `input_tokens` ids of its own. Behind several replicas choose a number of
+    prefixes that has no factor in common with theirs, or a router that knows nothing of prefixes sends each always to
+    the same one, by accident.
 
     Raises `ConfigurationError` listing every argument out of range.
     """
