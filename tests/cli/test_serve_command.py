@@ -15,8 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_llmperf.cli import main
+from pytest_llmperf.client import Limits
 from pytest_llmperf.driver import LocalTeam
-from pytest_llmperf.engines import make_engine, make_spec
+from pytest_llmperf.engines import make_spec
+from pytest_llmperf.engines.sim.engine import SimulatedEngine
 from pytest_llmperf.engines.sim.plan import planned
 from pytest_llmperf.load import closed_loop
 from pytest_llmperf.reports.figures import result_json
@@ -75,7 +77,8 @@ def figures(result):
 
 def in_virtual_time(folder, *, concurrency, requests, input_tokens, output_tokens):
     """What the same workload gives where no time passes."""
-    engine = make_engine(make_spec("sim", {"part": "gh200", "model": "llama-3.1-8b"}), None)
+    spec = make_spec("sim", {"part": "gh200", "model": "llama-3.1-8b"})
+    engine = SimulatedEngine(spec, Limits(silence_s=300, exchange_s=3600))
     workload = single_turn(requests=requests, input_tokens=input_tokens, output_tokens=output_tokens, seed=0)
     request = checked_request(
         workload,
@@ -246,7 +249,7 @@ class TestMistakes:
             "--set 'x': expected CONSTANT=VALUE, such as max_num_seqs=128",
             "--kv-offload-gib -3; expected a positive number of GiB",
             "--replicas 0; expected a whole number of engines, at least 1",
-            "--request-noise 'abc'; expected a positive share such as 0.1",
+            "--request-noise 'abc'; expected a share from 0 to 1, such as 0.1",
             "--slow 'decode:5': expected a change such as decode:+5%",
             "--like: unknown engine 'qq'; ",
             "--policy: unknown routing policy 'zz'; ",
