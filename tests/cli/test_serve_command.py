@@ -250,7 +250,7 @@ class TestMistakes:
             "--kv-offload-gib -3; expected a positive number of GiB",
             "--replicas 0; expected a whole number of engines, at least 1",
             "--request-noise 'abc'; expected a share from 0 to 1, such as 0.1",
-            "--slow 'decode:5': expected a change such as decode:+5%",
+            "--slow 'decode:5': expected a change in percent, above -100 %, such as decode:+5%",
             "--like: unknown engine 'qq'; ",
             "--policy: unknown routing policy 'zz'; ",
             "unknown constant of the simulation 'nope'; ",
