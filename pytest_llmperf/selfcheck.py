@@ -8,7 +8,7 @@ time that lies between an answer and the next send.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,14 @@ from pytest_llmperf.stats import Sample
 
 TOLERATED = 0.05
 """The share of a gated metric that the client's error may reach; a run beyond it is INVALID."""
+_OF_DETECT = 0.25
+"""The share of a change that is to be detected: an error so small cannot be taken for it."""
+
+
+def tolerated(detect: float) -> float:
+    """What is tolerated where only a change of this share is to be seen: more of a test that looks for a factor."""
+    return max(TOLERATED, _OF_DETECT * detect)
+
 
 _Extremes = tuple[Sequence[float], Sequence[float]]
 """The least and the most that each of a request's true values can be, seconds."""
@@ -53,24 +61,31 @@ class Excess:
     run: int
     value: float
     bound: float
+    tolerated: float
 
     def __str__(self) -> str:
         return (
             f"in run {self.run} the client itself may account for {units.quantity(self.bound, self.metric.unit)} of "
             f"{self.metric.name} {units.quantity(self.value, self.metric.unit)} "
-            f"({units.share(self.bound / self.value)}, more than {TOLERATED:.0%}); give it more workers "
+            f"({units.share(self.bound / self.value)}, more than {self.tolerated:.0%}); give it more workers "
             "(--llmperf-workers), processors of its own, or another machine"
         )
 
 
-def excesses(wanted: Sequence[Metric], runs: Sequence[RunRecord]) -> Iterator[Excess]:
-    """The worst run of each metric, where its bound is beyond what is tolerated."""
+def excesses(
+    wanted: Sequence[Metric], runs: Sequence[RunRecord], limits: Mapping[str, float] | None = None
+) -> Iterator[Excess]:
+    """The worst run of each metric, where its bound is beyond what is tolerated.
+
+    `limits`: the tolerated share by a metric's name, where it is not `TOLERATED`.
+    """
     for metric in wanted:
+        limit = (limits or {}).get(metric.name, TOLERATED)
         found = []
         for run in runs:
             value, bound = metric.formula(run), error_bounds([metric], run).get(metric.name)
-            if value and bound is not None and bound > TOLERATED * value:
-                found.append(Excess(metric, run.index, value, bound))
+            if value and bound is not None and bound > limit * value:
+                found.append(Excess(metric, run.index, value, bound, limit))
         if found:
             yield max(found, key=lambda excess: excess.bound / excess.value)
 

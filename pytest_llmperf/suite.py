@@ -28,7 +28,7 @@ from pytest_llmperf.metrics import METRICS, gated_by_default
 from pytest_llmperf.options import GateMode, Options
 from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult, Validity
-from pytest_llmperf.selfcheck import excesses
+from pytest_llmperf.selfcheck import excesses, tolerated
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.verdicts import Verdict
 
@@ -148,7 +148,8 @@ class Suite:
         _hold_against_roof(result, engine, request, hardware)
         criteria = self._criteria(nodeid, result, open_load=request.load.is_open)
         if result.validity:
-            found = excesses([METRICS[criterion.metric] for criterion in criteria], result.records)
+            limits = {criterion.metric: tolerated(criterion.detect) for criterion in criteria}
+            found = excesses([METRICS[name] for name in limits], result.records, limits)
             result.validity = Validity(tuple(map(str, found)))
         if self.gate is not None:
             result.judgement = self.gate.judge(result, criteria)

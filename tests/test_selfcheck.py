@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS
 from pytest_llmperf.records import Failure, Phase, RequestRecord, RunRecord, Window
-from pytest_llmperf.selfcheck import TOLERATED, error_bounds, excesses
+from pytest_llmperf.selfcheck import TOLERATED, error_bounds, excesses, tolerated
 
 MS = 1_000_000
 FIGURES = ["ttft", "scheduled_ttft", "tpot", "itl", "e2e"]
@@ -295,6 +295,16 @@ class TestExcesses:
             "in run 3 the client itself may account for 20.0 ms of ttft_p50 100 ms (20.0 %, more than 5%); give it "
             "more workers (--llmperf-workers), processors of its own, or another machine"
         ) == str(excess)
+
+    @pytest.mark.parametrize(("detect", "limit"), [(0.01, 0.05), (0.1, 0.05), (0.2, 0.05), (1.0, 0.25), (3.0, 0.75)])
+    def test_a_test_that_looks_for_a_factor_tolerates_more(self, detect, limit):
+        """A quarter of the change that is to be seen, and never less than 5 %."""
+        assert limit == pytest.approx(tolerated(detect))
+        runs = [run(request(100, 200, late_ms=20))]
+
+        found = list(excesses([METRICS["ttft_p50"]], runs, {"ttft_p50": tolerated(detect)}))
+
+        assert (limit < 0.2) == bool(found)
 
     def test_what_was_not_measured_is_not_an_excess(self):
         """Neither a metric without a value nor one without a bound, nor one that is 0."""
