@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from pytest_llmperf.engines.base import TOKEN_IDS
 from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.splitmix import GOLDEN, mixed
 
 Ids = np.ndarray
 """Token ids: one-dimensional, int32."""
-
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +148,7 @@ class TokenSource:
         first = np.asarray(numbers, np.uint64) * np.uint64(size)
         places: npt.NDArray[np.uint64] = np.add.outer(first, np.arange(size, dtype=np.uint64)).ravel()
         state = np.uint64(int.from_bytes(self._root[:8], "little"))
-        mixed = places * np.uint64(_GOLDEN) + state
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return self._reduced(mixed ^ (mixed >> np.uint64(31)))
+        return self._reduced(mixed(places * np.uint64(GOLDEN) + state))
 
     def _reduced(self, raw: npt.NDArray[np.uint64]) -> Ids:
         count = np.uint64(len(self._token_ids))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import select
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from groups import process_group
 from jobs import ENDLESS, ROUNDS, TEST, WAIT_S, content, drive, eventually, job
 from servers import CompletionsServer
 
@@ -518,31 +518,6 @@ def tell():
 if "--multiprocessing-fork" in sys.orig_argv:
     atexit.register(tell)
 """
-
-
-def interruptible():
-    """Also where these tests run in the background, which ignores Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextlib.contextmanager
-def process_group(command, folder):
-    """A process with all that it starts, of which nothing is left afterwards."""
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        start_new_session=True,
-        preexec_fn=interruptible,  # noqa: PLW1509 - it starts no thread
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 @pytest.mark.slow

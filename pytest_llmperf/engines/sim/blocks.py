@@ -12,26 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_llmperf.engines.base import TOKEN_IDS
+from pytest_llmperf.splitmix import GOLDEN, mixed
 
 Hashes = npt.NDArray[np.uint64]
 """One name per full block."""
 Ids = npt.NDArray[np.int32]
 
-_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input moves every bit of the output."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _stream(seed: int, count: int) -> npt.NDArray[np.uint64]:
     """The first outputs of SplitMix64 from this state."""
-    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-    return _mix(steps + np.uint64(seed & _MASK))
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
+    return mixed(steps + np.uint64(seed & _MASK))
 
 
 _WEIGHTS: dict[int, npt.NDArray[np.uint64]] = {}
@@ -56,7 +49,7 @@ def block_hashes(token_ids: Ids, size: int) -> Hashes:
     blocks = len(token_ids) // size
     weights = _WEIGHTS.setdefault(size, _stream(2, size) | np.uint64(1))
     table = token_ids[: blocks * size].astype(np.uint64).reshape(blocks, size) + np.uint64(1)
-    contents = _mix((table * weights).sum(axis=1, dtype=np.uint64))
+    contents = mixed((table * weights).sum(axis=1, dtype=np.uint64))
     named: Hashes = np.cumsum(contents * _positions(blocks), dtype=np.uint64)
     return named
 

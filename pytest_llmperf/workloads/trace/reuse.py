@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pytest_llmperf.splitmix import GOLDEN, Words, mixed
+
 Longs = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,17 @@ class Reuse:
 def _prefixes(blocks: Words, place: Longs, counts: Longs) -> Words:
     """For each block a word for it and all before it: sums of mixed words, modulo 2**64."""
     with np.errstate(over="ignore"):
-        mixed = _mixed(_mixed(blocks) + place.astype(np.uint64))
-        sums = np.cumsum(mixed, dtype=np.uint64)
+        words = _outputs(_outputs(blocks) + place.astype(np.uint64))
+        sums = np.cumsum(words, dtype=np.uint64)
         before = np.zeros(len(counts) + 1, np.uint64)
         ends = np.cumsum(counts)
         before[1:][ends > 0] = sums[ends[ends > 0] - 1]
         return sums - np.repeat(before[:-1], counts)
 
 
-def _mixed(words: Words) -> Words:
-    """SplitMix64 of each."""
-    words = words * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+def _outputs(words: Words) -> Words:
+    """SplitMix64's output at each of these places."""
+    return mixed(words * np.uint64(GOLDEN) + np.uint64(GOLDEN))
 
 
 def _longest_before(length: Longs, begins: npt.NDArray[np.bool_], most: int) -> Longs:
