@@ -28,7 +28,8 @@ from pytest_llmperf.workloads import Session, Turn
 from pytest_llmperf.workloads.base import TokenSource
 
 # After a failed request a dying server may still need a moment to be seen as dead.
-_DYING_S = 1.0
+_DYING_S = 3.0
+_DYING_POLL_S = 0.25
 # A multiple of every block size that engines use by default: 16, 32, 64 and 128 tokens.
 _BLOCKS = 256
 _TELL_EVERY_NS = NS_PER_S // 2
@@ -133,7 +134,9 @@ class _Runs:
 
     def _look_after_engine(self) -> None:
         """Raise if it was the engine's end that made requests fail."""
-        self._setting.clock.sleep(_DYING_S)
+        for _ in range(int(_DYING_S / _DYING_POLL_S)):
+            self._engine.check()
+            self._setting.clock.sleep(_DYING_POLL_S)
         self._engine.check()
 
     def _namespace(self, part: str) -> str:

@@ -279,8 +279,13 @@ class ServedEngine:
 
     @property
     def server(self) -> OpenAIServer:
-        """The connection, made if need be."""
-        self.start()
+        """The connection, made if need be.
+
+        A server that has died is not replaced here, in the middle of a measurement that ought to hear
+        of it: only `start` does that.
+        """
+        if self._connected is None:
+            self.start()
         assert self._connected is not None
         return self._connected
 

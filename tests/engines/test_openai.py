@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from servers import CompletionsServer, Do, RawServer
 
-from pytest_llmperf.client import Limits
+from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import RealClock
 from pytest_llmperf.engines import make_engine, make_spec
 from pytest_llmperf.engines import server as openai
 from pytest_llmperf.engines.base import EngineSpec, Generation, Surroundings
-from pytest_llmperf.engines.server import OpenAIServer
-from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError
+from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
+from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineDiedError, EngineStartError
 from pytest_llmperf.records import CacheCounters
 
 KEY = "sk-very-s3cret"
@@ -589,3 +589,55 @@ def test_control(server):
     exchange = OpenAIServer(openai.Address.parse(server.url), surroundings()).control("POST", "/reset")
     assert (200, b'{"success": true}', None) == (exchange.status, exchange.body, exchange.failure)
     assert ["POST"] == [request.method for request in server.requests]
+
+
+class MortalHost:
+    """A host whose server is one of these, until it is said to be dead."""
+
+    is_ours = True
+
+    def __init__(self, url):
+        self.address = Address.parse(url)
+        self.launches = 0
+        self.alive = False
+
+    def launch(self):
+        self.launches += 1
+        self.alive = True
+        return self.address
+
+    def wait_until_ready(self, is_healthy):
+        pass
+
+    def is_running(self):
+        return self.alive
+
+    def check(self):
+        if not self.alive:
+            raise EngineDiedError("the server has ended")
+
+    def stop(self):
+        self.alive = False
+
+    def reset_cache(self, server):
+        return False
+
+    def describe(self):
+        return {}
+
+
+def test_a_server_that_died_is_not_replaced_until_the_next_start():
+    """Else what a run asks of the engine at its end brings up a new one, and nobody hears of the death."""
+    with CompletionsServer(metrics=METRICS) as server:
+        host = MortalHost(server.url)
+        engine = ServedEngine(EngineSpec(kind="vllm", model="tiny"), host, None, surroundings())
+        engine.start()
+        host.alive = False
+
+        engine.cache_counters()
+
+        assert 1 == host.launches
+        with pytest.raises(EngineDiedError):
+            engine.check()
+        engine.start()
+        assert 2 == host.launches

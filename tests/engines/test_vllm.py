@@ -96,7 +96,9 @@ def test_an_answer_has_exactly_the_tokens_asked_for(engine):
 
     assert (5, None, ()) == (again.tag, again.failure, again.remarks)
     assert (600, 12, 12) == (again.prompt_tokens, again.output_tokens, len(again.token_ids))
-    assert [1] * 12 == [arrival.tokens for arrival in again.arrivals]
+    # Tokens that are made while the server is busy sending may leave in one event.
+    assert sum(arrival.tokens for arrival in again.arrivals) == 12
+    assert again.arrivals[0].tokens == 1
     assert again.sent_ns < again.arrivals[0].at_ns <= again.arrivals[-1].at_ns <= again.end_ns
     assert 512 == again.cached_tokens
 
