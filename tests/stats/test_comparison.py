@@ -153,7 +153,12 @@ DETECTABLE = {
 def seen(n, m, spread):
     """A comparison without an effect whose pooled standard deviation is `spread`."""
     return Comparison(
-        base_count=n, new_count=m, effect=0.0, standard_error=spread * math.sqrt(1 / n + 1 / m), degrees=n + m - 2
+        base_count=n,
+        new_count=m,
+        effect=0.0,
+        standard_error=spread * math.sqrt(1 / n + 1 / m),
+        degrees=n + m - 2,
+        run_variance=spread**2,
     )
 
 

@@ -1,8 +1,7 @@
-"""Pure statistics: a sample to a summary, two samples to a comparison, p-values to decisions.
+"""Two samples of runs compared, and Holm's rule over many comparisons.
 
-Values to be compared are logarithms of run statistics, turned so that up is worse; an effect `d`
-is reported as `exp(d) - 1`. The formulas are those of the two-sample t test with pooled variance
-and of Holm (1979); the smallest detectable effect follows from the noncentral t distribution.
+The formulas are those of the two-sample t test with pooled variance and of Holm (1979); the
+smallest detectable effect follows from the noncentral t distribution.
 """
 
 from __future__ import annotations
@@ -10,70 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import TypeVar
 
-import numpy as np
 from scipy import special
 
 from pytest_llmperf.errors import NoSamplesError
 
 POWER = 0.8
 """Probability with which a change of the smallest detectable size is found."""
-
-Name = TypeVar("Name", bound=Hashable)
-
 MANY_RUNS = 200
 """More runs than this are not proposed: lowering the noise is cheaper."""
 
-
-@dataclass(frozen=True, repr=False)
-class Sample:
-    """Some measurements of one quantity; asking a statistic of none is an error."""
-
-    values: tuple[float, ...]
-    of: str
-    """What was measured, for the error message."""
-
-    def __repr__(self) -> str:
-        """Short, as it stands in the message of every assertion on a result."""
-        if not self.values:
-            return f"<{self.of}: not measured>"
-        return f"<{self.of}: {self.count} values, mean {self.mean:.4g}, p50 {self.p50:.4g}, p99 {self.p99:.4g}>"
-
-    @property
-    def count(self) -> int:
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self._array))
-
-    @property
-    def p50(self) -> float:
-        return self.quantile(0.50)
-
-    @property
-    def p90(self) -> float:
-        return self.quantile(0.90)
-
-    @property
-    def p95(self) -> float:
-        return self.quantile(0.95)
-
-    @property
-    def p99(self) -> float:
-        return self.quantile(0.99)
-
-    def quantile(self, share: float) -> float:
-        """Linear interpolation between order statistics. Raises `NoSamplesError` of no values."""
-        return float(np.quantile(self._array, share))
-
-    @cached_property
-    def _array(self) -> np.ndarray:
-        if not self.values:
-            raise NoSamplesError(f"no {self.of} was measured")
-        return np.asarray(self.values, np.float64)
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +29,19 @@ class Comparison:
     """Two samples of log run statistics, compared; up is worse.
 
     `effect`: mean of the new minus mean of the base. `standard_error` is 0 where all values of both
-    arms are equal to their means: then p is 0 or 1 and nothing is estimated.
+    arms are equal to their means: then p is 0 or 1 and nothing is estimated. `degrees`: of freedom
+    of that error, not always whole.
     """
 
     base_count: int
     new_count: int
     effect: float
     standard_error: float
-    degrees: int
+    degrees: float
+    run_variance: float
+    """Of one run around its night's level."""
+    floor: float | None = None
+    """The part of the error's variance that no further run of tonight lowers; None: both sides can be run again."""
 
     def p_worse(self, margin: float = 0.0) -> float:
         """One-sided: how often so large a rise would be seen if it were no more than `margin`."""
@@ -110,15 +63,24 @@ class Comparison:
 
     def detectable(self, alpha: float) -> float:
         """The effect that a one-sided test at `alpha` finds with probability `POWER`."""
-        return self.standard_error * _noncentrality(alpha, self.degrees)
+        return self.standard_error * _noncentrality(alpha, _coarse(self.degrees))
 
     def runs_to_detect(self, effect: float, alpha: float) -> int | None:
-        """Runs on each side that would find `effect`, the spread being as seen; None beyond `MANY_RUNS`."""
-        spread = self.standard_error / math.sqrt(1 / self.base_count + 1 / self.new_count)
+        """Runs that would find `effect`, the spread being as seen; None beyond `MANY_RUNS`.
+
+        On each side, where the base can be run again; else of the new side alone.
+        """
         for runs in range(2, MANY_RUNS + 1):
-            if spread * math.sqrt(2 / runs) * _noncentrality(alpha, 2 * runs - 2) <= effect:
+            variance, degrees = self._with(runs)
+            if math.sqrt(variance) * _noncentrality(alpha, _coarse(degrees)) <= effect:
                 return runs
         return None
+
+    def _with(self, runs: int) -> tuple[float, float]:
+        """Variance and degrees of freedom of the effect with so many runs."""
+        if self.floor is None:
+            return self.run_variance * 2 / runs, 2 * runs - 2
+        return self.floor + self.run_variance / runs, self.degrees
 
 
 def pooled_t(base: Sequence[float], new: Sequence[float]) -> Comparison:
@@ -130,18 +92,30 @@ def pooled_t(base: Sequence[float], new: Sequence[float]) -> Comparison:
     if min(n, m) < 2:
         raise NoSamplesError(f"a comparison needs at least 2 runs on each side, got {n} and {m}")
     degrees = n + m - 2
-    # Means of equal values differ in their last bit for different counts; measured from one of the
-    # values they are exact, so that equal runs have no effect and no spread.
-    origin = base[0]
-    base, new = [value - origin for value in base], [value - origin for value in new]
-    variance = ((n - 1) * float(np.var(base, ddof=1)) + (m - 1) * float(np.var(new, ddof=1))) / degrees
+    variance = (squares(base) + squares(new)) / degrees
     return Comparison(
         base_count=n,
         new_count=m,
-        effect=float(np.mean(new)) - float(np.mean(base)),
+        effect=mean(new, base[0]) - mean(base, base[0]),
         standard_error=math.sqrt(variance * (1 / n + 1 / m)),
         degrees=degrees,
+        run_variance=variance,
     )
+
+
+def mean(values: Sequence[float], origin: float = 0.0) -> float:
+    """The mean, measured from `origin`.
+
+    Means of equal values differ in their last bit for different counts; measured from one of the
+    values they are exact, so that equal runs have no effect and no spread.
+    """
+    return math.fsum(value - origin for value in values) / len(values)
+
+
+def squares(values: Sequence[float]) -> float:
+    """The sum of squared distances from the mean; exactly 0 for equal values."""
+    middle = mean(values, values[0])
+    return math.fsum((value - values[0] - middle) ** 2 for value in values)
 
 
 def holm(p_values: Mapping[Name, float], family_size: int, alpha: float) -> set[Name]:
@@ -158,11 +132,19 @@ def holm(p_values: Mapping[Name, float], family_size: int, alpha: float) -> set[
     return rejected
 
 
-def _upper_quantile(tail: float, degrees: int) -> float:
+def _coarse(degrees: float) -> float:
+    """Degrees of freedom to three digits, rounded down, so that one solution serves many comparisons."""
+    step = 10.0 ** (math.floor(math.log10(degrees)) - 2)
+    return math.floor(degrees / step + 1e-9) * step
+
+
+@lru_cache(maxsize=4096)
+def _upper_quantile(tail: float, degrees: float) -> float:
     return -float(special.stdtrit(degrees, tail))
 
 
-def _noncentrality(alpha: float, degrees: int) -> float:
+@lru_cache(maxsize=4096)
+def _noncentrality(alpha: float, degrees: float) -> float:
     """The noncentrality at which a t test at one-sided `alpha` has the power `POWER`.
 
     Bisection: the distribution function falls as the noncentrality grows.

@@ -1,0 +1,24 @@
+"""Pure statistics: a sample to a summary, two samples to a comparison, p-values to decisions.
+
+Values to be compared are logarithms of run statistics, turned so that up is worse; an effect `d`
+is reported as `exp(d) - 1`.
+"""
+
+from pytest_llmperf.stats.comparison import MANY_RUNS, POWER, Comparison, holm, pooled_t
+from pytest_llmperf.stats.nights import KNOWN_NIGHTS, History, NightSpread, against_nights, assumed, shared_spread
+from pytest_llmperf.stats.sample import Sample
+
+__all__ = [
+    "KNOWN_NIGHTS",
+    "MANY_RUNS",
+    "POWER",
+    "Comparison",
+    "History",
+    "NightSpread",
+    "Sample",
+    "against_nights",
+    "assumed",
+    "holm",
+    "pooled_t",
+    "shared_spread",
+]

@@ -1,0 +1,59 @@
+"""A sample and its statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pytest_llmperf.errors import NoSamplesError
+
+
+@dataclass(frozen=True, repr=False)
+class Sample:
+    """Some measurements of one quantity; asking a statistic of none is an error."""
+
+    values: tuple[float, ...]
+    of: str
+    """What was measured, for the error message."""
+
+    def __repr__(self) -> str:
+        """Short, as it stands in the message of every assertion on a result."""
+        if not self.values:
+            return f"<{self.of}: not measured>"
+        return f"<{self.of}: {self.count} values, mean {self.mean:.4g}, p50 {self.p50:.4g}, p99 {self.p99:.4g}>"
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self._array))
+
+    @property
+    def p50(self) -> float:
+        return self.quantile(0.50)
+
+    @property
+    def p90(self) -> float:
+        return self.quantile(0.90)
+
+    @property
+    def p95(self) -> float:
+        return self.quantile(0.95)
+
+    @property
+    def p99(self) -> float:
+        return self.quantile(0.99)
+
+    def quantile(self, share: float) -> float:
+        """Linear interpolation between order statistics. Raises `NoSamplesError` of no values."""
+        return float(np.quantile(self._array, share))
+
+    @cached_property
+    def _array(self) -> np.ndarray:
+        if not self.values:
+            raise NoSamplesError(f"no {self.of} was measured")
+        return np.asarray(self.values, np.float64)
