@@ -1,72 +1,66 @@
 """Stored results by hardware: `baselines/<hardware key>/NNNN_<name>.json`.
 
-The files are pytest-benchmark's own and lie as its storage lays them, so that `pytest-benchmark
-list` and `compare --storage` read them. What pytest-llmperf adds stands under
-`extra_info["llmperf"]` of each benchmark and `machine_info["llmperf"]`.
+The files lie as pytest-benchmark's storage lays them, so that `pytest-benchmark list` and `compare
+--storage` read them. Each file is one night; a measurement's history is what the newest of them say
+of it, as long as they may be compared.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.errors import BaselineError, ConfigurationError
+from pytest_llmperf.result_file import Entry, ResultFile, comparable, differences, drafted, read, unlike
 from pytest_llmperf.results import Provenance
+from pytest_llmperf.stats import History, NightSpread, shared_spread
 
-SCHEMA_VERSION = 1
-_NUMBERED = re.compile(r"(\d{4})_(.+)\.json")
+NIGHTS = 30
+"""How many nights a history holds at most, unless an option says otherwise."""
+_NUMBERED = re.compile(r"(\d{4,})_(.+)\.json")
 # What pytest-benchmark's storage leaves out of names, and what would make a folder of one.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One metric of one measurement in one file."""
-
-    path: Path
-    saved_at: str
-    measurement: str
-    metric: str
-    stored_values: tuple[float, ...]
-    """One per run, as pytest-benchmark keeps them: lower is better."""
-    comparable: dict[str, Any]
-    """What has to be equal for a comparison; see `comparable`."""
-    engine_words: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Match:
-    """The entry to compare with, and in what the engine differs although it may be compared."""
+    """The nights to compare with, newest first, and in what the newest's engine differs although it may be compared."""
 
-    entry: Entry
-    differences: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    differences: tuple[str, ...] = ()
 
+    @property
+    def newest(self) -> Entry:
+        return self.entries[0]
 
-def comparable(provenance: Provenance) -> dict[str, Any]:
-    """The parts of a measurement's provenance that two results must share to be compared."""
-    return {
-        "workload": provenance.workload_digest,
-        "load": provenance.load,
-        "cache": provenance.cache,
-        "engine": provenance.engine_kind,
-        **({"simulated": True} if provenance.simulated else {}),
-        **{f"engine {word}": value for word, value in provenance.engine_identity.items()},
-    }
+    @cached_property
+    def history(self) -> History:
+        """Logarithms of the stored values, so that up is worse."""
+        return History(tuple(tuple(map(math.log, entry.stored_values)) for entry in self.entries))
+
+    @property
+    def name(self) -> str:
+        """`0007_main.json`, or `12 nights up to 0012_main.json`."""
+        count = len(self.entries)
+        return self.newest.path.name if count == 1 else f"{count} nights up to {self.newest.path.name}"
 
 
 class Baselines:
     """The folder of stored results. Files are read once, when their hardware is first asked for."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, nights: int = NIGHTS) -> None:
+        """`nights`: how many files a history holds at most."""
         self.directory = directory
+        self.nights = nights
         self._loaded: dict[str, list[Entry]] = {}
+        self._matches: dict[tuple[str, str], dict[str, list[Entry]]] = {}
+        self._spreads: dict[tuple[str, str], NightSpread | None] = {}
 
     def entries(self, hardware_key: str) -> list[Entry]:
         """Everything stored for this hardware, newest file first.
@@ -74,8 +68,27 @@ class Baselines:
         Raises `BaselineError` naming every file that cannot be used.
         """
         if hardware_key not in self._loaded:
-            self._loaded[hardware_key] = self._load(hardware_key)
+            self._loaded[hardware_key] = [entry for file in self.files(hardware_key) for entry in file.entries]
         return self._loaded[hardware_key]
+
+    def files(self, hardware_key: str) -> list[ResultFile]:
+        """The stored files of this hardware, newest first. Raises `BaselineError` naming every one that is unusable."""
+        found: list[ResultFile] = []
+        problems = []
+        for path in self.paths(hardware_key):
+            try:
+                found.append(_placed(read(path), hardware_key))
+            except BaselineError as error:
+                problems.append(str(error))
+        if problems:
+            raise BaselineError("\n".join(problems))
+        return found
+
+    def paths(self, hardware_key: str) -> list[Path]:
+        """The numbered files of this hardware, newest first."""
+        folder = self.directory / hardware_key
+        numbered = [path for path in folder.glob("*.json") if _NUMBERED.fullmatch(path.name)]
+        return sorted(numbered, key=number_of, reverse=True)
 
     def gated_pairs(self, hardware_key: str, tests: Collection[str], metrics: Mapping[str, Collection[str]]) -> int:
         """How many (measurement, metric) pairs of these tests have something stored to compare with.
@@ -91,59 +104,80 @@ class Baselines:
         return len(pairs)
 
     def find(self, provenance: Provenance, metric: str) -> Match | str:
-        """The newest comparable entry, or a sentence on why there is none."""
+        """The newest comparable nights, or a sentence on why there are none."""
+        key = provenance.hardware_key
+        stored = self._of(key, metric).get(provenance.measurement, [])
         wanted = comparable(provenance)
-        reason: str | None = None
-        for entry in self.entries(provenance.hardware_key):
-            if entry.measurement != provenance.measurement or entry.metric != metric:
-                continue
-            names = dict.fromkeys([*wanted, *(["simulated"] if entry.comparable.get("simulated") else [])])
-            differing = [name for name in names if entry.comparable.get(name) != wanted.get(name)]
-            if not differing:
-                return Match(entry, _differences(entry.engine_words, provenance.engine_words))
-            what = "; ".join(
-                f"{name} was {entry.comparable.get(name)!r}, is {wanted.get(name)!r}" for name in differing
-            )
-            reason = reason or f"{entry.path.name} is not comparable: {what}"
-        if reason is None and self.entries(provenance.hardware_key):
-            reason = f"no file for {provenance.hardware_key} in {self.directory} has {metric} of this test"
-        return reason or f"nothing is stored for {provenance.hardware_key} in {self.directory}"
+        entries = tuple(entry for entry in stored if not unlike(entry.comparable, wanted))[: self.nights]
+        if entries:
+            return Match(entries, differences(entries[0].engine_words, provenance.engine_words))
+        if stored:
+            return f"{stored[0].path.name} is not comparable: {'; '.join(unlike(stored[0].comparable, wanted))}"
+        if self.entries(key):
+            return f"no file for {key} in {self.directory} has {metric} of this test"
+        return f"nothing is stored for {key} in {self.directory}"
 
-    def save(self, name: str, hardware_key: str, document: dict[str, Any]) -> Path:
+    def spread(self, hardware_key: str, metric: str) -> NightSpread | None:
+        """How much nights differ there in this metric, from all tests that are stored; None if not known yet.
+
+        It does not depend on what is measured tonight.
+        """
+        key = (hardware_key, metric)
+        if key not in self._spreads:
+            stored = self._of(*key).values()
+            self._spreads[key] = shared_spread([Match(_alike(entries)[: self.nights]).history for entries in stored])
+        return self._spreads[key]
+
+    def save(self, name: str, hardware_key: str, document: Mapping[str, Any]) -> Path:
         """Write a result file under the next number; it appears complete or not at all."""
         folder = self.directory / hardware_key
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
-        descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
+        draft = drafted(document, folder)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(draft, 0o644)
-            return _publish(Path(draft), folder, name)
+            return _publish(draft, folder, name)
         finally:
-            Path(draft).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
 
-    def _load(self, hardware_key: str) -> list[Entry]:
-        folder = self.directory / hardware_key
-        files = sorted((path for path in folder.glob("*.json") if _NUMBERED.fullmatch(path.name)), reverse=True)
-        entries: list[Entry] = []
-        problems = []
-        for path in files:
-            try:
-                entries += read(path, hardware_key)
-            except BaselineError as error:
-                problems.append(str(error))
-        if problems:
-            raise BaselineError("\n".join(problems))
-        return entries
+    def _of(self, hardware_key: str, metric: str) -> dict[str, list[Entry]]:
+        """The entries of one metric by measurement, newest first."""
+        key = (hardware_key, metric)
+        if key not in self._matches:
+            found: dict[str, list[Entry]] = {}
+            for entry in self.entries(hardware_key):
+                if entry.metric == metric:
+                    found.setdefault(entry.measurement, []).append(entry)
+            self._matches[key] = found
+        return self._matches[key]
+
+
+def number_of(path: Path) -> int:
+    """The number that a stored file's name begins with."""
+    found = _NUMBERED.fullmatch(path.name)
+    assert found is not None, f"{path} is not a stored file"
+    return int(found.group(1))
+
+
+def _alike(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Those that may be compared with the newest."""
+    newest, *older = entries
+    return (newest, *(entry for entry in older if not unlike(entry.comparable, newest.comparable)))
+
+
+def _placed(file: ResultFile, hardware_key: str) -> ResultFile:
+    remedy = "move it away, or save a new one with --llmperf-save-baseline NAME"
+    if not file.is_ours:
+        msg = f"{file.path} is not a result of pytest-llmperf: no machine_info.llmperf; {remedy}"
+        raise BaselineError(msg)
+    if file.hardware_key != hardware_key:
+        msg = f"{file.path} was measured on {file.hardware_key}, but lies in the folder of {hardware_key}; {remedy}"
+        raise BaselineError(msg)
+    return file
 
 
 def _publish(draft: Path, folder: Path, name: str) -> Path:
     """Give a finished file the next free number; whoever comes second takes the one after."""
     while True:
-        numbers = [int(found.group(1)) for path in folder.iterdir() if (found := _NUMBERED.fullmatch(path.name))]
+        numbers = [number_of(path) for path in folder.iterdir() if _NUMBERED.fullmatch(path.name)]
         path = folder / f"{max(numbers, default=0) + 1:04d}_{name}.json"
         try:
             os.link(draft, path)
@@ -159,72 +193,9 @@ def check_name(name: str) -> None:
         raise ConfigurationError(msg)
 
 
-def read(path: Path, hardware_key: str) -> Iterator[Entry]:
-    """The entries of one file. Raises `BaselineError`, in one sentence, for a file that is not ours."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BaselineError(f"{path} is not readable JSON: {error}") from None
-    return iter([_entry(path, document, row) for row in _rows(path, document, hardware_key)])
-
-
-def _rows(path: Path, document: Any, hardware_key: str) -> list[Any]:
-    remedy = "move it away, or save a new one with --llmperf-save-baseline NAME"
-    try:
-        about = document["machine_info"]["llmperf"]
-        version, key, rows = about["schema_version"], about["hardware_key"], document["benchmarks"]
-    except (KeyError, TypeError):
-        raise BaselineError(f"{path} is not a result of pytest-llmperf: no machine_info.llmperf; {remedy}") from None
-    if version != SCHEMA_VERSION:
-        msg = f"{path} has schema version {version!r}, this release reads {SCHEMA_VERSION}; {remedy}"
-        raise BaselineError(msg)
-    if key != hardware_key:
-        msg = f"{path} was measured on {key}, but lies in the folder of {hardware_key}; {remedy}"
-        raise BaselineError(msg)
-    if not isinstance(rows, list):
-        raise BaselineError(f"{path}: benchmarks is not a list; {remedy}")
-    return rows
-
-
-def _entry(path: Path, document: dict[str, Any], row: Any) -> Entry:
-    try:
-        about = row["extra_info"]["llmperf"]
-        values = tuple(float(value) for value in row["stats"]["data"])
-        entry = Entry(
-            path=path,
-            saved_at=str(document.get("datetime", "")),
-            measurement=about["measurement"],
-            metric=about["metric"],
-            stored_values=values,
-            comparable=dict(about["comparable"]),
-            engine_words=dict(about["engine_words"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        name = row.get("fullname", "?") if isinstance(row, dict) else "?"
-        msg = f"{path}: the benchmark {name} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
-        raise BaselineError(msg) from None
-    if not values or not all(0 < value < math.inf for value in values):
-        msg = f"{path}: {about['metric']} of {about['measurement']} holds values that are not positive numbers"
-        raise BaselineError(msg)
-    return entry
-
-
 def _test_of(measurement: str, tests: set[str]) -> str | None:
     """The test that a measurement belongs to: itself, or what stands before its name."""
     if measurement in tests:
         return measurement
     test, _, _ = measurement.rpartition("::")
     return test if test in tests else None
-
-
-# Where an engine is, and the simulated night that it is: not what it is.
-_NO_DIFFERENCE = {"url", "executable", "noise_seed"}
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
-    """How the engine's words differ, for the reader: `prefix_caching True -> False`."""
-    now = json.loads(json.dumps(now, default=repr))  # as a file holds it: tuples have become lists
-    words = sorted((set(before) | set(now)) - _NO_DIFFERENCE)
-    return tuple(
-        f"{word} {before.get(word)!r} -> {now.get(word)!r}" for word in words if before.get(word) != now.get(word)
-    )

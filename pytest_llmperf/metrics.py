@@ -208,13 +208,12 @@ def cache_hit_rate(run: RunRecord) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """One number of a run."""
+class Quantity:
+    """What a number is: its name, its unit, and which way is better."""
 
     name: str
     unit: str
     higher_is_better: bool
-    formula: Callable[[RunRecord], float | None]
 
     def stored(self, value: float) -> float:
         """As pytest-benchmark keeps it, where lower is always better: throughput is seconds per token.
@@ -222,6 +221,13 @@ class Metric:
         Its own inverse.
         """
         return 1 / value if self.higher_is_better else value
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Quantity):
+    """One number of a run."""
+
+    formula: Callable[[RunRecord], float | None]
 
 
 def _latency_statistic(name: str, statistic: str, run: RunRecord) -> float | None:

@@ -70,6 +70,14 @@ OPTIONS = (
         "strict: that fails, too (default: fail)",
         choices=tuple(mode.value for mode in GateMode),
     ),
+    Option("alpha", "probability that a healthy build fails anywhere in a session (default: 0.01)", "P"),
+    Option("nights", "how many stored nights a comparison takes, the newest (default: 30)", "N"),
+    Option(
+        "night-spread",
+        "standard deviation by which nights are taken to differ, as a share, until 6 are stored to know it "
+        "(default: 0.02)",
+        "SHARE",
+    ),
     Option("save-baseline", "store this session's valid results under NAME, except regressed ones", "NAME"),
     Option("output", "folder for server logs and records (default: .llmperf, below the root directory)", "DIR"),
     Option(
@@ -101,6 +109,9 @@ class Options:
     warmup_runs: int
     baselines: Path
     gate: GateMode
+    alpha: float
+    nights: int
+    night_spread: float
     save_baseline: str | None
     output: Path
     cache: Path
@@ -148,6 +159,9 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         warmup_runs=reader.checked("warmup-runs", _whole(0), 1),
         baselines=reader.folder("baselines", "baselines"),
         gate=reader.checked("gate", _gate, GateMode.FAIL),
+        alpha=reader.checked("alpha", _probability, 0.01),
+        nights=reader.checked("nights", _whole(1), 30),
+        night_spread=reader.checked("night-spread", _share, 0.02),
         save_baseline=reader.checked("save-baseline", _baseline_name, None),
         output=reader.folder("output", ".llmperf"),
         cache=_cache_folder(environ),
@@ -316,6 +330,24 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise ConfigurationError(f"expected a positive number of seconds, got {text!r}")
     return value
+
+
+def _number_from(text: str, low: float, high: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise ConfigurationError(f"expected {what}, got {text!r}")
+    return value
+
+
+def _probability(text: str) -> float:
+    return _number_from(text, 1e-9, 0.5, "a probability from 1e-9 to 0.5, such as 0.01")
+
+
+def _share(text: str) -> float:
+    return _number_from(text, 0.0, 1.0, "a share from 0 to 1, such as 0.02 for 2 %")
 
 
 def _cache_folder(environ: Mapping[str, str]) -> Path:

@@ -82,7 +82,7 @@ class Suite:
         self._tests = {test.nodeid: test for test in tests}
         self._progress = progress
         self._team = team_of(options.workers, clock)
-        self._baselines = Baselines(options.baselines)
+        self._baselines = Baselines(options.baselines, options.nights)
         self.pool = EnginePool(
             Surroundings(
                 clock=clock,
@@ -99,7 +99,7 @@ class Suite:
         found = list(problems)
         if options.gate is not GateMode.OFF and recording:
             try:
-                self.gate = Gate(self._baselines, self._family_size())
+                self.gate = Gate(self._baselines, self._family_size(), options.alpha, options.night_spread)
             except BaselineError as error:
                 found += str(error).splitlines()
         if found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from pytest_llmperf.metrics import Metric
+from pytest_llmperf.metrics import Quantity
 
 
 class Verdict(str, Enum):
@@ -26,7 +26,7 @@ class Verdict(str, Enum):
 class Finding:
     """What was found for one metric, in its own unit and direction; None where there is no number."""
 
-    metric: Metric
+    metric: Quantity
     verdict: Verdict
     baseline: float | None = None
     now: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import replace
@@ -12,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.baselines import SCHEMA_VERSION, Baselines, Match, check_name, comparable, read
+from pytest_llmperf.baselines import Baselines, Match, check_name, number_of
 from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.errors import BaselineError, ConfigurationError
+from pytest_llmperf.result_file import SCHEMA_VERSION, comparable, read
 from pytest_llmperf.results import Provenance
+from pytest_llmperf.stats import KNOWN_NIGHTS
 
 KEY = "NVIDIA-GH200-96GB"
 TEST = "perf_tests/test_it.py::test_rounds[4]"
@@ -86,9 +89,9 @@ def test_what_was_saved_is_found_again(folder):
     found = Baselines(folder).find(PROVENANCE, "ttft_p50")
 
     assert isinstance(found, Match)
-    assert ((0.1, 1 / 3, 1e-7), ()) == (found.entry.stored_values, found.differences)
-    assert (path, TEST, "ttft_p50") == (found.entry.path, found.entry.measurement, found.entry.metric)
-    assert "2026-11-21T01:02:03+00:00" == found.entry.saved_at
+    assert ((0.1, 1 / 3, 1e-7), ()) == (found.newest.stored_values, found.differences)
+    assert (path, TEST, "ttft_p50") == (found.newest.path, found.newest.measurement, found.newest.metric)
+    assert "2026-11-21T01:02:03+00:00" == found.newest.saved_at
 
 
 @settings(deadline=None, max_examples=30)
@@ -98,7 +101,7 @@ def test_any_positive_values_survive_the_file(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("baselines")
     path = Baselines(folder).save("main", KEY, document(row(values=values)))
 
-    (entry,) = read(path, KEY)
+    (entry,) = read(path).entries
 
     assert tuple(values) == entry.stored_values
 
@@ -196,7 +199,7 @@ def test_an_older_comparable_file_is_found_behind_a_newer_one_that_is_not(folder
     Baselines(folder).save("first", KEY, document(row()))
     Baselines(folder).save("second", KEY, document(row(provenance=other)))
 
-    assert "0001_first.json" == Baselines(folder).find(PROVENANCE, "ttft_p50").entry.path.name
+    assert "0001_first.json" == Baselines(folder).find(PROVENANCE, "ttft_p50").newest.path.name
 
 
 def test_a_number_that_json_does_not_know_is_never_written(folder):
@@ -214,7 +217,7 @@ def test_the_newest_file_comes_first(folder):
         baselines.save(name, KEY, document(row(values=(value, value))))
 
     assert ["0003_aa.json", "0002_mm.json", "0001_zz.json"] == [entry.path.name for entry in baselines.entries(KEY)]
-    assert (0.3, 0.3) == baselines.find(PROVENANCE, "ttft_p50").entry.stored_values
+    assert (0.3, 0.3) == baselines.find(PROVENANCE, "ttft_p50").newest.stored_values
 
 
 def test_an_older_file_serves_where_the_newest_has_nothing(folder):
@@ -223,7 +226,7 @@ def test_an_older_file_serves_where_the_newest_has_nothing(folder):
     baselines.save("all", KEY, document(row()))
     baselines.save("some", KEY, document(row(provenance=replace(PROVENANCE, test="other"))))
 
-    assert "0001_all.json" == baselines.find(PROVENANCE, "ttft_p50").entry.path.name
+    assert "0001_all.json" == baselines.find(PROVENANCE, "ttft_p50").newest.path.name
 
 
 def test_files_are_read_once(folder, stored):
@@ -334,12 +337,15 @@ def test_how_the_engine_differs_is_told_and_does_not_prevent_a_comparison(folder
     [
         ("not JSON", "is not readable JSON: "),
         ("", "is not readable JSON: "),
-        ("[]", "is not a result of pytest-llmperf: no machine_info.llmperf"),
-        ("null", "is not a result of pytest-llmperf: no machine_info.llmperf"),
+        ("[]", "is not a result file: expected pytest-benchmark's JSON with a list of benchmarks"),
+        ("null", "is not a result file: expected pytest-benchmark's JSON"),
         ({"machine_info": {"cpu": {}}, "benchmarks": []}, "is not a result of pytest-llmperf: no machine_info.llmperf"),
         (document(version=99), "has schema version 99, this release reads 1"),
         (document(key="NVIDIA-L4-24GB"), f"was measured on NVIDIA-L4-24GB, but lies in the folder of {KEY}"),
-        ({**document(), "benchmarks": {}}, "benchmarks is not a list"),
+        ({**document(), "benchmarks": {}}, "is not a result file: "),
+        ({**document(), "datetime": "2999-01-01T00:00:00"}, "is from the future (2999-01-01T00:00:00)"),
+        (document(row(), row()), f"has ttft_p50 of {TEST} twice"),
+        ("[" * 100_000, "is not readable JSON: "),
         (document({"fullname": "x"}), "the benchmark x lacks what pytest-llmperf stores (KeyError: 'extra_info')"),
         (document("text"), "the benchmark ? lacks what pytest-llmperf stores (TypeError: "),
         (document({**row(), "stats": {}}), "lacks what pytest-llmperf stores (KeyError: 'data')"),
@@ -359,7 +365,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name(folder, stored, con
         Baselines(folder).entries(KEY)
 
 
-@pytest.mark.parametrize("content", ["{}", document(version=99), document(key="NVIDIA-L4-24GB")])
+@pytest.mark.parametrize("content", [{"benchmarks": []}, document(version=99), document(key="NVIDIA-L4-24GB")])
 def test_a_file_that_does_not_belong_here_comes_with_a_remedy(folder, stored, content):
     """The error says what to do with it."""
     stored(content)
@@ -437,3 +443,61 @@ def test_names_that_would_not_make_one_file_are_refused(name):
     """The error says what was given and what is accepted."""
     with pytest.raises(ConfigurationError, match=re.escape(repr(name)) + " cannot name a baseline; use letters"):
         check_name(name)
+
+
+def nights_of(folder, *values, **words):
+    """A folder with one file per night, the last one newest."""
+    baselines = Baselines(folder, **words)
+    for night in values:
+        baselines.save("night", KEY, document(row(values=night)))
+    return baselines
+
+
+def test_a_history_is_made_of_the_newest_nights(folder):
+    """Up to as many as asked for, newest first; the file's number decides what is newest."""
+    baselines = nights_of(folder, (0.1, 0.2), (0.3,), (0.4, 0.5), nights=2)
+
+    match = baselines.find(PROVENANCE, "ttft_p50")
+
+    assert [(0.4, 0.5), (0.3,)] == [entry.stored_values for entry in match.entries]
+    assert "2 nights up to 0003_night.json" == match.name
+    assert [pytest.approx(math.log(0.4)), pytest.approx(math.log(0.5))] == list(match.history.nights[0])
+
+
+def test_nights_that_may_not_be_compared_are_left_out(folder):
+    """A workload that was changed for one night breaks no history."""
+    other = replace(PROVENANCE, workload_digest="other")
+    baselines = Baselines(folder)
+    for provenance in (PROVENANCE, other, PROVENANCE):
+        baselines.save("night", KEY, document(row(provenance=provenance)))
+
+    numbers = [number_of(entry.path) for entry in baselines.find(PROVENANCE, "ttft_p50").entries]
+
+    assert [3, 1] == numbers
+
+
+def test_numbers_beyond_four_digits_are_newest(folder, stored):
+    """The ten thousandth file is not sorted between the first two."""
+    stored(document(row(values=(1.0,))), "9999_main.json")
+    baselines = Baselines(folder)
+    assert "10000_next.json" == baselines.save("next", KEY, document(row(values=(2.0,)))).name
+
+    assert (2.0,) == Baselines(folder).find(PROVENANCE, "ttft_p50").newest.stored_values
+
+
+def test_the_spread_between_nights_is_that_of_all_stored_tests(folder):
+    """Also of tests that do not run tonight; with few nights it is not known."""
+    baselines = Baselines(folder)
+    for night in range(KNOWN_NIGHTS):
+        shift = 1 + 0.05 * (night % 2)
+        rows = [
+            row(values=(shift * 0.1, shift * 0.1001), provenance=replace(PROVENANCE, test=f"test_{number}"))
+            for number in range(4)
+        ]
+        assert Baselines(folder).spread(KEY, "ttft_p50") is None
+        baselines.save("night", KEY, document(*rows))
+
+    spread = Baselines(folder).spread(KEY, "ttft_p50")
+
+    assert spread.deviation == pytest.approx(math.log(1.05) / 2 * math.sqrt(6 / 5), rel=0.01)
+    assert KNOWN_NIGHTS == spread.nights

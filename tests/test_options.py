@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.options import OPTIONS
+from pytest_llmperf.baselines import NIGHTS
+from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.gate import ALPHA, NIGHT_SPREAD
+from pytest_llmperf.options import OPTIONS, read_options
 
 
 @pytest.fixture
@@ -66,8 +69,6 @@ def test_an_ini_setting_is_checked_like_its_option(pytester, run):
 
 def test_the_command_line_wins_over_the_ini_file(pytester):
     """An option given twice has the value of the command line; folders are relative to their source."""
-    from pytest_llmperf.options import read_options
-
     pytester.makeini("[pytest]\nllmperf_runs = 7\nllmperf_warmup_runs = 0\nllmperf_baselines = stored\n")
 
     options = read_options(pytester.parseconfig("--llmperf-runs", "3"), environ={})
@@ -87,8 +88,6 @@ def test_the_command_line_wins_over_the_ini_file(pytester):
 )
 def test_workers_are_a_number_of_processes_or_a_ray_cluster(pytester, given, expected):
     """Here on the command line, there in the ini file."""
-    from pytest_llmperf.options import read_options
-
     by_option = read_options(pytester.parseconfig("--llmperf-workers", given), environ={})
     pytester.makeini(f"[pytest]\nllmperf_workers = {given}\n")
     by_ini = read_options(pytester.parseconfig(), environ={})
@@ -100,7 +99,6 @@ def test_workers_are_a_number_of_processes_or_a_ray_cluster(pytester, given, exp
 def test_what_is_neither_is_refused(pytester, given):
     """The error says what is accepted."""
     from pytest_llmperf.errors import ConfigurationError
-    from pytest_llmperf.options import read_options
 
     with pytest.raises(ConfigurationError) as caught:
         read_options(pytester.parseconfig(f"--llmperf-workers={given}"), environ={})
@@ -111,8 +109,6 @@ def test_what_is_neither_is_refused(pytester, given):
 
 def test_a_server_may_take_so_long(pytester):
     """Over a byte, over a request, over its start: three limits with a default each."""
-    from pytest_llmperf.options import read_options
-
     default = read_options(pytester.parseconfig(), environ={})
     given = read_options(
         pytester.parseconfig(
@@ -131,7 +127,6 @@ def test_a_server_may_take_so_long(pytester):
 def test_a_limit_is_a_positive_number_of_seconds(pytester, name, given):
     """None of them can be switched off."""
     from pytest_llmperf.errors import ConfigurationError
-    from pytest_llmperf.options import read_options
 
     with pytest.raises(ConfigurationError, match=f"--llmperf-{name}: expected a positive number of seconds, got"):
         read_options(pytester.parseconfig(f"--llmperf-{name}={given}"), environ={})
@@ -139,8 +134,6 @@ def test_a_limit_is_a_positive_number_of_seconds(pytester, name, given):
 
 def test_words_are_python_or_json_literals_or_text(pytester):
     """`--llmperf-set` takes numbers, booleans and lists as one would write them."""
-    from pytest_llmperf.options import read_options
-
     words = ["prefix_caching=false", "kv_offload_gib=1.5", "dtype=float16", "args=['--a', 'b']", "tensor_parallel=2"]
 
     options = read_options(
@@ -153,8 +146,6 @@ def test_words_are_python_or_json_literals_or_text(pytester):
 
 def test_the_api_key_is_read_from_the_environment_and_not_shown(pytester):
     """The key reaches the options, and neither their repr nor a log."""
-    from pytest_llmperf.options import read_options
-
     options = read_options(pytester.parseconfig(), environ={"LLMPERF_API_KEY": "s3cret"})
 
     assert "s3cret" == options.api_key
@@ -164,15 +155,12 @@ def test_the_api_key_is_read_from_the_environment_and_not_shown(pytester):
 @pytest.mark.parametrize(("given", "kept"), [(" s3cret\n", "s3cret"), ("  ", None)])
 def test_the_api_key_loses_its_margins(pytester, given, kept):
     """White space around the key, as files and secrets managers leave it, is no part of it."""
-    from pytest_llmperf.options import read_options
-
     assert kept == read_options(pytester.parseconfig(), environ={"LLMPERF_API_KEY": given}).api_key
 
 
 def test_an_unusable_api_key_is_refused_unquoted(pytester):
     """A key that fits into no header is a mistake, and is not shown."""
     from pytest_llmperf.errors import ConfigurationError
-    from pytest_llmperf.options import read_options
 
     with pytest.raises(ConfigurationError, match="LLMPERF_API_KEY holds characters that no key has") as caught:
         read_options(pytester.parseconfig(), environ={"LLMPERF_API_KEY": "s3cret\r\nX: y"})
@@ -186,3 +174,26 @@ def test_a_url_goes_with_the_openai_engine_only(run):
 
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     result.stderr.fnmatch_lines(["*--llmperf-url goes with the engine openai*"])
+
+
+def test_the_gate_has_its_defaults_once(pytester):
+    """Options import nothing, so their defaults stand there again; they are the gate's own."""
+    options = read_options(pytester.parseconfig(), environ={})
+
+    assert (ALPHA, NIGHT_SPREAD, NIGHTS) == (options.alpha, options.night_spread, options.nights)
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "expected"),
+    [
+        ("alpha", "0", "a probability from 1e-9 to 0.5"),
+        ("alpha", "nan", "a probability from 1e-9 to 0.5"),
+        ("night-spread", "-0.1", "a share from 0 to 1"),
+        ("night-spread", "2%", "a share from 0 to 1"),
+        ("nights", "0", "a whole number of at least 1"),
+    ],
+)
+def test_numbers_of_the_gate_have_bounds(pytester, option, given, expected):
+    """What cannot be a probability, a share or a count is refused with what would be."""
+    with pytest.raises(ConfigurationError, match=f"--llmperf-{option}: expected {expected}.*got '{given}'"):
+        read_options(pytester.parseconfig(f"--llmperf-{option}", given), environ={})

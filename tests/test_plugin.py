@@ -68,8 +68,9 @@ def suite(pytester):
 
 
 def run(pytester, *arguments):
-    """One pytest run, in a process of its own as everywhere else."""
-    return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "default", *arguments)
+    """One pytest run. The nights of the virtual engine do not differ, which an option of the test's own can deny."""
+    alike = ("--llmperf-night-spread", "0")
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "default", *alike, *arguments)
 
 
 def test_without_a_baseline_the_test_passes_with_a_warning_that_says_how_to_store_one(suite):
@@ -88,6 +89,20 @@ def test_a_stored_level_is_met_again(suite):
 
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["PASS test_it.py::test_rounds, against 0001_main.json (5 + 5 runs)"])
+
+
+def test_a_session_tells_how_much_nights_are_taken_to_differ(suite):
+    """After one stored night nothing is known of others: the verdict is cautious and says so."""
+    run(suite(), "--llmperf-save-baseline", "main")
+
+    result = run(suite(), "--llmperf-night-spread", "0.05")
+
+    result.stdout.fnmatch_lines(
+        [
+            "INCONCLUSIVE test_it.py::test_rounds, against 0001_main.json (5 + 5 runs)",
+            "*: nights are taken to differ by 5.0 % (--llmperf-night-spread)*from 1 stored night, 5 more*",
+        ]
+    )
 
 
 def test_a_slower_engine_fails_its_test(suite):
@@ -163,7 +178,7 @@ def test_gate_strict_fails_what_could_not_be_judged(suite):
 
 def test_one_run_is_inconclusive(suite):
     """A single run has no spread: INCONCLUSIVE with a warning, and what to do."""
-    run(suite(), "--llmperf-save-baseline", "main")
+    run(suite(), "--llmperf-runs", "1", "--llmperf-save-baseline", "main")
 
     result = run(suite(), "--llmperf-runs", "1")
 

@@ -16,12 +16,12 @@ import pytest_benchmark.plugin
 import pytest_benchmark.stats
 import pytest_benchmark.utils
 
-from pytest_llmperf.baselines import SCHEMA_VERSION, comparable
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware
-from pytest_llmperf.metrics import METRICS, Metric
+from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.reports.figures import figures_json
+from pytest_llmperf.result_file import SCHEMA_VERSION, comparable
 from pytest_llmperf.results import PerfResult
 from pytest_llmperf.verdicts import Finding, Judgement
 
@@ -69,14 +69,14 @@ def rows(item: pytest.Item, result: PerfResult, criteria: Sequence[Criterion]) -
         metric = METRICS[criterion.metric]
         values = [value for value in result.value(metric) if value is not None and value > 0]
         if len(values) == len(result.records):
-            made.append(_row(item, result, figures, metric, [metric.stored(value) for value in values]))
+            made.append(_row(item, result, figures, criterion, [metric.stored(value) for value in values]))
     return made
 
 
 def _row(
-    item: pytest.Item, result: PerfResult, figures: dict[str, Any], metric: Metric, stored: Sequence[float]
+    item: pytest.Item, result: PerfResult, figures: dict[str, Any], criterion: Criterion, stored: Sequence[float]
 ) -> Row:
-    provenance = result.provenance
+    metric, provenance = METRICS[criterion.metric], result.provenance
     callspec = getattr(item, "callspec", None)
     suffix = metric.name if provenance.name is None else f"{provenance.name}::{metric.name}"
     fixture = _Fixture(
@@ -92,6 +92,7 @@ def _row(
         "metric": metric.name,
         "unit": metric.unit,
         "stored_as": "1/value" if metric.higher_is_better else "value",
+        "criterion": {"detect": criterion.detect, "min_effect": criterion.min_effect},
         "comparable": comparable(provenance),
         "engine_words": provenance.engine_words,
         **({"simulated": True} if provenance.simulated else {}),

@@ -77,6 +77,8 @@ def summary(reporter: pytest.TerminalReporter, suite: Suite, saved: Sequence[Pat
         _measurement(reporter, measured.result)
     for line in text.assumptions([measured.result for measured in suite.measured]):
         reporter.write_line(line)
+    for line in suite.gate.spreads() if suite.gate is not None else ():
+        reporter.write_line(line)
     for path in saved:
         reporter.write_line(f"stored as baseline: {path}")
     for note in notes:

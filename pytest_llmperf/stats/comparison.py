@@ -1,16 +1,15 @@
-"""Two samples of runs compared, and Holm's rule over many comparisons.
+"""Two samples of runs compared.
 
-The formulas are those of the two-sample t test with pooled variance and of Holm (1979); the
-smallest detectable effect follows from the noncentral t distribution.
+The formulas are those of the two-sample t test with pooled variance; the smallest detectable effect
+follows from the noncentral t distribution.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
 from scipy import special
 
@@ -20,8 +19,6 @@ POWER = 0.8
 """Probability with which a change of the smallest detectable size is found."""
 MANY_RUNS = 200
 """More runs than this are not proposed: lowering the noise is cheaper."""
-
-Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,20 +113,6 @@ def squares(values: Sequence[float]) -> float:
     """The sum of squared distances from the mean; exactly 0 for equal values."""
     middle = mean(values, values[0])
     return math.fsum((value - values[0] - middle) ** 2 for value in values)
-
-
-def holm(p_values: Mapping[Name, float], family_size: int, alpha: float) -> set[Name]:
-    """The hypotheses that Holm's step-down rejects at family-wise level `alpha`.
-
-    `family_size` may exceed the number of p-values: what is not known yet counts as not rejected,
-    so that a later p-value can only add to the rejections, never take one back.
-    """
-    rejected: set[Name] = set()
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        if p > alpha / max(1, family_size - rank):
-            break
-        rejected.add(name)
-    return rejected
 
 
 def _coarse(degrees: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import permutations
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from pytest_llmperf.errors import NoSamplesError
-from pytest_llmperf.stats import MANY_RUNS, Comparison, Sample, holm, pooled_t
+from pytest_llmperf.stats import MANY_RUNS, Comparison, Sample, pooled_t
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 
@@ -224,73 +223,3 @@ def test_absurdly_many_runs_are_not_proposed():
 def test_more_noise_hides_larger_changes():
     """The detectable effect is in proportion to the spread."""
     assert 3 * seen(5, 5, 0.01).detectable(0.001) == pytest.approx(seen(5, 5, 0.03).detectable(0.001))
-
-
-def holm_by_definition(p_values, alpha):
-    """Holm's procedure as the closure of Bonferroni tests.
-
-    A hypothesis is rejected if every intersection that contains it is rejected, and the
-    intersection of k hypotheses is rejected if the smallest of its p-values is at most alpha / k.
-    """
-    names = list(p_values)
-    subsets = [[n for i, n in enumerate(names) if bits >> i & 1] for bits in range(1, 2 ** len(names))]
-    kept = [s for s in subsets if min(p_values[n] for n in s) > alpha / len(s)]
-    return {name for name in names if not any(name in subset for subset in kept)}
-
-
-# Near the thresholds alpha / k, and exactly on them, besides anywhere.
-P = st.floats(0, 1) | st.floats(0, 0.05) | st.integers(1, 8).map(lambda k: 0.05 / k)
-P_VALUES = st.dictionaries(st.integers(0, 9), P, max_size=7)
-
-
-@given(p_values=P_VALUES)
-@settings(deadline=None, max_examples=300)
-def test_holm_rejects_what_its_definition_rejects(p_values):
-    """The step-down over sorted p-values equals the closure of all Bonferroni tests."""
-    assert holm_by_definition(p_values, 0.05) == holm(p_values, len(p_values), 0.05)
-
-
-@given(p_values=P_VALUES, unknown=st.integers(1, 3))
-@settings(deadline=None)
-def test_what_is_not_known_counts_as_not_rejected(p_values, unknown):
-    """A family that is larger than the p-values known is judged as if the rest were 1."""
-    rest = {f"unknown {n}": 1.0 for n in range(unknown)}
-
-    assert holm({**p_values, **rest}, len(p_values) + unknown, 0.05) == holm(p_values, len(p_values) + unknown, 0.05)
-
-
-@given(p_values=P_VALUES, later=st.dictionaries(st.integers(100, 105), P, min_size=1))
-@settings(deadline=None)
-def test_a_later_p_value_never_takes_back_a_rejection(p_values, later):
-    """With the family's size fixed beforehand, knowing more can only add rejections."""
-    size = len(p_values) + len(later)
-
-    assert holm(p_values, size, 0.05) <= holm({**p_values, **later}, size, 0.05)
-
-
-@given(p_values=P_VALUES)
-@settings(deadline=None)
-def test_holm_rejects_at_least_what_bonferroni_rejects(p_values):
-    """The step-down is never weaker than dividing alpha by the family's size."""
-    bonferroni = {name for name, p in p_values.items() if p <= 0.05 / len(p_values)}
-
-    assert bonferroni <= holm(p_values, len(p_values), 0.05)
-
-
-def test_holm_does_not_depend_on_the_order_of_the_p_values():
-    """Every order of the same p-values gives the same rejections."""
-    p_values = {"a": 0.001, "b": 0.004, "c": 0.03, "d": 0.2}
-
-    found = {frozenset(holm(dict(order), 5, 0.02)) for order in permutations(p_values.items())}
-
-    assert {frozenset({"a", "b"})} == found
-
-
-def test_holm_stops_at_the_first_that_is_not_rejected():
-    """What follows is kept even where it would pass its own, wider threshold."""
-    assert set() == holm({"a": 0.03, "b": 0.04}, 2, 0.05)
-
-
-def test_of_no_p_values_none_is_rejected():
-    """An empty family has no rejections."""
-    assert set() == holm({}, 0, 0.01)

@@ -135,7 +135,7 @@ def test_a_history_has_nights_and_nights_have_runs(nights):
 
 @pytest.mark.parametrize(("nights", "night"), [(6, 0.0), (6, 0.01), (6, 0.02), (20, 0.02)])
 def test_healthy_nights_are_flagged_no_more_often_than_allowed(nights, night):
-    """10 tests at 1 % together, of which nights move all alike; 800 sessions, so 19 alarms would be 4 sigma too many."""
+    """10 tests at 1 % together, of which nights move all alike; of 800 sessions 19 alarms would be 4 sigma too many."""
     random = np.random.default_rng(nights + round(1000 * night))
     alarms = 0
     for _ in range(800):

@@ -6,16 +6,18 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from pytest_llmperf.arrivals import Arrival
-from pytest_llmperf.baselines import SCHEMA_VERSION, Baselines, comparable
+from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.gate import ALPHA, Criterion, Gate
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.records import CacheCounters, Phase, RequestRecord, RunRecord
+from pytest_llmperf.result_file import SCHEMA_VERSION, comparable
 from pytest_llmperf.results import PerfResult, Provenance, Validity
 from pytest_llmperf.verdicts import Verdict
 
@@ -113,8 +115,8 @@ class Store:
         document = {"machine_info": about, "benchmarks": [row]}
         return self.baselines.save(name, KEY, json.loads(json.dumps(document)))
 
-    def gate(self, family_size=1, alpha=ALPHA):
-        return Gate(self.baselines, family_size, alpha)
+    def gate(self, family_size=1, alpha=ALPHA, night_spread=0.0):
+        return Gate(self.baselines, family_size, alpha, night_spread)
 
 
 @pytest.fixture
@@ -243,18 +245,27 @@ def test_an_invalid_measurement_is_not_compared(store):
     assert "nothing was compared; mend what is named above and measure again" == judgement.advice
 
 
-@pytest.mark.parametrize(("stored", "measured"), [(1, 5), (5, 1), (1, 1)])
-def test_one_run_on_a_side_is_inconclusive(store, stored, measured):
+def test_one_run_each_is_inconclusive(store):
     """One run has no spread: both levels are told, nothing is tested, and the remedy is named."""
+    store.add([0.1])
+
+    judgement = store.gate().judge(ttft([0.2]), [TTFT])
+
+    (finding,) = judgement.findings
+    assert Verdict.INCONCLUSIVE is judgement.verdict
+    assert "one run each has no spread to compare with; use --llmperf-runs 2 or more, better 5" == finding.note
+    assert 2.0 == pytest.approx(finding.now / finding.baseline, rel=0.05)
+    assert (None, None, None) == (finding.p, finding.change, finding.detectable)
+
+
+@pytest.mark.parametrize(("stored", "measured"), [(1, 5), (5, 1)])
+def test_one_run_is_judged_by_the_spread_of_the_other_side(store, stored, measured):
+    """What five runs say of the noise holds for a single one, too."""
     store.add(runs_of(0.1, 0.01)[:stored])
 
     judgement = store.gate().judge(ttft(runs_of(0.2, 0.01)[:measured]), [TTFT])
 
-    (finding,) = judgement.findings
-    assert Verdict.INCONCLUSIVE is judgement.verdict
-    assert "one run on a side has no spread to compare with; use --llmperf-runs 2 or more, better 5" == finding.note
-    assert 2.0 == pytest.approx(finding.now / finding.baseline, rel=0.05)
-    assert (None, None, None) == (finding.p, finding.change, finding.detectable)
+    assert Verdict.REGRESSED is judgement.verdict
 
 
 @pytest.mark.parametrize("values", [(0.1, None, 0.1), (None, None, None)])
@@ -577,3 +588,74 @@ def test_nothing_measured_is_nothing_to_review(store):
 def test_a_verdict_is_shown_by_its_name():
     """In reports it is the word that stands in the documentation."""
     assert ["PASS", "IMPROVED", "NO_BASELINE", "INCONCLUSIVE", "REGRESSED", "INVALID_RUN"] == [str(v) for v in Verdict]
+
+
+def nights(store, deviation, count, random, run=0.01):
+    """Store nights that differ by `deviation`, and return tonight's values of such a night."""
+    for _ in range(count):
+        store.add(np.exp(random.normal(random.normal(math.log(0.1), deviation), run, 5)).tolist())
+    return np.exp(random.normal(random.normal(math.log(0.1), deviation), run, 5)).tolist()
+
+
+def test_a_single_stored_night_is_not_taken_for_all_nights(store):
+    """6 % more than one stored night is nothing as long as nights may differ by 2 %; from the same night it is."""
+    store.add(runs_of(0.1, 0.005))
+    slower = ttft(runs_of(0.106, 0.005))
+
+    cautious = store.gate(20, night_spread=0.02).judge(slower, [TTFT])
+    certain = store.gate(20, night_spread=0.0).judge(slower, [TTFT])
+
+    assert (Verdict.INCONCLUSIVE, Verdict.REGRESSED) == (cautious.verdict, certain.verdict)
+    assert "nights may differ by 2.0 %, so only a comparison on the same night would" in cautious.findings[0].note
+
+
+def test_many_nights_tell_by_how_much_nights_differ(store):
+    """What was assumed does not count any more: nights that were alike let a small change show, others hide it."""
+    random = np.random.default_rng(5)
+    nights(store, 0.0, 12, random)
+    slower = ttft(runs_of(0.106, 0.01))
+
+    assert Verdict.REGRESSED is store.gate(night_spread=0.5).judge(slower, [TTFT]).verdict
+
+
+def test_nights_that_differed_hide_what_one_night_would_show(store):
+    """The same change, where the stored nights went up and down by 5 %."""
+    nights(store, 0.05, 12, np.random.default_rng(5))
+
+    judgement = store.gate(night_spread=0.0).judge(ttft(runs_of(0.106, 0.01)), [TTFT])
+
+    assert Verdict.INCONCLUSIVE is judgement.verdict
+    assert "nights differ by" in judgement.findings[0].note
+    assert "12 nights up to 0012_main.json" == judgement.against
+
+
+def test_the_session_tells_what_it_knows_of_nights(store):
+    """Assumed with the number of nights that are missing, or measured; nothing of simulated ones."""
+    random = np.random.default_rng(1)
+    tonight = nights(store, 0.02, 2, random)
+    gate = store.gate(night_spread=0.02)
+    gate.judge(ttft(tonight), [TTFT])
+    (early,) = gate.spreads()
+    nights(store, 0.02, 4, random)
+    store.baselines = Baselines(store.baselines.directory)
+    later = store.gate(night_spread=0.02)
+    later.judge(ttft(tonight), [TTFT])
+    (known,) = later.spreads()
+
+    assert early == (
+        "ttft_p50: nights are taken to differ by 2.0 % (--llmperf-night-spread); that is not known from 2 stored "
+        "nights, 4 more of at least 2 runs are needed"
+    )
+    assert known.startswith("ttft_p50: nights differ by ")
+    assert known.endswith(" % (6 stored nights)")
+
+
+def test_simulated_nights_do_not_differ(store):
+    """Each is computed anew from the same numbers."""
+    store.add([0.1] * 3, simulated=True)
+
+    gate = store.gate(night_spread=0.5)
+    judgement = gate.judge(ttft([0.105] * 3, simulated=True), [TTFT])
+
+    assert Verdict.REGRESSED is judgement.verdict
+    assert [] == list(gate.spreads())

@@ -1,0 +1,129 @@
+"""One comparison of one metric: what it is made of, and what can be said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_llmperf import units
+from pytest_llmperf.errors import NoSamplesError
+from pytest_llmperf.gate.criterion import Criterion
+from pytest_llmperf.metrics import Quantity
+from pytest_llmperf.stats import Comparison, History, NightSpread, against_nights, pooled_t
+from pytest_llmperf.verdicts import Finding, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What a metric is compared with: logarithms of stored values, so that up is worse."""
+
+    name: str
+    history: History
+    spread: NightSpread | None
+    """How much nights differ; None: it was measured interleaved with the new values, so that they do not count."""
+    resolution: float = 0.0
+    """The smallest effect that means anything, whatever is asked."""
+
+    def compared(self, new: Sequence[float]) -> Comparison:
+        """Raises `NoSamplesError` where there are too few runs to compare."""
+        if self.spread is None:
+            return pooled_t(self.history.runs, new)
+        return against_nights(self.history, new, self.spread)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One comparison that can turn a verdict red."""
+
+    quantity: Quantity
+    criterion: Criterion
+    base: Base
+    comparison: Comparison
+    now: float
+
+    @property
+    def margin(self) -> float:
+        """The smallest effect that matters, on the log scale."""
+        return math.log1p(max(self.criterion.min_effect, self.base.resolution))
+
+    @property
+    def p_worse(self) -> float:
+        return self.comparison.p_worse(self.margin)
+
+    @property
+    def p_better(self) -> float:
+        return self.comparison.p_better(self.margin)
+
+    def could_see(self, share: float) -> float:
+        """The change for the worse, on the log scale, that would have been found at this share of the error rate."""
+        return self.margin + self.comparison.detectable(share)
+
+    def is_sharp(self, share: float) -> bool:
+        """Whether what the criterion asks to see would have been found."""
+        return self.could_see(share) <= math.log1p(self.criterion.detect)
+
+    def finding(self, share: float, *, worse: bool, better: bool) -> Finding:
+        """What is said of it; `worse` and `better`: what the whole family's error rate lets be called so."""
+        verdict, note = Verdict.PASS, None
+        if worse:
+            verdict = Verdict.REGRESSED
+        elif better:
+            verdict = Verdict.IMPROVED
+        elif not self.is_sharp(share):
+            verdict, note = Verdict.INCONCLUSIVE, self._advice(share)
+        comparison = self.comparison
+        low, high = sorted(own_change(self.quantity, d) for d in comparison.interval(share))
+        return Finding(
+            metric=self.quantity,
+            verdict=verdict,
+            baseline=typical(self.base.history.runs, self.quantity),
+            now=self.now,
+            change=own_change(self.quantity, comparison.effect),
+            interval=(low, high),
+            p=self.p_worse,
+            detectable=own_change(self.quantity, self.could_see(share)),
+            base_runs=comparison.base_count,
+            new_runs=comparison.new_count,
+            note=note,
+        )
+
+    def _advice(self, share: float) -> str:
+        """How what the criterion asks could be seen."""
+        runs = self.comparison.runs_to_detect(math.log1p(self.criterion.detect) - self.margin, share)
+        sentence = f"could not have seen {self.criterion.detect:.0%}; "
+        if runs is not None and self.comparison.floor is None:
+            return sentence + f"at this noise that takes {runs} runs, here and in the baseline"
+        if runs is not None:
+            return sentence + f"at this noise that takes {runs} runs tonight"
+        spread = self.base.spread
+        if spread is not None and spread.variance > 0:
+            differ = f"{'differ' if spread.nights else 'may differ'} by {units.share(spread.deviation)}"
+            return sentence + f"nights {differ}, so only a comparison on the same night would: pytest-llmperf ab"
+        return sentence + "at this noise no sensible number of runs can"
+
+
+def tried(quantity: Quantity, criterion: Criterion, base: Base, stored: Sequence[float]) -> Trial | Finding:
+    """Compare new stored values, all positive; a finding where there are too few runs to."""
+    new = [math.log(value) for value in stored]
+    now = typical(new, quantity)
+    try:
+        comparison = base.compared(new)
+    except NoSamplesError:
+        note = "one run each has no spread to compare with; use --llmperf-runs 2 or more, better 5"
+        level = typical(base.history.runs, quantity)
+        return Finding(metric=quantity, verdict=Verdict.INCONCLUSIVE, baseline=level, now=now, note=note)
+    return Trial(quantity=quantity, criterion=criterion, base=base, comparison=comparison, now=now)
+
+
+def typical(logarithms: Sequence[float], quantity: Quantity) -> float:
+    """The geometric mean of stored values, in the metric's own unit: what the log test compares."""
+    return quantity.stored(math.exp(sum(logarithms) / len(logarithms)))
+
+
+def own_change(quantity: Quantity, effect: float) -> float:
+    """An effect on the log scale (up is worse) as a relative change of the metric itself."""
+    try:
+        return math.expm1(-effect if quantity.higher_is_better else effect)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,257 @@
+"""Result files: pytest-benchmark's own JSON, with what pytest-llmperf keeps in it.
+
+What is ours stands under `extra_info["llmperf"]` of each benchmark and `machine_info["llmperf"]`.
+Files that pytest-benchmark wrote of other tests are read as well: each benchmark is then a
+measurement of one metric, `time`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf import units
+from pytest_llmperf.clock import timestamp
+from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.metrics import METRICS, Quantity
+from pytest_llmperf.results import Provenance
+
+SCHEMA_VERSION = 1
+UNKNOWN_KEY = "unknown"
+"""The hardware key of a file that does not say what it was measured on."""
+_AHEAD = timedelta(days=1)
+"""Clocks of test machines differ, by a time zone at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One metric of one measurement in one file."""
+
+    path: Path
+    saved_at: str
+    measurement: str
+    quantity: Quantity
+    stored_values: tuple[float, ...]
+    """One per run, as pytest-benchmark keeps them: lower is better."""
+    comparable: dict[str, Any]
+    """What has to be equal for a comparison; see `comparable`."""
+    engine_words: dict[str, Any]
+    criterion: Mapping[str, float]
+    """`detect` and `min_effect` as the test asked for them; empty where the file does not say."""
+    simulated: bool = False
+
+    @property
+    def metric(self) -> str:
+        return self.quantity.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultFile:
+    """What one file holds."""
+
+    path: Path
+    hardware_key: str
+    saved_at: str
+    entries: tuple[Entry, ...]
+    is_ours: bool
+    """Whether pytest-llmperf wrote it, so that it says what may be compared."""
+
+
+def comparable(provenance: Provenance) -> dict[str, Any]:
+    """The parts of a measurement's provenance that two results must share to be compared."""
+    return {
+        "workload": provenance.workload_digest,
+        "load": provenance.load,
+        "cache": provenance.cache,
+        "engine": provenance.engine_kind,
+        **({"simulated": True} if provenance.simulated else {}),
+        **{f"engine {word}": value for word, value in provenance.engine_identity.items()},
+    }
+
+
+def unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What forbids comparing, each as `load was 'poisson(1)', is 'poisson(2)'`; nothing where it is allowed.
+
+    Words that only an older file has do not count: they say what was not asked for then.
+    """
+    names = dict.fromkeys([*now, *(["simulated"] if before.get("simulated") else [])])
+    return [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names if before.get(name) != now.get(name)
+    ]
+
+
+# Where an engine is, and the simulated night that it is: not what it is.
+_NO_DIFFERENCE = {"url", "executable", "noise_seed"}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """How the engine's words differ, for the reader: `prefix_caching True -> False`."""
+    now = json.loads(json.dumps(now, default=repr))  # as a file holds it: tuples have become lists
+    words = sorted((set(before) | set(now)) - _NO_DIFFERENCE)
+    return tuple(
+        f"{word} {before.get(word)!r} -> {now.get(word)!r}" for word in words if before.get(word) != now.get(word)
+    )
+
+
+def read(path: Path) -> ResultFile:
+    """Everything in one file. Raises `BaselineError`, in one sentence, for one that cannot be used."""
+    document = _document(path)
+    about = document.get("machine_info", {}).get("llmperf") if isinstance(document.get("machine_info"), dict) else None
+    saved_at = str(document.get("datetime", ""))
+    _check_date(path, saved_at)
+    if isinstance(about, dict):
+        _check_version(path, about.get("schema_version"))
+        entries = tuple(_entry(path, saved_at, row) for row in document["benchmarks"])
+    else:
+        entries = tuple(_plain_entry(path, saved_at, row) for row in document["benchmarks"])
+    _check_unique(path, entries)
+    key = about.get("hardware_key") if isinstance(about, dict) else None
+    return ResultFile(
+        path=path,
+        hardware_key=key if isinstance(key, str) else UNKNOWN_KEY,
+        saved_at=saved_at,
+        entries=entries,
+        is_ours=isinstance(about, dict),
+    )
+
+
+def write(document: Mapping[str, Any], path: Path) -> None:
+    """Write a result file, sorted and indented so that it diffs well; it appears complete or not at all."""
+    draft = drafted(document, path.parent)
+    try:
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def drafted(document: Mapping[str, Any], folder: Path) -> Path:
+    """A finished file under a name of its own in `folder`, for the caller to give it its real one."""
+    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
+    descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(draft, 0o644)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return Path(draft)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BaselineError(f"{path} is not readable JSON: {_first_line(error)}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
+        raise BaselineError(
+            f"{path} is not a result file: expected pytest-benchmark's JSON with a list of benchmarks; "
+            "pytest-llmperf import reads those of other tools"
+        )
+    return document
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _check_version(path: Path, version: object) -> None:
+    if version != SCHEMA_VERSION:
+        msg = (
+            f"{path} has schema version {version!r}, this release reads {SCHEMA_VERSION}; move it away, or save a new "
+            "one with --llmperf-save-baseline NAME"
+        )
+        raise BaselineError(msg)
+
+
+def _check_date(path: Path, saved_at: str) -> None:
+    try:
+        saved = datetime.fromisoformat(saved_at.replace("Z", "+00:00"))
+    except ValueError:
+        return  # no date, or one in another form: nothing is decided by it
+    if saved.tzinfo is None:
+        saved = saved.replace(tzinfo=timezone.utc)
+    if saved > timestamp() + _AHEAD:
+        raise BaselineError(f"{path} is from the future ({saved_at}); set the clock of this machine, or of that one")
+
+
+def _check_unique(path: Path, entries: tuple[Entry, ...]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for entry in entries:
+        if (entry.measurement, entry.metric) in seen:
+            raise BaselineError(f"{path} has {entry.metric} of {entry.measurement} twice; measure again")
+        seen.add((entry.measurement, entry.metric))
+
+
+def _entry(path: Path, saved_at: str, row: Any) -> Entry:
+    try:
+        about = row["extra_info"]["llmperf"]
+        entry = Entry(
+            path=path,
+            saved_at=saved_at,
+            measurement=_text(about["measurement"]),
+            quantity=_quantity(about),
+            stored_values=tuple(float(value) for value in row["stats"]["data"]),
+            comparable=dict(about["comparable"]),
+            engine_words=dict(about["engine_words"]),
+            criterion={name: float(value) for name, value in about.get("criterion", {}).items()},
+            simulated=bool(about["comparable"].get("simulated")),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        name = row.get("fullname", "?") if isinstance(row, dict) else "?"
+        msg = f"{path}: the benchmark {name} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
+        raise BaselineError(msg) from None
+    return _checked(entry)
+
+
+def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:
+    try:
+        entry = Entry(
+            path=path,
+            saved_at=saved_at,
+            measurement=_text(row["fullname"]),
+            quantity=Quantity("time", units.SECONDS, higher_is_better=False),
+            stored_values=tuple(float(value) for value in row["stats"]["data"]),
+            comparable={},
+            engine_words={},
+            criterion={},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        name = row.get("fullname", "?") if isinstance(row, dict) else "?"
+        msg = (
+            f"{path}: the benchmark {name} has no values of single runs ({type(error).__name__}: {error}); "
+            "pytest-benchmark keeps them with --benchmark-json or --benchmark-save-data"
+        )
+        raise BaselineError(msg) from None
+    return _checked(entry)
+
+
+def _checked(entry: Entry) -> Entry:
+    if not entry.stored_values or not all(0 < value < math.inf for value in entry.stored_values):
+        msg = f"{entry.path}: {entry.metric} of {entry.measurement} holds values that are not positive numbers"
+        raise BaselineError(msg)
+    return entry
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a name, got {value!r}")
+    return value
+
+
+def _quantity(about: Mapping[str, Any]) -> Quantity:
+    """Ours by its name, so that what is better does not depend on the file; else as the file says."""
+    name = _text(about["metric"])
+    if name in METRICS:
+        return METRICS[name]
+    return Quantity(name, _text(about["unit"]), higher_is_better=about["stored_as"] == "1/value")
