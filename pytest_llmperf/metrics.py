@@ -92,6 +92,7 @@ LABELS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "scheduled
 
 STATISTICS: dict[str, Callable[[Sample], float]] = {
     "mean": lambda sample: sample.mean,
+    "gmean": lambda sample: sample.gmean,
     "p50": lambda sample: sample.p50,
     "p90": lambda sample: sample.p90,
     "p95": lambda sample: sample.p95,

@@ -5,17 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from pytest_llmperf import __version__
-from pytest_llmperf.cli import doctor, load, serve
+from pytest_llmperf.cli import compare, doctor, exit_codes, load, serve
 
-SUBCOMMANDS = {"doctor": doctor, "load": load, "serve": serve}
+SUBCOMMANDS = {"compare": compare, "doctor": doctor, "load": load, "serve": serve}
 """Name: module with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit code`."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with our own exit code for mistakes in the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(exit_codes.USAGE, f"{self.prog}: error: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pytest-llmperf", description="Performance-regression tests of LLM serving.")
+    parser = _Parser(prog="pytest-llmperf", description="Performance-regression tests of LLM serving.")
     parser.add_argument("--version", action="version", version=f"pytest-llmperf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in SUBCOMMANDS.items():

@@ -9,13 +9,13 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from pytest_llmperf.cli import exit_codes
 from pytest_llmperf.hardware import MARKS, Hardware, Requirement, detect
 
 if TYPE_CHECKING:
     from pytest_llmperf.calibration import Step
 
 HELP = "say what this machine is: its hardware key, its GPUs, the marks that it satisfies, the load it can measure"
-EXIT_INTERRUPTED = 130
 _COLUMNS = 80
 _NAME = 18
 # Above this share of the processors others have taken what the client would need.
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         _calibrate(out, hardware)
     except KeyboardInterrupt:
         _clear()
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     except RuntimeError as error:  # the built-in server's
         _say(out, "client", f"could not be measured: {error}")
     return 0

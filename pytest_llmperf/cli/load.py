@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from pytest_llmperf.cli import exit_codes
 from pytest_llmperf.errors import ConfigurationError, LLMPerfError
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from pytest_llmperf.workloads import Workload
 
 HELP = "send a load to an OpenAI-compatible server and print what was measured"
-EXIT_INVALID = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 _REQUESTS = 100
 _REPEAT_NS = 500_000_000
 _TTY_CHARACTERS = 79
@@ -75,22 +73,22 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         progress.clear()
         problems = error.problems if isinstance(error, ConfigurationError) else (str(error),)
         sys.stderr.writelines(f"pytest-llmperf load: {_own_words(problem)}\n" for problem in problems)
-        return EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_INVALID
+        return exit_codes.USAGE if isinstance(error, ConfigurationError) else exit_codes.INVALID
     except OSError as error:
         progress.clear()
         sys.stderr.write(f"pytest-llmperf load: {error}\n")
-        return EXIT_USAGE
+        return exit_codes.USAGE
     except KeyboardInterrupt:
         progress.clear()
         sys.stderr.write(f"interrupted; what had been answered is recorded below {arguments.output}\n")
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     progress.clear()
     from pytest_llmperf.reports.serving import summary  # noqa: PLC0415 - needs numpy
 
     out.writelines(f"{_own_words(line)}\n" for line in summary(result))
     out.write(f"records: {order.output}\n")
     written = arguments.json is None or _is_written(arguments.json, result)
-    return (0 if result.validity else EXIT_INVALID) if written else EXIT_USAGE
+    return (0 if result.validity else exit_codes.INVALID) if written else exit_codes.USAGE
 
 
 def _own_words(text: str) -> str:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
+from pytest_llmperf.cli import exit_codes
 from pytest_llmperf.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pytest_llmperf.engines.sim.plan import Plan
 
 HELP = "serve a simulated engine, or a known answer, to any OpenAI-compatible client"
-EXIT_USAGE = 2
 _DEFAULT_TTFT_MS = 100.0
 _DEFAULT_ITL_MS = 10.0
 _MOST_PORT = 65535
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         order = _order(arguments)
     except ConfigurationError as error:
         sys.stderr.writelines(f"pytest-llmperf serve: {problem}\n" for problem in error.problems)
-        return EXIT_USAGE
+        return exit_codes.USAGE
     _allow_many_sockets()
     # What is there now stays; a collection that looks through it would hold up every stream.
     gc.collect()
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
             f"pytest-llmperf serve: cannot listen on {order.host}, port {order.port}: {reason}; give another --host "
             "or --port (0: any port that is free)\n"
         )
-        return EXIT_USAGE
+        return exit_codes.USAGE
     return 0
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pytest_llmperf import units
+from pytest_llmperf.gate.files import Change
 from pytest_llmperf.results import Figures, PerfResult
 from pytest_llmperf.stats import Sample
-from pytest_llmperf.verdicts import Finding
+from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
 _HEADINGS = ("metric", "baseline", "now", "change", "interval", "could see", "p", "verdict")
 _ABSENT = "-"
@@ -19,17 +21,28 @@ _CHARACTERS = 80
 def measurement(result: PerfResult) -> Iterator[str]:
     """All that the terminal says of one measurement, line by line."""
     yield verdict_line(result)
-    yield from (f"  {line}" for line in findings_table(result))
+    found = result.judgement
+    yield from (f"  {line}" for line in findings_table(found.findings if found is not None else ()))
     yield from (f"  {line}" for line in figures(result))
     yield from (f"  {line}" for line in roofline(result))
-    judgement = result.judgement
-    if judgement is None:
+    if found is None:
         yield from (f"  doubt: {doubt}" for doubt in result.doubts)
         return
-    yield from (f"  {note}" for note in _notes(judgement.findings))
-    yield from (f"  doubt: {doubt}" for doubt in judgement.doubts if result.validity)
+    yield from (f"  {line}" for line in _remarks(found, doubts=found.doubts if result.validity else ()))
+
+
+def judged(name: str, judgement: Judgement) -> Iterator[str]:
+    """A judgement of which nothing but itself is known, such as that of two files."""
+    yield _judged_line(name, judgement)
+    yield from (f"  {line}" for line in findings_table(judgement.findings))
+    yield from (f"  {line}" for line in _remarks(judgement, doubts=judgement.doubts))
+
+
+def _remarks(judgement: Judgement, doubts: Sequence[str]) -> Iterator[str]:
+    yield from _notes(judgement.findings)
+    yield from (f"doubt: {doubt}" for doubt in doubts)
     if judgement.advice is not None:
-        yield f"  what to do: {judgement.advice}"
+        yield f"what to do: {judgement.advice}"
 
 
 def assumptions(results: Sequence[PerfResult]) -> Iterator[str]:
@@ -54,17 +67,47 @@ def verdict_line(result: PerfResult) -> str:
         return f"not judged {name} ({units.count(len(result.records), 'run')})"
     if judgement.against is None:
         return f"{judgement.verdict} {name} ({units.count(len(result.records), 'run')})"
-    counts = next((f"{f.base_runs} + {f.new_runs} runs" for f in judgement.findings if f.base_runs), "")
-    return f"{judgement.verdict} {name}, against {judgement.against} ({counts})"
+    return _judged_line(name, judgement)
 
 
-def findings_table(result: PerfResult) -> list[str]:
+def _judged_line(name: str, judgement: Judgement) -> str:
+    counts = next((f" ({f.base_runs} + {f.new_runs} runs)" for f in judgement.findings if f.base_runs), "")
+    return f"{judgement.verdict} {name}, against {judgement.against}{counts}"
+
+
+def findings_table(findings: Sequence[Finding]) -> list[str]:
     """One line per gated metric; a dash where there is no number."""
-    if result.judgement is None or not result.judgement.findings:
+    if not findings:
         return []
-    rows = [_HEADINGS, *(_row(finding) for finding in result.judgement.findings)]
+    rows = [_HEADINGS, *(_row(finding) for finding in findings)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     return [_aligned(row, widths) for row in rows]
+
+
+def changes_table(changes: Sequence[Change]) -> list[str]:
+    """One line per metric that may not be judged."""
+    rows = [
+        ("metric", "base", "new", "change", ""),
+        *(
+            (
+                change.quantity.name,
+                units.quantity(change.base, change.quantity.unit),
+                units.quantity(change.new, change.quantity.unit),
+                units.change(change.change),
+                "",
+            )
+            for change in changes
+        ),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [_aligned(row, widths).rstrip() for row in rows]
+
+
+def tally(judgements: Sequence[Judgement]) -> Iterator[str]:
+    """`18 PASS, 1 REGRESSED`; nothing of nothing."""
+    counts = Counter(judgement.verdict for judgement in judgements)
+    if counts:
+        yield ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
 
 
 def _row(finding: Finding) -> tuple[str, ...]:
