@@ -75,8 +75,6 @@ def compared(base: Sequence[ResultFile], new: ResultFile, terms: Terms) -> FileC
         refusals=refusals,
         vanished=tuple(_vanished(stored, wanted)),
         appeared=tuple(_appeared(stored, wanted)),
-            f"{metric} of {name} is only in the new result" for name, metric in wanted if (name, metric) not in stored
-        ),
     )
 
 
