@@ -150,7 +150,11 @@ class Lifecycle:
 
     def finish(self, session: pytest.Session) -> None:
         """Settle the verdicts, store what is to be stored, and leave no process behind."""
-        self.suite.close()
+        try:
+            self.suite.confirm()
+        finally:
+            self.suite.close()
+        self._notes += self.suite.unconfirmed
         late = self.suite.review()
         for result in late:
             self._turn_red(session, result)

@@ -78,6 +78,25 @@ OPTIONS = (
         "(default: 0.02)",
         "SHARE",
     ),
+    Option(
+        "base",
+        "measure a second build in turn with the first and judge between the two: the same engine with this word "
+        "changed, as in executable=/venvs/main/bin/python",
+        "WORD=VALUE",
+        "list",
+    ),
+    Option(
+        "base-servers",
+        "fresh: one server at a time, a fresh one for every run; both: both stay up (default: both where neither is "
+        "started by us, else fresh)",
+        choices=("fresh", "both"),
+    ),
+    Option(
+        "confirm",
+        "judge by the stored nights first, and measure only what they flag against --llmperf-base, N runs of each "
+        "build in turn, after the last test",
+        "N",
+    ),
     Option("save-baseline", "store this session's valid results under NAME, except regressed ones", "NAME"),
     Option("output", "folder for server logs and records (default: .llmperf, below the root directory)", "DIR"),
     Option(
@@ -112,6 +131,11 @@ class Options:
     alpha: float
     nights: int
     night_spread: float
+    base: dict[str, Any]
+    """What the build to compare with has in place of the engine's own words; empty where there is none."""
+    base_servers: str | None
+    confirm: int | None
+    """Runs of each build that confirm what the stored nights flag; None: all is measured in turn, or nothing."""
     save_baseline: str | None
     output: Path
     cache: Path
@@ -152,7 +176,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         engine=reader.checked("engine", _engine, None),
         url=reader.checked("url", _url, None),
         model=reader.text("model"),
-        overrides=reader.overrides(),
+        overrides=reader.words("set"),
         hardware=reader.checked("hardware", _hardware, None),
         require_hardware=reader.flag("require-hardware"),
         runs=reader.checked("runs", _whole(1), 5),
@@ -162,6 +186,9 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         alpha=reader.checked("alpha", _probability, 0.01),
         nights=reader.checked("nights", _whole(1), 30),
         night_spread=reader.checked("night-spread", _share, 0.02),
+        base=reader.words("base"),
+        base_servers=reader.checked("base-servers", _servers, None),
+        confirm=reader.checked("confirm", _whole(2), None),
         save_baseline=reader.checked("save-baseline", _baseline_name, None),
         output=reader.folder("output", ".llmperf"),
         cache=_cache_folder(environ),
@@ -178,6 +205,8 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         reader.problems.append(
             f"--llmperf-hardware {options.hardware} goes with the simulated engine, not with {other}"
         )
+    if options.confirm is not None and not options.base:
+        reader.problems.append("--llmperf-confirm needs the build to compare with: --llmperf-base WORD=VALUE")
     if reader.problems:
         raise ConfigurationError(*reader.problems)
     return options
@@ -218,8 +247,9 @@ class _Reader:
             return Path(self._config.invocation_params.dir, given).resolve()
         return Path(self._config.rootpath, self._config.getini(option.key) or default)
 
-    def overrides(self) -> dict[str, Any]:
-        option = _option("set")
+    def words(self, name: str) -> dict[str, Any]:
+        """The words of engine specifications that an option gives as WORD=VALUE."""
+        option = _option(name)
         words: dict[str, Any] = {}
         for text in [*self._config.getini(option.key), *(self._config.getoption(option.key) or ())]:
             word, separator, value = text.partition("=")
@@ -227,7 +257,7 @@ class _Reader:
                 self.problems.append(f"{option.flag} {text!r}: expected WORD=VALUE, such as prefix_caching=false")
                 continue
             words[word.strip()] = _literal(value.strip())
-        self.problems += _unknown_words(words)
+        self.problems += _unknown_words(option, words)
         return words
 
     def api_key(self, environ: Mapping[str, str]) -> str | None:
@@ -252,12 +282,12 @@ def _literal(text: str) -> Any:
     return text
 
 
-def _unknown_words(words: Mapping[str, Any]) -> list[str]:
+def _unknown_words(option: Option, words: Mapping[str, Any]) -> list[str]:
     if not words:
         return []
     from pytest_llmperf.engines.base import WORDS  # noqa: PLC0415 - only a session that needs it pays for it
 
-    return [f"--llmperf-set: {unknown('word', word, sorted(WORDS))}" for word in words if word not in WORDS]
+    return [f"{option.flag}: {unknown('word', word, sorted(WORDS))}" for word in words if word not in WORDS]
 
 
 def _engine(text: str) -> str:
@@ -294,6 +324,12 @@ def _gate(text: str) -> GateMode:
     except ValueError:
         accepted = ", ".join(mode.value for mode in GateMode)
         raise ConfigurationError(f"unknown mode {text!r}; accepted: {accepted}") from None
+
+
+def _servers(text: str) -> str:
+    if text not in ("fresh", "both"):
+        raise ConfigurationError(f"expected fresh or both, got {text!r}")
+    return text
 
 
 def _whole(minimum: int) -> Callable[[str], int]:

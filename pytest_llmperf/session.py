@@ -7,7 +7,6 @@ import secrets
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +47,8 @@ class Setting:
     progress: Progress
     team: Team
     """Who sends the load."""
+    arm: str | None = None
+    """Which of several builds is measured, where there are several."""
 
 
 def measure(engine: Engine, request: Request, setting: Setting) -> PerfResult:
@@ -57,34 +58,58 @@ def measure(engine: Engine, request: Request, setting: Setting) -> PerfResult:
     the others could not mend it. Raises `EngineError` if the engine cannot be started or dies,
     `ConfigurationError` if the workload does not fit it.
     """
-    engine.start()
-    _check_fit(engine, request)
-    provenance = _provenance(engine, request, setting)
-    path = setting.record_dir / f"{_file_stem(provenance.measurement)}.jsonl"
-    with _record_file(path, provenance) as rows:
-        runs = _Runs(engine, request, setting, rows)
-        validity = Validity()
-        records: list[RunRecord] = []
+    with Measurement(engine, request, setting) as measurement:
         for index in range(-request.warmup_runs, request.runs):
-            record, spoiled = runs.run(index)
-            rows.run(record)
-            validity = Validity(spoiled)
-            if record.phase is Phase.MEASURED or spoiled:
-                records.append(record)
-            if spoiled:
+            if not measurement.run(index):
                 break
-    return PerfResult(
-        records, provenance=provenance, validity=validity, slo=request.slo, doubts=_doubts(engine, request, records)
-    )
+    return measurement.result()
 
 
-@contextmanager
-def _record_file(path: Path, provenance: Provenance) -> Iterator[RecordFile]:
-    rows = RecordFile(path, {"measurement": provenance.measurement, "hardware_key": provenance.hardware_key})
-    try:
-        yield rows
-    finally:
-        rows.close()
+class Measurement:
+    """The runs of one workload on one engine, one at a time, as whoever measures asks for them."""
+
+    def __init__(self, engine: Engine, request: Request, setting: Setting) -> None:
+        """Start the engine, if it does not run. Raises as `measure` does."""
+        engine.start()
+        _check_fit(engine, request)
+        self.engine = engine
+        self.provenance = _provenance(engine, request, setting)
+        self.records: list[RunRecord] = []
+        self.validity = Validity()
+        self._request = request
+        path = setting.record_dir / f"{_file_stem(self.provenance.measurement, setting.arm)}.jsonl"
+        about = {"measurement": self.provenance.measurement, "hardware_key": self.provenance.hardware_key}
+        self._rows = RecordFile(path, about)
+        self._runs = _Runs(engine, request, setting, self._rows)
+
+    def __enter__(self) -> Measurement:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the record file."""
+        self._rows.close()
+
+    def run(self, index: int) -> bool:
+        """One run; a negative `index` is a warm-up. False if it was spoiled: the others could not mend it."""
+        record, spoiled = self._runs.run(index)
+        self._rows.run(record)
+        self.validity = Validity(spoiled)
+        if record.phase is Phase.MEASURED or spoiled:
+            self.records.append(record)
+        return not spoiled
+
+    def result(self) -> PerfResult:
+        """What was measured so far."""
+        return PerfResult(
+            list(self.records),
+            provenance=self.provenance,
+            validity=self.validity,
+            slo=self._request.slo,
+            doubts=_doubts(self.engine, self._request, self.records),
+        )
 
 
 class _Runs:
@@ -95,7 +120,8 @@ class _Runs:
         self._request = request
         self._setting = setting
         self._rows = rows
-        self._label = "run" if request.name is None else f"{request.name}: run"
+        names = [name for name in (setting.arm, request.name) if name is not None]
+        self._label = ": ".join([*names, "run"])
         # A server that is not ours may still hold what an earlier session sent it.
         self._salt = "" if engine.is_ours else secrets.token_hex(8)
 
@@ -326,7 +352,8 @@ def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenanc
     )
 
 
-def _file_stem(measurement: str) -> str:
+def _file_stem(measurement: str, arm: str | None) -> str:
     """A file name for a measurement: readable, bounded in length, and no other's."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", measurement).strip("_")
-    return f"{plain[-140:]}-{zlib.crc32(measurement.encode()):08x}"
+    name = measurement if arm is None else f"{measurement} {arm}"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("_")
+    return f"{plain[-140:]}-{zlib.crc32(name.encode()):08x}"

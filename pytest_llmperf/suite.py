@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pytest_llmperf.arms import BASE, HEAD, Arm, SecondBuild, measure_in_turn
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.ceiling import ceiling_of, roof_of
 from pytest_llmperf.client import Address, Limits
@@ -20,8 +21,8 @@ from pytest_llmperf.engines import check_kind
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.pool import EnginePool
 from pytest_llmperf.engines.process import Progress
-from pytest_llmperf.errors import BaselineError, ConfigurationError
-from pytest_llmperf.gate import Criterion, Gate
+from pytest_llmperf.errors import BaselineError, ConfigurationError, LLMPerfError
+from pytest_llmperf.gate import Criterion, Gate, confirmed
 from pytest_llmperf.hardware.detect import Hardware, remote
 from pytest_llmperf.marks import resolved_spec, simulated_hardware
 from pytest_llmperf.metrics import METRICS, gated_by_default
@@ -30,7 +31,7 @@ from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult, Validity
 from pytest_llmperf.selfcheck import excesses, tolerated
 from pytest_llmperf.session import Setting, measure
-from pytest_llmperf.verdicts import Verdict
+from pytest_llmperf.verdicts import Judgement, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +78,15 @@ class Suite:
         self.measured: list[Measured] = []
         self.failed: set[str] = set()
         """Tests whose own assertions failed: nothing of theirs becomes a baseline."""
+        self.unconfirmed: list[str] = []
+        """What was flagged and could not be measured again, with the reason."""
+        self._flagged: list[_Flagged] = []
+        self._confirmations: dict[str, Judgement] = {}
         self.hardware_by_key: dict[str, Hardware] = {}
         """What was measured on, in this session."""
         self._tests = {test.nodeid: test for test in tests}
         self._progress = progress
+        self._second = SecondBuild(options.base, options.base_servers)
         self._team = team_of(options.workers, clock)
         self._baselines = Baselines(options.baselines, options.nights)
         self.pool = EnginePool(
@@ -96,10 +102,16 @@ class Suite:
             [test.spec for test in tests if test.spec is not None],
         )
         self.gate: Gate | None = None
-        found = list(problems)
+        found = [*problems, *self._second.problems(test.spec for test in tests if test.spec is not None)]
         if options.gate is not GateMode.OFF and recording:
             try:
-                self.gate = Gate(self._baselines, self._family_size(), options.alpha, options.night_spread)
+                self.gate = Gate(
+                    self._baselines,
+                    self._family_size(),
+                    options.alpha,
+                    options.night_spread,
+                    is_screen=options.confirm is not None,
+                )
             except BaselineError as error:
                 found += str(error).splitlines()
         if found:
@@ -134,28 +146,69 @@ class Suite:
     def measure(self, nodeid: str, engine: Engine, request: Request) -> PerfResult:
         """Measure, record, and judge as far as it can be judged now."""
         self._check_unused(nodeid, request)
+        in_turn = self._second.is_given and self.options.confirm is None and self.recording
         hardware = self.hardware_of(engine.spec)
         self.hardware_by_key[hardware.key] = hardware
-        setting = Setting(
+        if in_turn:
+            result, base = self._in_turn(nodeid, engine, request)
+        else:
+            result, base = measure(engine, request, self._setting(nodeid, engine)), None
+        _hold_against_roof(result, engine, request, hardware)
+        criteria = self._criteria(nodeid, result, open_load=request.load.is_open)
+        for one in (result, base) if base is not None else (result,):
+            _check_client(one, criteria)
+        if self.gate is not None:
+            result.judgement = self.gate.judge(result, criteria, base)
+            if self.gate.flagged(result.provenance.measurement):
+                self._flagged.append(_Flagged(result=result, engine=engine, request=request))
+        if self.recording:
+            self.measured.append(Measured(result=result, criteria=criteria))
+        return result
+
+    def confirm(self) -> None:
+        """Measure what the stored nights flagged against the base build, and settle those judgements.
+
+        An engine that fails leaves its measurement unconfirmed, and says so.
+        """
+        flagged, self._flagged = self._flagged, []
+        if self.gate is None or not flagged or self.options.confirm is None:
+            return
+        criteria = {
+            one.result.provenance.measurement: self.gate.flagged(one.result.provenance.measurement) for one in flagged
+        }
+        size = sum(map(len, criteria.values()))
+        confirmation = Gate(self._baselines, size, self.options.alpha, self.options.night_spread)
+        for one in flagged:
+            about = one.result.provenance
+            request = replace(one.request, runs=self.options.confirm)
+            try:
+                head, base = self._in_turn(about.test, one.engine, request)
+            except LLMPerfError as error:
+                self.unconfirmed.append(f"not confirmed: {about.measurement}: {error}")
+                continue
+            finally:
+                one.engine.stop()
+            for arm in (head, base):
+                _check_client(arm, criteria[about.measurement])
+            confirmation.judge(head, criteria[about.measurement], base)
+        self._confirmations = confirmation.review()
+
+    def _in_turn(self, nodeid: str, engine: Engine, request: Request) -> tuple[PerfResult, PerfResult]:
+        """The result of the engine, and that of the base build, measured in turn with it."""
+        base = self.pool.make(self._second.spec_of(engine.spec))
+        head_arm = Arm(engine, replace(self._setting(nodeid, engine), arm=HEAD))
+        base_arm = Arm(base, replace(self._setting(nodeid, base), arm=BASE))
+        return measure_in_turn(head_arm, base_arm, request, together=self._second.stays_up(engine, base))
+
+    def _setting(self, nodeid: str, engine: Engine) -> Setting:
+        return Setting(
             test=nodeid,
-            hardware_key=hardware.key,
+            hardware_key=self.hardware_of(engine.spec).key,
             clock=engine.clock,
             record_dir=self.output / "records",
             progress=self._progress,
             team=LocalTeam(engine.clock) if engine.is_simulated else self._team,
         )
-        result = measure(engine, request, setting)
-        _hold_against_roof(result, engine, request, hardware)
-        criteria = self._criteria(nodeid, result, open_load=request.load.is_open)
-        if result.validity:
-            limits = {criterion.metric: tolerated(criterion.detect) for criterion in criteria}
-            found = excesses([METRICS[name] for name in limits], result.records, limits)
-            result.validity = Validity(tuple(map(str, found)))
-        if self.gate is not None:
-            result.judgement = self.gate.judge(result, criteria)
-        if self.recording:
-            self.measured.append(Measured(result=result, criteria=criteria))
-        return result
 
     def review(self) -> list[PerfResult]:
         """Bring every judgement up to date; returns the results that only now turned REGRESSED."""
@@ -166,7 +219,10 @@ class Suite:
         for measured in self.measured:
             result = measured.result
             before = result.verdict
-            result.judgement = final[result.provenance.measurement]
+            measurement = result.provenance.measurement
+            result.judgement = final[measurement]
+            if measurement in self._confirmations:
+                result.judgement = confirmed(result.judgement, self._confirmations[measurement])
             if result.verdict is Verdict.REGRESSED and before is not Verdict.REGRESSED:
                 late.append(result)
         return late
@@ -179,6 +235,7 @@ class Suite:
         for measurement in dropped:
             if self.gate is not None:
                 self.gate.forget(measurement)
+        self._flagged = [one for one in self._flagged if one.result.provenance.test != nodeid]
         return dropped
 
     def save_baselines(self, name: str, document: Callable[[str, Sequence[Measured]], dict[str, object]]) -> list[Path]:
@@ -232,6 +289,9 @@ class Suite:
 
     def _family_size(self) -> int:
         """How many comparisons the session can make, counted before anything is measured."""
+        if self._second.is_given and self.options.confirm is None:
+            defaults = len(gated_by_default(open_load=False))
+            return sum(len(test.criteria) or defaults for test in self._tests.values())
         by_key: dict[str, list[PlannedTest]] = {}
         for test in self._tests.values():
             by_key.setdefault(self.hardware_of(test.spec).key, []).append(test)
@@ -239,6 +299,23 @@ class Suite:
             self._baselines.gated_pairs(key, [test.nodeid for test in tests], _gated(tests))
             for key, tests in by_key.items()
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Flagged:
+    """A measurement that is to be taken again, and how."""
+
+    result: PerfResult
+    engine: Engine
+    request: Request
+
+
+def _check_client(result: PerfResult, criteria: Sequence[Criterion]) -> None:
+    """Make a result invalid that the client itself may have falsified by too much."""
+    if result.validity:
+        limits = {criterion.metric: tolerated(criterion.detect) for criterion in criteria}
+        found = excesses([METRICS[name] for name in limits], result.records, limits)
+        result.validity = Validity(tuple(map(str, found)))
 
 
 def _hold_against_roof(result: PerfResult, engine: Engine, request: Request, hardware: Hardware) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -30,5 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, module in SUBCOMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
     parsed = parser.parse_args(arguments)
-    code: int = SUBCOMMANDS[parsed.command].run(parsed, sys.stdout)
+    try:
+        code: int = SUBCOMMANDS[parsed.command].run(parsed, sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.OK
     return code

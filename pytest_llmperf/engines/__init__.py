@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import cast
 
-from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings, parse_spec
+from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings, changed_spec, parse_spec
 from pytest_llmperf.errors import ConfigurationError, unknown
 
 ENGINES: dict[str, str] = {
@@ -43,6 +43,15 @@ def make_spec(kind: str, words: Mapping[str, object]) -> EngineSpec:
     return spec
 
 
+def with_words(spec: EngineSpec, words: Mapping[str, object]) -> EngineSpec:
+    """The same engine with some words changed. Raises `ConfigurationError` listing every mistake."""
+    module = _module(spec.kind)
+    changed = changed_spec(spec, words, module.WORDS)
+    if hasattr(module, "check"):
+        module.check(changed)
+    return changed
+
+
 def make_engine(spec: EngineSpec, surroundings: Surroundings) -> Engine:
     """Make an engine, not yet started."""
     return cast("Engine", _module(spec.kind).make(spec, surroundings))
@@ -53,4 +62,14 @@ def _module(kind: str) -> ModuleType:
     return importlib.import_module(ENGINES[kind])
 
 
-__all__ = ["ENGINES", "Engine", "EngineSpec", "Surroundings", "check_kind", "make_engine", "make_spec", "words_of"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineSpec",
+    "Surroundings",
+    "check_kind",
+    "make_engine",
+    "make_spec",
+    "with_words",
+    "words_of",
+]

@@ -8,7 +8,7 @@ cannot tell is None, never a guess.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,6 +112,12 @@ def parse_spec(
     if problems:
         raise ConfigurationError(*problems)
     return EngineSpec(kind=kind, **checked)
+
+
+def changed_spec(spec: EngineSpec, words: Mapping[str, object], accepted: frozenset[str]) -> EngineSpec:
+    """The specification with some words changed. Raises `ConfigurationError` listing every mistake."""
+    changed = parse_spec(spec.kind, words, accepted, {})
+    return replace(spec, **{word: getattr(changed, word) for word in words})
 
 
 def _text(value: object) -> str:

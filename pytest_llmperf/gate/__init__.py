@@ -6,9 +6,21 @@ anywhere. A family's size is fixed before anything is measured, so that a verdic
 ends can only be sharpened by what is measured later.
 """
 
-from pytest_llmperf.gate.criterion import ALPHA, DETECT, NIGHT_SPREAD, Criterion
+from pytest_llmperf.gate.criterion import ALPHA, DETECT, NIGHT_SPREAD, SCREEN, Criterion
 from pytest_llmperf.gate.family import Family
-from pytest_llmperf.gate.stored import Gate
+from pytest_llmperf.gate.stored import Gate, confirmed
 from pytest_llmperf.gate.trial import Base, Trial, tried
 
-__all__ = ["ALPHA", "DETECT", "NIGHT_SPREAD", "Base", "Criterion", "Family", "Gate", "Trial", "tried"]
+__all__ = [
+    "ALPHA",
+    "DETECT",
+    "NIGHT_SPREAD",
+    "SCREEN",
+    "Base",
+    "Criterion",
+    "Family",
+    "Gate",
+    "Trial",
+    "confirmed",
+    "tried",
+]

@@ -16,6 +16,13 @@ of such gates reckon with.
 """
 
 
+SCREEN = 0.02
+"""Share of healthy metrics that stored nights may flag, where what is flagged is measured again before it fails.
+
+With 20 metrics 14 to 25 % of healthy nights then need a second measurement.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Criterion:
     """What is asked of one metric, as shares: 0.1 is 10 %.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from pytest_llmperf.gate.criterion import ALPHA
 from pytest_llmperf.gate.trial import Trial
-from pytest_llmperf.stats import Ranking
+from pytest_llmperf.stats import POWER, Ranking
 from pytest_llmperf.verdicts import Finding, Verdict
 
 # A measurement's verdict is the last of these that any of its metrics has: a regression that was
@@ -27,9 +28,13 @@ _Pair = tuple[str, str]
 class Family:
     """Trials by measurement, what was found without one, and what Holm's rule rejects of them all."""
 
-    def __init__(self, planned: int, alpha: float = ALPHA) -> None:
-        """`planned`: how many comparisons there can be, counted before measuring."""
+    def __init__(self, planned: int, alpha: float = ALPHA, *, is_screen: bool = False) -> None:
+        """`planned`: how many comparisons there can be, counted before measuring.
+
+        `is_screen`: each comparison is held against `alpha` by itself, as another one is to follow.
+        """
         self.alpha = alpha
+        self.is_screen = is_screen
         self._planned = planned
         self._trials: dict[str, dict[str, Trial]] = {}
         self._fixed: dict[str, list[Finding]] = {}
@@ -44,7 +49,7 @@ class Family:
     @property
     def share(self) -> float:
         """What one comparison has of the error rate at least."""
-        return self.alpha / max(1, self.size)
+        return self.alpha if self.is_screen else self.alpha / max(1, self.size)
 
     def put(self, measurement: str, outcomes: Iterable[Trial | Finding]) -> None:
         """Enter a measurement's comparisons in place of those it had."""
@@ -72,14 +77,17 @@ class Family:
         worse = self._rejected(self._worse, measurement)
         better = self._rejected(self._better, measurement)
         share = self.share
+        # What is flagged has to be found twice to be found.
+        power = math.sqrt(POWER) if self.is_screen else POWER
         judged = [
-            trial.finding(share, worse=name in worse, better=name in better)
+            trial.finding(share, worse=name in worse, better=name in better, power=power)
             for name, trial in self._trials.get(measurement, {}).items()
         ]
         return (*judged, *self._fixed.get(measurement, ()))
 
     def _rejected(self, ranking: Ranking[_Pair], measurement: str) -> set[str]:
-        return {name for found, name in ranking.rejected(self.size, self.alpha) if found == measurement}
+        size = 1 if self.is_screen else self.size
+        return {name for found, name in ranking.rejected(size, self.alpha) if found == measurement}
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:

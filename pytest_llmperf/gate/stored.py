@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from pytest_llmperf import units
 from pytest_llmperf.baselines import Baselines, Match
-from pytest_llmperf.gate.criterion import ALPHA, NIGHT_SPREAD, Criterion
+from pytest_llmperf.gate.criterion import ALPHA, NIGHT_SPREAD, SCREEN, Criterion
 from pytest_llmperf.gate.family import Family, worst
 from pytest_llmperf.gate.trial import Base, Trial, tried, typical
-from pytest_llmperf.metrics import METRICS, Quantity
+from pytest_llmperf.metrics import METRICS, Metric, Quantity
+from pytest_llmperf.result_file import differences
 from pytest_llmperf.results import PerfResult
-from pytest_llmperf.stats import KNOWN_NIGHTS, NightSpread, assumed
+from pytest_llmperf.stats import KNOWN_NIGHTS, History, NightSpread, assumed
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
 SIMULATED_RESOLUTION = 0.001
@@ -23,29 +25,42 @@ class Gate:
     """Judges the measurements of one session, each when it is done and all in the end."""
 
     def __init__(
-        self, baselines: Baselines, family_size: int, alpha: float = ALPHA, night_spread: float = NIGHT_SPREAD
+        self,
+        baselines: Baselines,
+        family_size: int,
+        alpha: float = ALPHA,
+        night_spread: float = NIGHT_SPREAD,
+        *,
+        is_screen: bool = False,
     ) -> None:
-        """`family_size`: how many gated metrics have a baseline, counted before measuring.
+        """`family_size`: how many gated metrics can be compared, counted before measuring.
 
         `night_spread`: standard deviation between nights, a share, until enough are stored to know it.
+        `is_screen`: nothing is called regressed; what seems so is flagged, to be measured again.
         """
-        self.alpha = alpha
         self._baselines = baselines
-        self._family = Family(family_size, alpha)
+        self._family = Family(family_size, SCREEN if is_screen else alpha, is_screen=is_screen)
         self._assumed = assumed(night_spread)
         self._results: dict[str, PerfResult] = {}
         self._matches: dict[str, dict[str, Match]] = {}
+        self._bases: dict[str, PerfResult] = {}
 
     @property
     def family_size(self) -> int:
         """How many comparisons share the error rate."""
         return self._family.size
 
-    def judge(self, result: PerfResult, criteria: Sequence[Criterion]) -> Judgement:
-        """Compare a new measurement and say what can be said now."""
+    def judge(self, result: PerfResult, criteria: Sequence[Criterion], base: PerfResult | None = None) -> Judgement:
+        """Compare a new measurement and say what can be said now.
+
+        `base`: the same of another build, measured in turn with it; else the stored nights are compared with.
+        """
         key = result.provenance.measurement
         self._results[key] = result
         self._matches[key] = {}
+        self._bases.pop(key, None)
+        if base is not None:
+            self._bases[key] = base
         compared = [self._compared(key, result, criterion) for criterion in criteria] if result.validity else []
         self._family.put(key, compared)
         return self._judgement(key)
@@ -53,8 +68,13 @@ class Gate:
     def forget(self, measurement: str) -> None:
         """Drop a measurement that is going to be taken again."""
         self._family.drop(measurement)
-        for kept in (self._results, self._matches):
+        for kept in (self._results, self._matches, self._bases):
             kept.pop(measurement, None)
+
+    def flagged(self, measurement: str) -> tuple[Criterion, ...]:
+        """What a screen has flagged of a measurement."""
+        trials = self._family.trials(measurement) if self._family.is_screen else ()
+        return tuple(trial.criterion for trial in trials if trial.p_worse <= self._family.alpha)
 
     def review(self) -> dict[str, Judgement]:
         """The judgements now that all is known; only more rejections can have been added."""
@@ -79,7 +99,7 @@ class Gate:
     def _compared(self, key: str, result: PerfResult, criterion: Criterion) -> Trial | Finding:
         metric = METRICS[criterion.metric]
         values = result.value(metric)
-        found = self._baselines.find(result.provenance, metric.name)
+        found = self._found(key, result, metric)
         usable = [value for value in values if value is not None and 0 < value < math.inf]
         if len(usable) < len(values):
             return unusable(metric, values, None if isinstance(found, str) else found.history.runs)
@@ -87,30 +107,71 @@ class Gate:
         if isinstance(found, str):
             now = typical([math.log(value) for value in stored], metric)
             return Finding(metric=metric, verdict=Verdict.NO_BASELINE, now=now, note=found)
-        self._matches[key][metric.name] = found
-        return tried(metric, criterion, self._base(found, result, metric.name), stored)
+        return tried(metric, criterion, found, stored)
 
-    def _base(self, match: Match, result: PerfResult, metric: str) -> Base:
-        simulated = result.provenance.simulated
-        spread = assumed(0.0) if simulated else self._baselines.spread(result.provenance.hardware_key, metric)
-        return Base(
-            name=match.name,
-            history=match.history,
-            spread=spread or self._assumed,
-            resolution=SIMULATED_RESOLUTION if simulated else 0.0,
-        )
+    def _found(self, key: str, result: PerfResult, metric: Metric) -> Base | str:
+        """What to compare with, or a sentence on why there is nothing."""
+        about = result.provenance
+        resolution = SIMULATED_RESOLUTION if about.simulated else 0.0
+        base = self._bases.get(key)
+        if base is not None:
+            values = [metric.stored(value) for value in base.value(metric) if value]
+            if not base.validity or len(values) < len(base.records) or not values:
+                return f"the base build has no {metric.name} in some run"
+            history = History((tuple(map(math.log, values)),))
+            return Base(name=_IN_TURN, history=history, spread=None, resolution=resolution)
+        match = self._baselines.find(about, metric.name)
+        if isinstance(match, str):
+            return match
+        self._matches[key][metric.name] = match
+        known = assumed(0.0) if about.simulated else self._baselines.spread(about.hardware_key, metric.name)
+        return Base(name=match.name, history=match.history, spread=known or self._assumed, resolution=resolution)
 
     def _judgement(self, key: str) -> Judgement:
-        result = self._results[key]
+        result, base = self._results[key], self._bases.get(key)
         if not result.validity:
             return invalid(result.validity.reasons)
+        if base is not None and not base.validity:
+            return invalid(tuple(f"the base build: {reason}" for reason in base.validity.reasons))
         findings = self._family.findings(key)
         matches = {match.newest.path: match for match in self._matches[key].values()}
+        changed = [difference for match in matches.values() for difference in match.differences]
+        against = ", ".join(dict.fromkeys(match.name for match in matches.values()))
+        if base is not None:
+            words = differences(result.provenance.engine_words, base.provenance.engine_words)
+            against = f"{_IN_TURN} ({'; '.join(words) or 'the same words'})"
         return judgement(
-            findings,
-            against=", ".join(dict.fromkeys(match.name for match in matches.values())) or None,
-            doubts=(*result.doubts, *(f"the engine differs: {d}" for m in matches.values() for d in m.differences)),
+            [_flag(finding) for finding in findings] if self._family.is_screen else findings,
+            against=against or None,
+            doubts=(*result.doubts, *(f"the engine differs: {difference}" for difference in changed)),
+            advice=_ADVICE if base is None else _ADVICE_IN_TURN,
         )
+
+
+_IN_TURN = "the base build in turn"
+
+
+def _flag(finding: Finding) -> Finding:
+    """What a screen may say: neither that a metric regressed nor that it improved has been shown yet."""
+    if finding.verdict is Verdict.IMPROVED:
+        return replace(finding, verdict=Verdict.PASS)
+    if finding.verdict is not Verdict.REGRESSED or finding.p is None:
+        return finding
+    note = f"flagged, as {SCREEN:.0%} of healthy metrics are; to be measured against the base build"
+    return replace(finding, verdict=Verdict.INCONCLUSIVE, note=note)
+
+
+def confirmed(screened: Judgement, confirmation: Judgement) -> Judgement:
+    """A screen's judgement with what was found when the flagged metrics were measured again."""
+    again = {finding.metric.name: finding for finding in confirmation.findings}
+    if confirmation.verdict is Verdict.INVALID_RUN and not again:
+        return replace(screened, doubts=(*screened.doubts, *confirmation.doubts))
+    findings = [again.get(finding.metric.name, finding) for finding in screened.findings]
+    return judgement(
+        findings,
+        against=f"{screened.against}, then {confirmation.against}",
+        doubts=tuple(dict.fromkeys((*screened.doubts, *confirmation.doubts))),
+    )
 
 
 def _spread_in_words(known: NightSpread | None, taken: NightSpread, nights: int) -> str:
@@ -124,12 +185,17 @@ def _spread_in_words(known: NightSpread | None, taken: NightSpread, nights: int)
     )
 
 
-def judgement(findings: Sequence[Finding], *, against: str | None, doubts: tuple[str, ...]) -> Judgement:
+def judgement(
+    findings: Sequence[Finding],
+    *,
+    against: str | None,
+    doubts: tuple[str, ...],
+    advice: Mapping[Verdict, str] | None = None,
+) -> Judgement:
     """The verdict on a measurement with these findings, and what to do about it."""
     verdict = worst(findings)
-    return Judgement(
-        verdict=verdict, findings=tuple(findings), against=against, doubts=doubts, advice=_ADVICE.get(verdict)
-    )
+    what = (advice or _ADVICE).get(verdict)
+    return Judgement(verdict=verdict, findings=tuple(findings), against=against, doubts=doubts, advice=what)
 
 
 def invalid(reasons: tuple[str, ...]) -> Judgement:
@@ -144,6 +210,11 @@ _ADVICE = {
         "--llmperf-gate off --llmperf-save-baseline NAME"
     ),
     Verdict.NO_BASELINE: "store this level with --llmperf-save-baseline NAME",
+    Verdict.INCONCLUSIVE: "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show",
+}
+
+_ADVICE_IN_TURN = {
+    Verdict.REGRESSED: "look for the change between the two builds that caused it",
     Verdict.INCONCLUSIVE: "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show",
 }
 

@@ -10,7 +10,7 @@ from pytest_llmperf import units
 from pytest_llmperf.errors import NoSamplesError
 from pytest_llmperf.gate.criterion import Criterion
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.stats import Comparison, History, NightSpread, against_nights, pooled_t
+from pytest_llmperf.stats import POWER, Comparison, History, NightSpread, against_nights, pooled_t
 from pytest_llmperf.verdicts import Finding, Verdict
 
 
@@ -55,22 +55,19 @@ class Trial:
     def p_better(self) -> float:
         return self.comparison.p_better(self.margin)
 
-    def could_see(self, share: float) -> float:
+    def could_see(self, share: float, power: float) -> float:
         """The change for the worse, on the log scale, that would have been found at this share of the error rate."""
-        return self.margin + self.comparison.detectable(share)
+        return self.margin + self.comparison.detectable(share, power)
 
-    def is_sharp(self, share: float) -> bool:
-        """Whether what the criterion asks to see would have been found."""
-        return self.could_see(share) <= math.log1p(self.criterion.detect)
-
-    def finding(self, share: float, *, worse: bool, better: bool) -> Finding:
+    def finding(self, share: float, *, worse: bool, better: bool, power: float = POWER) -> Finding:
         """What is said of it; `worse` and `better`: what the whole family's error rate lets be called so."""
+        detectable = self.could_see(share, power)
         verdict, note = Verdict.PASS, None
         if worse:
             verdict = Verdict.REGRESSED
         elif better:
             verdict = Verdict.IMPROVED
-        elif not self.is_sharp(share):
+        elif detectable > math.log1p(self.criterion.detect):
             verdict, note = Verdict.INCONCLUSIVE, self._advice(share)
         comparison = self.comparison
         low, high = sorted(own_change(self.quantity, d) for d in comparison.interval(share))
@@ -82,7 +79,7 @@ class Trial:
             change=own_change(self.quantity, comparison.effect),
             interval=(low, high),
             p=self.p_worse,
-            detectable=own_change(self.quantity, self.could_see(share)),
+            detectable=own_change(self.quantity, detectable),
             base_runs=comparison.base_count,
             new_runs=comparison.new_count,
             note=note,

@@ -58,9 +58,9 @@ class Comparison:
         reach = _upper_quantile(alpha / 2, self.degrees) * self.standard_error
         return self.effect - reach, self.effect + reach
 
-    def detectable(self, alpha: float) -> float:
-        """The effect that a one-sided test at `alpha` finds with probability `POWER`."""
-        return self.standard_error * _noncentrality(alpha, _coarse(self.degrees))
+    def detectable(self, alpha: float, power: float = POWER) -> float:
+        """The effect that a one-sided test at `alpha` finds with probability `power`."""
+        return self.standard_error * _noncentrality(alpha, _coarse(self.degrees), power)
 
     def runs_to_detect(self, effect: float, alpha: float) -> int | None:
         """Runs that would find `effect`, the spread being as seen; None beyond `MANY_RUNS`.
@@ -127,8 +127,8 @@ def _upper_quantile(tail: float, degrees: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _noncentrality(alpha: float, degrees: float) -> float:
-    """The noncentrality at which a t test at one-sided `alpha` has the power `POWER`.
+def _noncentrality(alpha: float, degrees: float, power: float = POWER) -> float:
+    """The noncentrality at which a t test at one-sided `alpha` has this power.
 
     Bisection: the distribution function falls as the noncentrality grows.
     """
@@ -136,7 +136,7 @@ def _noncentrality(alpha: float, degrees: float) -> float:
     low, high = 0.0, 2 * critical + 10
     for _ in range(60):
         middle = (low + high) / 2
-        if special.nctdtr(degrees, middle, critical) > 1 - POWER:
+        if special.nctdtr(degrees, middle, critical) > 1 - power:
             low = middle
         else:
             high = middle

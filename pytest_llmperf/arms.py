@@ -1,0 +1,133 @@
+"""Two builds on one machine and night, measured in turn.
+
+Whatever the night does to the machine it does to both, so that nights do not count; and a drift
+within the night touches both alike, as long as neither comes first more often.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llmperf.engines import Engine, EngineSpec, with_words
+from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.request import Request
+from pytest_llmperf.results import PerfResult
+from pytest_llmperf.session import Measurement, Setting
+
+HEAD, BASE = "head", "base"
+_SEED = 1
+"""Of the order; any would do, a fixed one makes a session repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One build and where it is measured."""
+
+    engine: Engine
+    setting: Setting
+
+
+@dataclass(frozen=True, slots=True)
+class SecondBuild:
+    """The build to compare with: the same engine with some words changed."""
+
+    words: Mapping[str, Any]
+    servers: str | None
+    """`fresh`, `both`, or None: both stay up where we start neither, or both are simulated."""
+
+    @property
+    def is_given(self) -> bool:
+        return bool(self.words)
+
+    def spec_of(self, spec: EngineSpec) -> EngineSpec:
+        """The base build's specification. Raises `ConfigurationError` for words that the engine does not know."""
+        words = dict(self.words)
+        if spec.kind == "sim" and "noise_seed" not in words:
+            words["noise_seed"] = (spec.noise_seed or 0) + 1  # else both builds would have the same luck
+        return with_words(spec, words)
+
+    def problems(self, specs: Iterable[EngineSpec]) -> Iterator[str]:
+        """What is wrong with the words, for the engines that are going to be measured."""
+        for spec in dict.fromkeys(specs) if self.is_given else ():
+            try:
+                self.spec_of(spec)
+            except ConfigurationError as error:
+                yield from (f"--llmperf-base: {problem}" for problem in error.problems)
+
+    def stays_up(self, head: Engine, base: Engine) -> bool:
+        """Whether both engines run all the time."""
+        if self.servers is not None:
+            return self.servers == "both"
+        return head.is_simulated or (head.spec.url is not None and base.spec.url is not None)
+
+
+def order(runs: int, seed: int = _SEED) -> Iterator[str]:
+    """Pairs of one run of each build; either comes first equally often, give or take one."""
+    head_first = [pair % 2 == 0 for pair in range(runs)]
+    random.Random(seed).shuffle(head_first)
+    for first in head_first:
+        yield from (HEAD, BASE) if first else (BASE, HEAD)
+
+
+def measure_in_turn(head: Arm, base: Arm, request: Request, *, together: bool) -> tuple[PerfResult, PerfResult]:
+    """Measure both builds, `request.runs` times each; returns the head's result and the base's.
+
+    `together`: both engines stay up. Else only one is at a time, started afresh for every run and
+    warmed up by as many runs as the request says: two engines seldom fit one GPU. A spoiled run of
+    either ends both. The base's engine is stopped in the end. Raises as `measure` does.
+    """
+    turns = _Turns({HEAD: head, BASE: base}, request, together=together)
+    with turns:
+        for name in order(request.runs):
+            if not turns.run(name):
+                break
+        return turns.result(HEAD), turns.result(BASE)
+
+
+class _Turns:
+    """Whose turn it is, and what that takes."""
+
+    def __init__(self, arms: Mapping[str, Arm], request: Request, *, together: bool) -> None:
+        self._arms = arms
+        self._request = request
+        self._together = together
+        self._measurements: dict[str, Measurement] = {}
+        self._done = dict.fromkeys(arms, 0)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for measurement in self._measurements.values():
+            measurement.close()
+        self._arms[BASE].engine.stop()
+
+    def run(self, name: str) -> bool:
+        """The next run of one build; False if it was spoiled."""
+        if not self._together:
+            self._stop_all()
+        measurement = self._measurement(name)
+        measurement.engine.start()
+        done = self._done[name]
+        warm_up = 0 if self._together and done else self._request.warmup_runs
+        self._done[name] += 1
+        return all(measurement.run(index) for index in (*range(-warm_up, 0), done))
+
+    def result(self, name: str) -> PerfResult:
+        """What was measured of one build: without a run where the other's was spoiled before its turn came."""
+        if name not in self._measurements and not self._together:
+            self._stop_all()
+        return self._measurement(name).result()
+
+    def _measurement(self, name: str) -> Measurement:
+        if name not in self._measurements:
+            arm = self._arms[name]
+            self._measurements[name] = Measurement(arm.engine, self._request, arm.setting)
+        return self._measurements[name]
+
+    def _stop_all(self) -> None:
+        for arm in self._arms.values():
+            arm.engine.stop()
