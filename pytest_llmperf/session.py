@@ -250,8 +250,8 @@ _KNOWN_LENGTHS = (
     "model's own tokenizer.json (tokenizer=...)"
 )
 _FULL_ANSWERS = (
-    "the server was told to pass over the model's own end (ignore_eos); see what else ends its answers, such as a limit "
-    "of its own, or ask for fewer tokens"
+    "the server was told to pass over the model's own end (ignore_eos); see what else ends its answers, such as a "
+    "limit of its own, or ask for fewer tokens"
 )
 
 

@@ -172,14 +172,15 @@ def test_texts_have_exactly_the_tokens_asked_for(engine, around, tmp_path, form)
     result = measured(other, tmp_path, prefixes, load=closed_loop(4), cache="cold")
 
     about = result.provenance.engine
-    assert ("server tokenizer", {"text": 2, "chat": 17}[form]) == (about["prompt_lengths"], about["prompt_overhead"])
+    assert ("server tokenizer", {"text": 1, "chat": 13}[form]) == (about["prompt_lengths"], about["prompt_overhead"])
     assert {532} == {request.prompt_tokens for request in result.records[0].requests}
     assert (Tokens(8 * 532, 8 * 532), Tokens(8 * 4, 8 * 4)) == (result.input_tokens, result.output_tokens)
     assert not any("tokens as the server counts them" in reason for reason in result.validity.reasons)
     # Two prefixes were computed, each six times found: what is shared as ids is shared as texts, too.
     assert sum(request.cached_tokens >= 384 for request in result.records[0].requests) >= 4
-    with pytest.raises(ConfigurationError, match=r"single_turn has a prompt of 1 token, but every prompt"):
-        measured(other, tmp_path, single_turn(requests=1, input_tokens=1, output_tokens=1))
+    if form == "chat":
+        with pytest.raises(ConfigurationError, match=r"single_turn has a prompt of 12 tokens, but every prompt"):
+            measured(other, tmp_path, single_turn(requests=1, input_tokens=12, output_tokens=1))
 
 
 @pytest.mark.timeout(60)
