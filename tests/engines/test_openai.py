@@ -14,12 +14,16 @@ from servers import CompletionsServer, Do, RawServer
 
 from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import RealClock
+from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import make_engine, make_spec, tiny_llama
 from pytest_llmperf.engines import server as openai
 from pytest_llmperf.engines.base import EngineSpec, Generation, Surroundings
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineDiedError, EngineStartError
 from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.request import checked_request
+from pytest_llmperf.session import Setting, measure
+from pytest_llmperf.workloads import conversations
 
 KEY = "sk-very-s3cret"
 METRICS = """\
@@ -77,6 +81,22 @@ def short_limits(monkeypatch):
     """No request but a generation may take longer than 0.2 s, and that not longer than 0.4 s."""
     monkeypatch.setattr(openai, "CONTROL_TIMEOUT_S", 0.2)
     monkeypatch.setattr(openai, "PROBE_TIMEOUT_S", 0.2)
+
+
+def measured(engine, folder, workload):
+    """What one run of a workload gives."""
+    request = checked_request(
+        workload, load=None, runs=1, warmup_runs=0, cache="as_is", prefill_context=False, slo=None, name=None
+    )
+    setting = Setting(
+        test="t",
+        hardware_key="test",
+        clock=RealClock(),
+        record_dir=folder,
+        progress=Steps(),
+        team=LocalTeam(RealClock()),
+    )
+    return measure(engine, request, setting)
 
 
 def answer_of(engine, *, output_tokens=3):
@@ -329,7 +349,7 @@ class TestPromptLengths:
 
     @pytest.mark.parametrize("prompts", ["text", "chat"])
     def test_the_server_s_usage(self, server, prompts):
-        """A server without a tokenizer to ask is asked for single tokens; it is not asked again after a refusal."""
+        """A server without a tokenizer to ask is asked for single tokens."""
         server.template_tokens = 9
         engine = engine_at(server.url, prompts=prompts)
         assert ("server usage", 10 if prompts == "chat" else 1) == self.lengths(engine)
@@ -348,6 +368,23 @@ class TestPromptLengths:
         engine = engine_at(server.url, prompts=prompts, tokenizer=str(folder))
         assert ("local tokenizer", 10 if prompts == "chat" else 1) == self.lengths(engine)
         assert 20 == answer_of(engine).prompt_tokens
+
+    def test_conversations_whose_answers_are_given(self, server, tmp_path):
+        """Every turn of a chat has the tokens that it should, its history among them; real answers are refused."""
+        said = [{"from": who, "value": "what there is to say " * 9} for who in ("human", "gpt") * 3]
+        (tmp_path / "talks.json").write_text(json.dumps([{"conversations": said}] * 2))
+        server.tokenize = server.count
+        server.template_tokens = 9
+        engine = engine_at(server.url, prompts="chat")
+
+        result = measured(engine, tmp_path, conversations(tmp_path / "talks.json", answers="recorded"))
+
+        assert 6 == result.requests
+        sent = [(request.input_tokens, request.prompt_tokens) for request in result.records[0].requests]
+        assert all(asked == served for asked, served in sent)
+        assert 3 == len({*sent})
+        with pytest.raises(ConfigurationError, match="does not return token ids"):
+            measured(engine, tmp_path, conversations(tmp_path / "talks.json", answers="real"))
 
     def test_a_tokenizer_that_is_not_there(self, server, tmp_path):
         """Nothing is sent."""
