@@ -20,8 +20,8 @@ def load_tokenizer(path: Path) -> Any:
         import tokenizers  # noqa: PLC0415 - an extra
     except ImportError:
         raise ConfigurationError(
-            f"tokenizer={str(path)!r} needs the tokenizers library: pip install 'pytest-llmperf[tokenizers]'; "
-            "without tokenizer= lengths are about right"
+            f"tokenizer={str(path)!r} needs the tokenizers library: pip install 'pytest-llmperf[tokenizers]', "
+            "or leave tokenizer= out"
         ) from None
     try:
         tokenizer: Any = tokenizers.Tokenizer.from_file(str(file))
