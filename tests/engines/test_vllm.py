@@ -176,7 +176,7 @@ def test_texts_have_exactly_the_tokens_asked_for(engine, around, tmp_path, form)
     assert {532} == {request.prompt_tokens for request in result.records[0].requests}
     assert (Tokens(8 * 532, 8 * 532), Tokens(8 * 4, 8 * 4)) == (result.input_tokens, result.output_tokens)
     assert not any("tokens as the server counts them" in reason for reason in result.validity.reasons)
-    # Two prefixes were computed, each six times found: what is shared as ids is shared as texts, too.
+    # What is shared as ids is shared as texts, too; four at a time may begin before it is there.
     assert sum(request.cached_tokens >= 384 for request in result.records[0].requests) >= 4
     if form == "chat":
         with pytest.raises(ConfigurationError, match=r"single_turn has a prompt of 12 tokens, but every prompt"):
