@@ -21,6 +21,8 @@ from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.results import Provenance
 
 SCHEMA_VERSION = 1
+# What marks figures that meet only their own kind.
+_NOT_MEASURED_HERE = ("simulated", "imported", "published")
 _NUMBERED = re.compile(r"(\d{4})_(.+)\.json")
 # What pytest-benchmark's storage leaves out of names, and what would make a folder of one.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -97,7 +99,7 @@ class Baselines:
         for entry in self.entries(provenance.hardware_key):
             if entry.measurement != provenance.measurement or entry.metric != metric:
                 continue
-            names = dict.fromkeys([*wanted, *(["simulated"] if entry.comparable.get("simulated") else [])])
+            names = dict.fromkeys([*wanted, *(name for name in _NOT_MEASURED_HERE if name in entry.comparable)])
             differing = [name for name in names if entry.comparable.get(name) != wanted.get(name)]
             if not differing:
                 return Match(entry, _differences(entry.engine_words, provenance.engine_words))

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from pytest_llmperf import __version__
-from pytest_llmperf.cli import doctor, load, serve
+from pytest_llmperf.cli import doctor, import_, load, serve
 
-SUBCOMMANDS = {"doctor": doctor, "load": load, "serve": serve}
+SUBCOMMANDS = {"doctor": doctor, "import": import_, "load": load, "serve": serve}
 """Name: module with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit code`."""
 
 
