@@ -62,7 +62,7 @@ def aiperf(**changes):
                 "use_server_token_count": True, "api_key": "sk-of-nobody",
             },
             "datasets": [{"name": "main", "type": "synthetic", "prompts": {"isl": {"mean": 100.0}}}],
-            "phases": [{"name": "profiling", "kind": "profiling", "type": "concurrency", "requests": 4, "concurrency": 2}],
+            "phases": [{"kind": "profiling", "type": "concurrency", "requests": 4, "concurrency": 2}],
             "artifacts": {"dir": "/home/somebody/artifacts"},
             "tokenizer": {"name": "/home/somebody/m"},
         },

@@ -58,7 +58,7 @@ class BenchServing:
     wrote = "the JSONL of --output-file"
 
     def recognises(self, document: Mapping[str, Any]) -> bool:
-        return {"completed", "duration", "backend", "total_throughput"} <= document.keys()
+        return {"backend", "dataset_name", "total_throughput"} <= document.keys()
 
     def read(self, sources: Sequence[Source]) -> Iterable[ForeignRun]:
         for source in sources:

@@ -67,8 +67,8 @@ class VllmBenchServe:
     wrote: str = "the JSON of --save-result"
 
     def recognises(self, document: Mapping[str, Any]) -> bool:
-        ours = {"completed", "duration"} <= document.keys() and "mean_e2e_latency_ms" not in document
-        return ours and "endpoint_type" in document and ("input_throughput" in document) is self.rust
+        ours = {"endpoint_type", "num_prompts"} <= document.keys()
+        return ours and ("input_throughput" in document) is self.rust
 
     def read(self, sources: Sequence[Source]) -> Iterable[ForeignRun]:
         for source in sources:
