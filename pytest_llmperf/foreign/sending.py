@@ -28,12 +28,12 @@ def sent(fields: Fields, *, rate: Any, shape: float | None, concurrency: int | N
     limit = "" if concurrency is None else f", at most {concurrency} open"
     if rate == "trace":
         return Way(f"replay(){limit}", True)
-    per_second = math.inf if rate in ("inf", None) else rate
-    if isinstance(per_second, bool) or not isinstance(per_second, (int, float)) or not per_second > 0:
-        raise fields.complaint("request_rate", 'requests per second above 0, or "inf"')
-    if per_second == math.inf:
+    if rate in (None, "inf", math.inf):
         # The schedule is over at once; the limit makes a closed loop of it.
         return Way(ALL_AT_ONCE, True) if concurrency is None else Way(f"closed_loop({concurrency})", False)
+    per_second = fields.required("request_rate")
+    if not per_second:
+        raise fields.complaint("request_rate", 'requests per second above 0, or "inf"')
     if shape in (None, 1.0):
         return Way(f"poisson({per_second:g}){limit}", True)
     return Way(f"burst({per_second:g}, shape={shape:g}){limit}", True)

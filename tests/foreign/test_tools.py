@@ -144,7 +144,7 @@ class TestVllm:
         run = read(vllm(**fields))
         assert (run.load, run.open_load) == (load, is_open)
 
-    @pytest.mark.parametrize("rate", ["fast", 0, -1, True, [], float("nan")])
+    @pytest.mark.parametrize("rate", ["fast", 0, -1, True, [], float("nan"), 10**400])
     def test_a_rate_that_is_none(self, complaint, rate):
         assert "request_rate of vllm bench serve" in complaint(vllm(request_rate=rate))
 
