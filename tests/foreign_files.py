@@ -88,7 +88,7 @@ def aiperf(**changes):
 
 
 def aiperf_request(turn=0, ttft=100.0, phase="profiling", error=None):
-    """A line of AIPerf's profile_export.jsonl."""
+    """A line of AIPerf's profile_export.jsonl: 10 tokens, 8 of them in the first chunk, the rest within 90 ms."""
     return {
         "metadata": {"session_num": 0, "turn_index": turn, "benchmark_phase": phase, "was_cancelled": False},
         "metrics": {}
@@ -96,7 +96,8 @@ def aiperf_request(turn=0, ttft=100.0, phase="profiling", error=None):
         else {
             "time_to_first_token": {"value": ttft, "unit": "ms"},
             "request_latency": {"value": ttft + 90.0, "unit": "ms"},
-            "inter_token_latency": {"value": 10.0, "unit": "ms"},
+            "inter_token_latency": {"value": 45.0, "unit": "ms"},
+            "output_sequence_length": {"value": 10, "unit": "tokens"},
         },
         **({"error": {"message": error}} if error else {}),
     }

@@ -33,7 +33,7 @@ def read_runs(paths: Sequence[Path]) -> list[ForeignRun]:
     """
     problems: list[str] = []
     sources: dict[str, list[Source]] = {name: [] for name in TOOLS}
-    for path in dict.fromkeys(paths):
+    for path in {path.resolve(): path for path in paths}.values():  # one file twice is one run
         try:
             source = load(path)
             sources[_tool_of(source)].append(source)

@@ -1,14 +1,16 @@
 """AIPerf: `profile_export_aiperf.json`, with or without the requests in `profile_export.jsonl` beside it.
 
-Facts read in AIPerf 0.13: its inter_token_latency is TPOT, with the first chunk's tokens left out where ours
-leaves out one; its inter_chunk_latency is ITL where every chunk holds one token, which the counts prove; figures
-say their units; tokens are counted by its own tokenizer unless told to use the server's count; the time that a
-request waited within the client is in none of its latencies.
+Facts read in AIPerf 0.13: its inter_token_latency leaves out the first chunk's tokens where TPOT leaves out one, and
+its inter_chunk_latency is of chunks where ITL is of tokens; both are the same where every chunk holds one token,
+which the counts prove. Otherwise TPOT is computed from single requests, if they are given. Figures say their units;
+tokens are counted by its own tokenizer unless told to use the server's count; the time that a request waited within
+the client is in none of its latencies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ _UNITS = {
     "tokens/sec": 1.0,
 }
 """Unit to its size in base units."""
-_DISTRIBUTIONS = {"ttft": "time_to_first_token", "tpot": "inter_token_latency", "e2e": "request_latency"}
+_DISTRIBUTIONS = {"ttft": "time_to_first_token", "e2e": "request_latency"}
 _TOTALS = {
     "duration": "benchmark_duration",
     "request_throughput": "request_throughput",
@@ -41,7 +43,7 @@ _WAITED = 0.1
 
 _DEFINITIONS = {
     "ttft": "time_to_first_token: from before the request, connecting included, to the first content",
-    "tpot": "inter_token_latency: (last - first content) / (output tokens - those of the first chunk)",
+    "tpot": "inter_token_latency, where every chunk held one token: (last - first content) / (output tokens - 1)",
     "itl": "inter_chunk_latency, where every chunk held one token",
     "e2e": "request_latency: from before the request to the last content",
     "duration": "benchmark_duration: from the first request's start to the last content",
@@ -49,6 +51,7 @@ _DEFINITIONS = {
     "output_throughput": "output_token_throughput: output tokens / benchmark_duration",
     "total_throughput": "total_token_throughput: input and output tokens / benchmark_duration",
 }
+_TPOT_OF_REQUESTS = "(request_latency - time_to_first_token) / (output_sequence_length - 1) of each request"
 _COUNTED = {True: "tokens as the server counts them", False: "tokens as AIPerf's tokenizer counts them"}
 _OF_TOKENS = ("tpot", "itl", "output_throughput", "total_throughput")
 
@@ -114,7 +117,7 @@ class _Requests:
 
     def _round(self, number: int) -> dict[str, dict[str, float]]:
         rows = [values for turn, values in self.answered if turn == number]
-        listed = {name: [row[name] for row in rows if name in row] for name in _DISTRIBUTIONS}
+        listed = {name: [row[name] for row in rows if name in row] for name in (*_DISTRIBUTIONS, "tpot")}
         return {
             name: {
                 "count": len(values),
@@ -126,21 +129,59 @@ class _Requests:
 
 
 def _latencies(row: Fields) -> tuple[int, dict[str, float]]:
-    metrics = row.within("metrics")
-    found = {name: _amount(metrics.perhaps_within(tag), "value") for name, tag in _DISTRIBUTIONS.items()}
-    return row.within("metadata").count("turn_index") or 0, {
-        name: value for name, value in found.items() if value is not None
-    }
+    metrics, turn = row.within("metrics"), row.within("metadata").count("turn_index") or 0
+    ttft, e2e = (_amount(metrics.perhaps_within(tag), "value") for tag in _DISTRIBUTIONS.values())
+    tokens = _amount(metrics.perhaps_within("output_sequence_length"), "value")
+    several = None not in (ttft, e2e, tokens) and tokens > 1 and e2e > ttft  # type: ignore[operator]
+    tpot = (e2e - ttft) / (tokens - 1) if several else None  # type: ignore[operator]
+    return turn, known(ttft=ttft, e2e=e2e, tpot=tpot)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BetweenTokens:
+    """What is known of the times between tokens. `values` and `apart`: as in `ForeignRun`."""
+
+    values: Mapping[str, float]
+    apart: Mapping[str, float]
+    tpot: str
+    """How TPOT was got."""
+    doubts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, fields: Fields, answered: int, requests: _Requests | None) -> _BetweenTokens:
+        tpot, itl = _stated(fields, "tpot", "inter_token_latency"), _stated(fields, "itl", "inter_chunk_latency")
+        if _one_token_a_chunk(fields, answered):
+            return cls(values={**tpot, **itl}, apart={}, tpot=_DEFINITIONS["tpot"])
+        apart = {
+            **{name.replace("itl", "chunk_gap"): gap for name, gap in itl.items()},
+            **{name.replace("tpot", "tpot_after_first_chunk"): value for name, value in tpot.items()},
+        }
+        own = [] if requests is None else [row["tpot"] for _, row in requests.answered if "tpot" in row]
+        doubt = "no TPOT: that every chunk held one token cannot be seen; profile_export.jsonl of the folder would tell"
+        return cls(
+            values=of_requests("tpot", own),
+            apart=apart,
+            tpot=_TPOT_OF_REQUESTS,
+            doubts=() if own or not tpot else (doubt,),
+        )
+
+
+def _one_token_a_chunk(fields: Fields, answered: int) -> bool:
+    """Whether the counts prove it: as many gaps as tokens after the first ones."""
+    count = fields.perhaps_within("inter_chunk_latency").count("count")
+    tokens = fields.perhaps_within("total_osl").amount("avg")
+    return count is not None and tokens is not None and count == tokens - answered
 
 
 def _run(source: Source, fields: Fields, requests: _Requests | None) -> ForeignRun:
     answered = int(_amount(fields.perhaps_within("request_count"), "avg") or 0)
     require_answers(fields, "request_count", answered)
-    failed = _failed(fields, answered)
+    failed = _failed(fields, answered, requests)
     configuration = fields.perhaps_within("input_config")
     endpoint = configuration.perhaps_within("endpoint")
     words, is_open = _load(configuration)
-    gaps, gaps_are_itl = _gaps(fields, answered)
+    between = _BetweenTokens.of(fields, answered, requests)
+    by_server = endpoint.values.get("use_server_token_count") is True
     return ForeignRun(
         tool="aiperf",
         tool_version=fields.text("aiperf_version"),
@@ -156,26 +197,24 @@ def _run(source: Source, fields: Fields, requests: _Requests | None) -> ForeignR
         values={
             **{k: v for name, tag in _DISTRIBUTIONS.items() for k, v in _stated(fields, name, tag).items()},
             **known(**{name: _amount(fields.perhaps_within(tag), "avg") for name, tag in _TOTALS.items()}),
-            **(gaps if gaps_are_itl else {}),
+            **between.values,
         },
-        definitions=_definitions(by_server=endpoint.values.get("use_server_token_count") is True),
+        definitions=_definitions({**_DEFINITIONS, "tpot": between.tpot}, by_server=by_server),
         answered=answered,
         failed=failed,
         output_tokens=None if (total := _amount(fields.perhaps_within("total_osl"), "avg")) is None else int(total),
         measured_at=fields.text("end_time"),
         apart={
-            **({} if gaps_are_itl else {name.replace("itl", "chunk_gap"): gap for name, gap in gaps.items()}),
+            **between.apart,
             **({"by_round": rounds} if requests is not None and (rounds := requests.by_round()) else {}),
         },
-        doubts=(*failures(answered, failed), *_doubts(fields, answered, requests)),
+        doubts=(*failures(answered, failed), *_doubts(fields, answered, requests), *between.doubts),
         original=_original(fields),
     )
 
 
-def _definitions(*, by_server: bool) -> dict[str, str]:
-    return {
-        name: f"{text}; {_COUNTED[by_server]}" if name in _OF_TOKENS else text for name, text in _DEFINITIONS.items()
-    }
+def _definitions(texts: Mapping[str, str], *, by_server: bool) -> dict[str, str]:
+    return {name: f"{text}; {_COUNTED[by_server]}" if name in _OF_TOKENS else text for name, text in texts.items()}
 
 
 def _amount(metric: Fields, name: str) -> float | None:
@@ -198,20 +237,12 @@ def _stated(fields: Fields, name: str, tag: str) -> dict[str, float]:
     return stated(name, lambda statistic: metric.amount("avg" if statistic == "mean" else statistic), _scale(metric))
 
 
-def _gaps(fields: Fields, answered: int) -> tuple[dict[str, float], bool]:
-    """The gaps between chunks, and whether each chunk held one token: as many gaps as tokens after the first."""
-    gaps = _stated(fields, "itl", "inter_chunk_latency")
-    count = fields.perhaps_within("inter_chunk_latency").count("count")
-    tokens = fields.perhaps_within("total_osl").amount("avg")
-    return gaps, None not in (count, tokens) and count == (tokens or 0.0) - answered
-
-
-def _failed(fields: Fields, answered: int) -> int | None:
+def _failed(fields: Fields, answered: int, requests: _Requests | None) -> int | None:
     errors = fields.perhaps_within("error_request_count").count("avg")
     ended = fields.perhaps_within("completed_request_count").count("avg")
     if errors is None and ended is not None:
         return max(0, ended - answered)
-    return errors
+    return requests.failed if errors is None and requests is not None else errors
 
 
 def _load(configuration: Fields) -> tuple[str, bool]:

@@ -162,6 +162,9 @@ def _result(runs: Sequence[ForeignRun], doubts: Sequence[str]) -> dict[str, Any]
 def _doubts(runs: Sequence[ForeignRun]) -> Iterator[str]:
     for number, run in enumerate(runs, 1):
         yield from (doubt if len(runs) == 1 else f"run {number}: {doubt}" for doubt in run.doubts)
+    for number, run in enumerate(runs, 1):
+        if any(run.values == other.values for other in runs[: number - 1]):
+            yield f"run {number} has the figures of one before it to the last digit: is it a copy?"
     for name in METRICS:
         given = [run for run in runs if name in run.values]
         if len({run.definitions[family(name)] for run in given}) > 1:

@@ -37,7 +37,7 @@ class ForeignRun:
     values: Mapping[str, float]
     """Metric to value; a metric that was not measured is absent."""
     definitions: Mapping[str, str]
-    """Family to how the tool defines it."""
+    """Family to how the tool defines it. Part of what has to be equal: other words are another metric."""
     answered: int
     failed: int | None = None
     """None where the tool does not say."""

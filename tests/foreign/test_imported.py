@@ -65,7 +65,7 @@ class TestBelongingTogether:
         assert len(imported(vllm(), vllm(input_throughput=5.0), aiperf(), guidellm(), sglang())) == 5
 
     def test_a_metric_that_not_every_run_has_is_left_out(self, imported):
-        (one,) = imported(vllm(), vllm(p90_ttft_ms=5.0))
+        (one,) = imported(vllm(), vllm(p90_ttft_ms=5.0, mean_ttft_ms=111.0))
         assert "ttft_p90" not in metrics(one)
         assert one.doubts == ("ttft_p90 is left out: not every run has it",)
 
@@ -76,8 +76,17 @@ class TestBelongingTogether:
         assert "ttft_p50" in metrics(one)
         assert "tpot is left out: the files define it in different ways" in one.doubts
 
+    def test_a_copy_is_no_second_run(self, imported):
+        """Runs never agree to the last digit."""
+        (one,) = imported(vllm(), vllm(median_ttft_ms=101.0), vllm())
+        assert one.doubts == ("run 3 has the figures of one before it to the last digit: is it a copy?",)
+
+    def test_a_file_given_twice_is_read_once(self, tmp_path):
+        path = written(tmp_path, vllm())
+        assert len(read_runs([path, path, tmp_path / "." / ".." / tmp_path.name / path.name])) == 1
+
     def test_answers_that_differ_in_length_are_pointed_at(self, imported):
-        (one,) = imported(vllm(total_output_tokens=41), vllm(total_output_tokens=62))
+        (one,) = imported(vllm(total_output_tokens=41), vllm(total_output_tokens=62, mean_ttft_ms=111.0))
         assert one.doubts == ("answers of 10.2 to 15.5 tokens on average: are the runs of one workload?",)
 
 

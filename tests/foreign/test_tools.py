@@ -175,6 +175,20 @@ class TestAIPerf:
         assert "itl_mean" not in run.values
         assert run.apart["chunk_gap_mean"] == pytest.approx(0.009)
 
+    def test_its_inter_token_latency_is_not_tpot_where_a_chunk_held_several(self, read, tmp_path):
+        """It leaves out all tokens of the first chunk; the requests, if they are there, tell TPOT."""
+        summary = aiperf(inter_chunk_latency=distribution("ms", 9.0, count=20))
+        run = read(summary)
+        assert not [name for name in run.values if name.startswith("tpot")]
+        assert run.apart["tpot_after_first_chunk_mean"] == pytest.approx(0.010)
+        assert "no TPOT" in run.doubts[0]
+
+        rows = written(tmp_path, *[aiperf_request() for _ in range(4)], name="profile_export.jsonl")
+        (told,) = read_runs([written(tmp_path, summary), rows])
+        assert told.values["tpot_p50"] == pytest.approx(0.010)
+        assert told.definitions["tpot"] != read(aiperf()).definitions["tpot"]
+        assert told.doubts == ()
+
     def test_units_are_read(self, read, complaint):
         assert read(aiperf(time_to_first_token=distribution("sec", 0.2))).values["ttft_mean"] == pytest.approx(0.2)
         assert read(aiperf(time_to_first_token=distribution("us", 5e4))).values["ttft_mean"] == pytest.approx(0.05)
