@@ -147,6 +147,12 @@ class TestDocument:
         assert (row["stats"]["rounds"], row["stats"]["mean"]) == (2, pytest.approx(0.2))
         assert row["fullname"].endswith("::ttft_p50")
 
+    @pytest.mark.parametrize(("test", "name"), [("p/test_x.py::test_y[8]", "test_y[8]"), ("nightly", "nightly")])
+    def test_tables_name_it_as_a_test(self, stored, test, name):
+        rows = json.loads(stored(vllm(), test=test).read_text())["benchmarks"]
+        assert {row["name"] for row in rows} == {f"{name}::{row['group']}" for row in rows}
+        assert {row["fullname"] for row in rows} == {f"{test}::{row['group']}" for row in rows}
+
     def test_what_has_no_counterpart_is_kept(self, stored):
         content = json.loads(stored(vllm_details(spec_decode_acceptance_rate=0.7), test="t").read_text())
         (original,) = content["llmperf"]["originals"]["t"]
