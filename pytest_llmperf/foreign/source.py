@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,12 @@ _DEEPEST = 100
 # No duration, count or moment of a measurement is larger; sums of many of them are still numbers.
 _MOST = 1e18
 _REMEDY = "leave the file out, or measure again"
-# Never copied into a result: a secret, or what holds one.
-_SECRETS = ("key", "token", "authorization", "headers", "password", "secret", "cookie")
-_SECRET_HOLDERS = {"cli_command"}
+# Fields that are never copied into a result: a secret, or what may hold one. "time_to_first_token" is none.
+_SECRET = re.compile(
+    r"(.*[_-])?(api[_-]?key|authorization|password|secret|cookies?|headers?)|((access|api|auth|bearer|hf|hub)[_-])?token"
+    r"|cli_command",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +213,7 @@ class Fields:
 def plain(value: Any) -> Any:
     """A value as it can stand in strict JSON: `inf` and `nan` are texts, secrets are left out."""
     if isinstance(value, dict):
-        return {name: plain(inner) for name, inner in value.items() if not _is_secret(name)}
+        return {name: plain(inner) for name, inner in value.items() if not _SECRET.fullmatch(name)}
     if isinstance(value, list):
         return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -221,11 +225,6 @@ def printable(text: object) -> str:
     """A text of somebody's file for one line of a terminal."""
     line = " ".join(str(text).split())
     return "".join(letter if letter.isprintable() else "?" for letter in line[:_LONGEST])
-
-
-def _is_secret(name: str) -> bool:
-    words = name.lower().replace("-", "_").split("_")
-    return name in _SECRET_HOLDERS or any(word.removesuffix("s") in _SECRETS and word != "tokens" for word in words)
 
 
 def _shown(value: Any) -> str:

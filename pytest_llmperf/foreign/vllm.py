@@ -28,14 +28,15 @@ from pytest_llmperf.foreign.sending import sent
 from pytest_llmperf.foreign.source import Fields, Source, plain
 
 _SENT = ("request_rate", "burstiness", "max_concurrency", "ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
-_WORK = ("backend", "endpoint_type", "model_id", "num_prompts", "total_input_tokens", *_SENT)
+_WORK = ("backend", "endpoint_type", "model_id", "num_prompts", *_SENT)
 _OF_REQUESTS = (
     "input_lens", "output_lens", "start_times", "ttfts", "itls", "latencies", "queue_times", "generated_texts",
     "errors", "server_queue_times", "server_ttfts",
 )  # fmt: skip
 # What the tool itself writes at the top; other names come from --metadata and are the user's words.
 _OWN = {
-    *_WORK, *_OF_REQUESTS, "date", "label", "tokenizer_id", "duration", "completed", "failed", "total_output_tokens",
+    *_WORK, *_OF_REQUESTS, "date", "label", "tokenizer_id", "duration", "completed", "failed", "total_input_tokens",
+    "total_output_tokens",
     "request_throughput", "request_goodput", "output_throughput", "input_throughput", "total_token_throughput",
     "max_output_tokens_per_s", "max_concurrent_requests", "max_model_len", "rtfx", "steady_state", "rps_change_events",
 }  # fmt: skip
@@ -101,6 +102,7 @@ class VllmBenchServe:
             file=source.name,
             configuration={
                 **{name: plain(fields.values.get(name)) for name in _WORK},
+                "total_input_tokens": _input_tokens(fields),
                 "output_tokens_each": one_length(tokens, answered),
             },
             load=way.words if fields.values.get("ramp_up_strategy") is None else f"{way.words}, ramped up",
@@ -117,6 +119,12 @@ class VllmBenchServe:
             doubts=failures(answered, failed),
             original=plain({name: value for name, value in fields.values.items() if name not in _OF_REQUESTS}),
         )
+
+
+def _input_tokens(fields: Fields) -> float | None:
+    """Of all prompts; without details those of answered requests, which are fewer in a run with failures."""
+    lengths = fields.amounts("input_lens")
+    return fields.amount("total_input_tokens") if lengths is None else sum(lengths)
 
 
 def _latencies(fields: Fields) -> dict[str, float]:

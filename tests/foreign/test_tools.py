@@ -26,6 +26,7 @@ from foreign_files import (
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.foreign import TOOLS, read_runs
 from pytest_llmperf.foreign.runs import family
+from pytest_llmperf.foreign.source import plain
 from pytest_llmperf.metrics import METRICS
 
 
@@ -119,6 +120,11 @@ class TestVllm:
         assert run.values["e2e_mean"] == pytest.approx(0.12)
         assert run.failed == 1
         assert run.doubts == ("1 of 4 requests failed; measured here, such a run would be invalid",)
+
+    def test_failed_requests_make_no_other_workload_where_details_name_all_prompts(self, read):
+        whole = read(vllm_details(lengths=(3, 3, 3, 3), total_input_tokens=400))
+        assert read(vllm_details(total_input_tokens=300)).configuration == whole.configuration
+        assert read(vllm(total_output_tokens=12)).configuration == whole.configuration
 
     def test_a_list_whose_failures_cannot_be_told_is_not_used(self, read):
         assert "e2e_mean" not in read(vllm(latencies=[0.1, 0.1, 0.0], completed=2, failed=1)).values
@@ -225,7 +231,7 @@ class TestAIPerf:
         assert "sk-of-nobody" not in original
         assert "somebody" not in original
         assert "127.0.0.1" not in original
-        assert "total_osl" in original
+        assert {"total_osl", "time_to_first_token", "inter_token_latency"} <= json.loads(original).keys()
 
     def test_requests_beside_the_summary_tell_the_turns_apart(self, tmp_path):
         rows = [aiperf_request(turn, ttft=100.0 * (turn + 1)) for turn in (0, 1, 0, 1)]
@@ -395,6 +401,28 @@ class TestSGLang:
         assert run.model == "m"
         assert run.engine_words == {"backend": "sglang-oai", "tag": "nightly", "model_path": "m", "tp_size": 4}
         assert "sk-of-nobody" not in json.dumps(run.original)
+
+
+@pytest.mark.parametrize(
+    ("name", "copied"),
+    [
+        ("time_to_first_token", True),
+        ("total_input_tokens", True),
+        ("tokenizer_id", True),
+        ("keys", True),
+        ("api_key", False),
+        ("openai-api-key", False),
+        ("API_KEY", False),
+        ("hf_token", False),
+        ("token", False),
+        ("headers", False),
+        ("extra_headers", False),
+        ("Authorization", False),
+        ("cli_command", False),
+    ],
+)
+def test_which_fields_are_taken_for_secrets(name, copied):
+    assert plain({"inside": [{name: "value"}]}) == {"inside": [{name: "value"} if copied else {}]}
 
 
 class TestFilesThatCannotBeUsed:
