@@ -112,13 +112,14 @@ def summary(mean, std_dev=0.0, **more):
     }}  # fmt: skip
 
 
-def guidellm_request(start=1795271822.0, ttft_s=0.1, span_s=0.09, tokens=10):
+def guidellm_request(start=1795271822.0, ttft_s=0.1, span_s=0.09, tokens=10, late_s=0.5):
     """One request of GuideLLM; its response ends a while after its last token."""
     return {
         "output_tokens": tokens,
         "info": {
             "status": "completed",
             "timings": {
+                "targeted_start": start - late_s,
                 "request_start": start,
                 "first_token_iteration": start + ttft_s,
                 "last_token_iteration": start + ttft_s + span_s,

@@ -10,6 +10,7 @@ requests_per_second counted 11 (measured); answers are divided by the duration i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -19,6 +20,8 @@ from pytest_llmperf.foreign.source import Fields, Source, plain, printable
 
 _VERSION = 2
 _STRATEGY_IS_NOT = {"worker_count"}
+# Their targeted_start is a moment of a schedule; that of others moves with the answers.
+_SCHEDULED = ("constant", "poisson", "trace")
 
 _COMMON = {
     "itl": "inter_token_latency_ms, the mean only: of all gaps, as it counts each request by its tokens",
@@ -32,6 +35,7 @@ DEFINITIONS_OF_REQUESTS = {
     "ttft": "first_token_iteration - request_start of each request: from the headers' send, connecting left out",
     "tpot": "(last - first token iteration) / (output tokens - 1) of each request",
     "e2e": "last_token_iteration - request_start of each request",
+    "scheduled_ttft": "first_token_iteration - targeted_start of each request",
 }
 DEFINITIONS_OF_SUMMARIES = {
     **_COMMON,
@@ -74,9 +78,9 @@ def _run(source: Source, benchmark: Fields, specification: Fields, version: str 
     if not answered:
         raise totals.complaint("successful", "at least one answered request, as there are no figures of none")
     failed = sum(totals.count(name) or 0 for name in ("errored", "incomplete"))
-    requests = _requests(benchmark, answered)
     strategy = benchmark.within("config").within("strategy")
     words, is_open = _load(strategy)
+    requests = _requests(benchmark, answered, scheduled=strategy.values.get("type_") in _SCHEDULED)
     backend = specification.perhaps_within("backend")
     tokens, duration = _distribution(metrics, "output_token_count").amount("total_sum"), benchmark.required("duration")
     return ForeignRun(
@@ -140,7 +144,7 @@ def _stated(metrics: Fields, name: str, theirs: str, scale: float) -> dict[str, 
     )
 
 
-def _requests(benchmark: Fields, answered: int) -> dict[str, float] | None:
+def _requests(benchmark: Fields, answered: int, *, scheduled: bool) -> dict[str, float] | None:
     """The latencies of single requests; None where the file does not hold all that count.
 
     Samples of them, and windows that leave some out, are not what the summaries are of.
@@ -148,24 +152,50 @@ def _requests(benchmark: Fields, answered: int) -> dict[str, float] | None:
     lists = benchmark.perhaps_within("requests")
     if not isinstance(lists.values.get("successful"), list):
         return None
-    rows = [_request(row) for row in lists.items("successful")]
+    rows = [_times(row, scheduled=scheduled) for row in lists.items("successful")]
     if len(rows) != answered:
         return None
+    meant = [row.first_s - row.meant_s for row in rows if row.meant_s is not None]
     return {
-        **of_requests("ttft", [first - start for start, first, _, _ in rows]),
-        **of_requests("tpot", [(last - first) / (n - 1) for _, first, last, n in rows if n > 1 and last > first]),
-        **of_requests("e2e", [last - start for start, _, last, _ in rows]),
+        **of_requests("ttft", [row.first_s - row.start_s for row in rows]),
+        **of_requests("tpot", [row.tpot_s for row in rows if row.tpot_s is not None]),
+        **of_requests("e2e", [row.last_s - row.start_s for row in rows]),
+        **(of_requests("scheduled_ttft", meant) if len(meant) == answered else {}),
     }
 
 
-def _request(row: Fields) -> tuple[float, float, float, int]:
-    """Start, first token, last token, tokens; seconds of the day's clock."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Times:
+    """Moments of one request, seconds of the day's clock."""
+
+    meant_s: float | None
+    """When the schedule meant it to be sent; None without one."""
+    start_s: float
+    first_s: float
+    last_s: float
+    tokens: int
+
+    @property
+    def tpot_s(self) -> float | None:
+        return (
+            (self.last_s - self.first_s) / (self.tokens - 1) if self.tokens > 1 and self.last_s > self.first_s else None
+        )
+
+
+def _times(row: Fields, *, scheduled: bool) -> _Times:
     timings = row.within("info").within("timings")
-    start, first = timings.required("request_start"), timings.required("first_token_iteration")
-    last = timings.required("last_token_iteration")
-    if not start < first <= last:
+    times = _Times(
+        meant_s=timings.amount("targeted_start") if scheduled else None,
+        start_s=timings.required("request_start"),
+        first_s=timings.required("first_token_iteration"),
+        last_s=timings.required("last_token_iteration"),
+        tokens=row.required_count("output_tokens"),
+    )
+    if not times.start_s < times.first_s <= times.last_s:
         raise timings.complaint("first_token_iteration", "a time after request_start and not after the last token's")
-    return start, first, last, row.required_count("output_tokens")
+    if times.meant_s is not None and not times.meant_s < times.first_s:
+        raise timings.complaint("targeted_start", "a time before the first token's")
+    return times
 
 
 def _summaries(metrics: Fields) -> dict[str, float]:

@@ -322,6 +322,27 @@ class TestGuideLLM:
     def test_the_load_in_words(self, read, strategy, load):
         assert read(changed(guidellm(), ("benchmarks", 0, "config", "strategy"), strategy)).load == load
 
+    @pytest.mark.parametrize(
+        ("strategy", "scheduled"),
+        [
+            ({"type_": "constant", "rate": 2.5}, True),
+            ({"type_": "poisson", "rate": 2.5}, True),
+            ({"type_": "concurrent", "streams": 2}, False),
+            ({"type_": "throughput"}, False),
+        ],
+    )
+    def test_ttft_from_the_schedule_where_there_is_one(self, read, strategy, scheduled):
+        """Requests were sent half a second late, and that of a closed loop is due when another ends."""
+        whole = guidellm(guidellm_benchmark(requests=[guidellm_request()] * 4))
+        run = read(changed(whole, ("benchmarks", 0, "config", "strategy"), strategy))
+        assert run.values["ttft_p50"] == pytest.approx(0.1, rel=1e-5)
+        assert run.values.get("scheduled_ttft_p50") == (pytest.approx(0.6, rel=1e-5) if scheduled else None)
+
+    def test_a_token_before_its_schedule(self, complaint):
+        whole = guidellm(guidellm_benchmark(requests=[guidellm_request(late_s=-0.2)] * 4))
+        constant = changed(whole, ("benchmarks", 0, "config", "strategy"), {"type_": "constant", "rate": 1})
+        assert "targeted_start" in complaint(constant)
+
     def test_its_warnings_are_doubts(self, read):
         warned = changed(guidellm(), ("benchmarks", 0, "warnings"), [{"message": "p95 dispatch delay was 13.2s."}])
         assert read(warned).doubts == ("GuideLLM: p95 dispatch delay was 13.2s.",)
