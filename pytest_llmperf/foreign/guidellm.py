@@ -145,7 +145,7 @@ def _stated(metrics: Fields, name: str, theirs: str, scale: float) -> dict[str, 
 
 
 def _requests(benchmark: Fields, answered: int, *, scheduled: bool) -> dict[str, float] | None:
-    """The latencies of single requests; None where the file does not hold all that count.
+    """The latencies of single requests; None where the file does not hold all that count, or none was streamed.
 
     Samples of them, and windows that leave some out, are not what the summaries are of.
     """
@@ -153,13 +153,14 @@ def _requests(benchmark: Fields, answered: int, *, scheduled: bool) -> dict[str,
     if not isinstance(lists.values.get("successful"), list):
         return None
     rows = [_times(row, scheduled=scheduled) for row in lists.items("successful")]
-    if len(rows) != answered:
+    if len(rows) != answered or None in rows:
         return None
-    meant = [row.first_s - row.meant_s for row in rows if row.meant_s is not None]
+    times = [row for row in rows if row is not None]
+    meant = [row.first_s - row.meant_s for row in times if row.meant_s is not None]
     return {
-        **of_requests("ttft", [row.first_s - row.start_s for row in rows]),
-        **of_requests("tpot", [row.tpot_s for row in rows if row.tpot_s is not None]),
-        **of_requests("e2e", [row.last_s - row.start_s for row in rows]),
+        **of_requests("ttft", [row.first_s - row.start_s for row in times]),
+        **of_requests("tpot", [row.tpot_s for row in times if row.tpot_s is not None]),
+        **of_requests("e2e", [row.last_s - row.start_s for row in times]),
         **(of_requests("scheduled_ttft", meant) if len(meant) == answered else {}),
     }
 
@@ -182,8 +183,11 @@ class _Times:
         )
 
 
-def _times(row: Fields, *, scheduled: bool) -> _Times:
+def _times(row: Fields, *, scheduled: bool) -> _Times | None:
+    """None for an answer that was not streamed."""
     timings = row.within("info").within("timings")
+    if timings.values.get("first_token_iteration") is None:
+        return None
     times = _Times(
         meant_s=timings.amount("targeted_start") if scheduled else None,
         start_s=timings.required("request_start"),

@@ -300,6 +300,13 @@ class TestGuideLLM:
         assert run.values["ttft_p50"] == pytest.approx(0.101)
         assert "percentiles are values that occurred" in run.definitions["ttft"]
 
+    def test_answers_that_were_not_streamed_have_no_ttft(self, read):
+        """GuideLLM writes distributions of zeros then."""
+        request = changed(guidellm_request(), ("info", "timings", "first_token_iteration"), None)
+        nothing = {"time_to_first_token_ms": summary(0.0), "inter_token_latency_ms": summary(0.0)}
+        run = read(guidellm(guidellm_benchmark(requests=[request] * 4, **nothing)))
+        assert {"duration", "request_throughput", "output_throughput", "total_throughput"} == run.values.keys()
+
     def test_throughput_is_the_mean_of_its_distribution(self, read):
         """Its other statistics are of moments, not of the run."""
         assert read(guidellm()).values["output_throughput"] == 20.0
@@ -395,6 +402,11 @@ class TestSGLang:
         assert run.values["e2e_mean"] == pytest.approx((0.14 + 0.22) / 2)
         assert run.failed == 1
         assert any("1 of 3 requests failed" in doubt for doubt in run.doubts)
+
+    def test_without_streaming_its_ttft_is_the_whole_latency(self, read):
+        run = read(sglang(mean_ttft_ms=191.0, median_ttft_ms=191.0, mean_tpot_ms=0.0, median_tpot_ms=0.0))
+        assert {"duration", "request_throughput", "output_throughput", "total_throughput"} == run.values.keys()
+        assert "no TTFT and no TPOT: the answers were not streamed" in run.doubts
 
     def test_what_it_does_not_say(self, read):
         run = read(sglang())
