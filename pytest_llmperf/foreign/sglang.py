@@ -2,8 +2,9 @@
 
 Facts read in `sglang/benchmark/serving.py` of 0.5.23: its latency, and with it its TPOT, ends at the line
 `[DONE]`, not at the last token; every request makes a connection within its TTFT; a server without `usage` is
-taken to have answered as long as was asked; without streaming TTFT is the whole latency; nothing counts failed requests but the details; an unlimited rate is
-the JSON extension Infinity. ITL are gaps between chunks on the OpenAI backends.
+taken to have answered as long as was asked; without streaming TTFT is the whole latency; nothing counts failed
+requests but the details; an unlimited rate is the JSON extension Infinity. ITL are gaps between chunks on the
+OpenAI backends.
 """
 
 from __future__ import annotations
