@@ -5,7 +5,7 @@
 #   make perf ENGINE=vllm                           on the real vLLM and this machine
 #   make perf ARGS="-k prefix --llmperf-runs 3"     options for pytest
 #   make test ARGS="-m 'not vllm'"
-#   make baselines                                  the simulated ones anew
+#   make baselines                                  the simulated and the published ones anew
 
 PYTHON ?= python3
 ARGS ?=
@@ -39,6 +39,7 @@ baselines: .venv/complete
 	  $(BIN)/pytest perf_tests --ignore $(FLEET) --llmperf-hardware sim:$$part $(STORE) || exit 1; \
 	done
 	$(BIN)/pytest $(FLEET) $(STORE)
+	$(BIN)/python scripts/published.py
 
 # The tables and the plot of docs/simulation.md.
 simulation: .venv/complete

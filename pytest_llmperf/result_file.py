@@ -76,12 +76,16 @@ def comparable(provenance: Provenance) -> dict[str, Any]:
     }
 
 
+_OTHER_KINDS = ("simulated", "imported", "published")
+"""What marks figures that meet only their own kind."""
+
+
 def unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What forbids comparing, each as `load was 'poisson(1)', is 'poisson(2)'`; nothing where it is allowed.
 
     Words that only an older file has do not count: they say what was not asked for then.
     """
-    names = dict.fromkeys([*now, *(["simulated"] if before.get("simulated") else [])])
+    names = dict.fromkeys([*now, *(name for name in _OTHER_KINDS if name in before)])
     return [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names if before.get(name) != now.get(name)
     ]
@@ -122,8 +126,13 @@ def read(path: Path) -> ResultFile:
     )
 
 
+def text_of(document: Mapping[str, Any]) -> str:
+    """A document as a file holds it: sorted and indented, so that it diffs well. Raises `ValueError` for NaN."""
+    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
+
+
 def write(document: Mapping[str, Any], path: Path) -> None:
-    """Write a result file, sorted and indented so that it diffs well; it appears complete or not at all."""
+    """Write a result file; it appears complete or not at all. Raises `OSError`."""
     draft = drafted(document, path.parent)
     try:
         draft.replace(path)
@@ -133,7 +142,7 @@ def write(document: Mapping[str, Any], path: Path) -> None:
 
 def drafted(document: Mapping[str, Any], folder: Path) -> Path:
     """A finished file under a name of its own in `folder`, for the caller to give it its real one."""
-    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
+    text = text_of(document)
     descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
@@ -254,4 +263,7 @@ def _quantity(about: Mapping[str, Any]) -> Quantity:
     name = _text(about["metric"])
     if name in METRICS:
         return METRICS[name]
-    return Quantity(name, _text(about["unit"]), higher_is_better=about["stored_as"] == "1/value")
+    unit = _text(about["unit"])
+    if unit not in units.FORMATS:
+        raise ValueError(f"unknown unit {unit!r}; accepted: {', '.join(units.FORMATS)}")
+    return Quantity(name, unit, higher_is_better=about["stored_as"] == "1/value")
