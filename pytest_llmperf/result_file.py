@@ -11,8 +11,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,18 @@ class ResultFile:
     entries: tuple[Entry, ...]
     is_ours: bool
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
+    figures: Mapping[str, Sequence[Mapping[str, float]]]
+    """By measurement, what was measured in each run and not gated."""
+
+    def ungated(self, measurement: str, metric: str) -> Entry | None:
+        """A metric that was measured beside the gated ones; None if it was not, in some run."""
+        of = next((entry for entry in self.entries if entry.measurement == measurement), None)
+        values = [run.get(metric) for run in self.figures.get(measurement, ())]
+        known = [value for value in values if isinstance(value, (int, float)) and 0 < value < math.inf]
+        if of is None or metric not in METRICS or not values or len(known) < len(values):
+            return None
+        quantity = METRICS[metric]
+        return replace(of, quantity=quantity, stored_values=tuple(map(quantity.stored, known)), criterion={})
 
 
 def comparable(provenance: Provenance) -> dict[str, Any]:
@@ -123,6 +135,7 @@ def read(path: Path) -> ResultFile:
         saved_at=saved_at,
         entries=entries,
         is_ours=isinstance(about, dict),
+        figures=_figures(document["benchmarks"]) if isinstance(about, dict) else {},
     )
 
 
@@ -221,6 +234,17 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
         msg = f"{path}: the benchmark {name} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
         raise BaselineError(msg) from None
     return _checked(entry)
+
+
+def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
+    found: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        about = row["extra_info"]["llmperf"]
+        result = about.get("result")
+        runs = result.get("runs") if isinstance(result, dict) else None
+        if isinstance(runs, list) and all(isinstance(run, dict) for run in runs):
+            found.setdefault(about["measurement"], runs)
+    return found
 
 
 def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:

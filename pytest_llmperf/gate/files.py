@@ -67,6 +67,7 @@ def compared(base: Sequence[ResultFile], new: ResultFile, terms: Terms) -> FileC
         for entry in file.entries:
             if _is_asked(entry, terms):
                 stored.setdefault((_renamed(entry.measurement, terms), entry.metric), []).append(entry)
+    wanted |= _beside(stored, wanted, new)
     common = [pair for pair in wanted if pair in stored]
     refusals = tuple(dict.fromkeys([*_other_hardware(base, new), *_unlike(common, stored, wanted)]))
     return FileComparison(
@@ -76,6 +77,19 @@ def compared(base: Sequence[ResultFile], new: ResultFile, terms: Terms) -> FileC
         vanished=tuple(_vanished(stored, wanted)),
         appeared=tuple(_appeared(stored, wanted)),
     )
+
+
+def _beside(
+    stored: Mapping[_Pair, Sequence[Entry]], wanted: Mapping[_Pair, Entry], new: ResultFile
+) -> dict[_Pair, Entry]:
+    """What the new result has beside its gated metrics of what others published or measured."""
+    found = {}
+    for pair, entries in stored.items():
+        if pair not in wanted and not {"published", "imported"}.isdisjoint(entries[0].comparable):
+            entry = new.ungated(*pair)
+            if entry is not None:
+                found[pair] = entry
+    return found
 
 
 def _renamed(measurement: str, terms: Terms) -> str:
