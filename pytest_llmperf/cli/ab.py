@@ -89,7 +89,8 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
     if not arguments.base and not arguments.checkout:
         yield "the builds do not differ; say what the base has with --base WORD=VALUE"
     if arguments.checkout is not None and not any(_BUILD in word for word in arguments.base):
-        yield f"no word of the base has {_BUILD}, the folder of its revision; as in --base executable={_BUILD}/.venv/bin/python"
+        example = f"--base executable={_BUILD}/.venv/bin/python"
+        yield f"no word of the base has {_BUILD}, the folder of its revision; as in {example}"
     if not arguments.checkout and any(_BUILD in word for word in words):
         yield f"{_BUILD} is the folder of a revision; give --checkout DIR --base-rev REV --head-rev REV"
 
@@ -122,7 +123,8 @@ def _command(arguments: argparse.Namespace, folders: dict[str, Path], result: Pa
     for name, option in (("base", "--llmperf-base"), ("head", "--llmperf-set")):
         for word in getattr(arguments, name):
             filled = word.replace(_BUILD, str(folders[name])) if name in folders else word
-            options += [option, filled]
+            is_url = name == "head" and filled.startswith("url=")
+            options += ["--llmperf-url", filled.removeprefix("url=")] if is_url else [option, filled]
     if arguments.servers:
         options.append(f"--llmperf-base-servers={arguments.servers}")
     return [sys.executable, "-m", "pytest", *_without_separator(arguments.pytest), *options]
