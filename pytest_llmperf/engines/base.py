@@ -46,6 +46,8 @@ class EngineSpec:
     """How prompts are sent: as text, or as a chat message; None: as token ids."""
     executable: str | None = None
     """The Python that has the engine installed; None: the one that runs the tests."""
+    gpu_memory_fraction: float | None = None
+    """The share of each GPU's memory that the engine may take, as it counts it; None: its own default."""
     replicas: int | None = None
     """How many equal engines stand behind a router; None: one, without."""
     policy: str | None = None
@@ -138,6 +140,12 @@ def _positive(value: object) -> float:
     return value
 
 
+def _share(value: object) -> float:
+    if _positive(value) > 1:
+        raise ValueError
+    return _positive(value)
+
+
 def _noise(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise TypeError
@@ -200,6 +208,7 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "url": ("http://HOST:PORT or https://HOST/PREFIX", _address),
     "prompts": ("one of " + ", ".join(PROMPTS), _prompts),
     "executable": ("the path of a Python", _text),
+    "gpu_memory_fraction": ("a share of at most 1, such as 0.45", _share),
     "replicas": ("a whole number of engines, at least 1", _group),
     "policy": ("a routing policy such as 'round_robin'", _text),
     "part": ("a GPU such as 'gh200'", _text),

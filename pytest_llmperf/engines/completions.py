@@ -23,6 +23,8 @@ from pytest_llmperf.records import Failure, Remark
 
 PATHS = {"ids": "/v1/completions", "text": "/v1/completions", "chat": "/v1/chat/completions"}
 """Where a prompt of each form goes."""
+IDS_WORDS = {"return_token_ids": True, "detokenize": False}
+"""What a request says to get token ids: the first to vLLM and SGLang, the second to TensorRT-LLM, instead of text."""
 _DETAIL_CHARACTERS = 300
 _DONE = b"[DONE]"
 # More in one chunk is no count, and would not fit into the column of an answer's arrivals.
@@ -43,12 +45,13 @@ _WORDS = (  # noqa: SIM905 - as a list it takes a page
 class Dialect:
     """What a server understands beyond the plain protocol; found out when connecting.
 
-    `extended`: it takes vLLM's `ignore_eos`, `return_token_ids` and usage in each chunk. `prompts`: how
-    they are sent, a key of `PATHS`.
+    `extended`: it takes `ignore_eos`, usage in each chunk and a word for token ids. `prompts`: how prompts
+    are sent, a key of `PATHS`. `ids_word`: the word for token ids, a key of `IDS_WORDS`.
     """
 
     extended: bool
     prompts: str = "ids"
+    ids_word: str = "return_token_ids"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +134,7 @@ def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
         body["ignore_eos"] = True
         options["continuous_usage_stats"] = True
         if generation.return_token_ids:
-            body["return_token_ids"] = True
+            body[dialect.ids_word] = IDS_WORDS[dialect.ids_word]
     # Ids may come in any sequence.
     return orjson.dumps(body, default=list, option=orjson.OPT_SERIALIZE_NUMPY)
 

@@ -1,7 +1,7 @@
 """Servers with the OpenAI completions route: the connection to one, and an engine made of it.
 
-What a server can tell is found out when connecting: its models, its limits, whether it takes vLLM's
-extensions and whether it has vLLM's metrics. What it cannot tell stays unknown.
+What a server can tell is found out when connecting: its models, its limits, which extensions of the protocol it
+takes and whose metrics it has. What it cannot tell stays unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pytest_llmperf.engines.completions import (
     read_answer,
     request_body,
 )
-from pytest_llmperf.engines.vllm_metrics import SETTLE_S, CacheConfig, Metrics
+from pytest_llmperf.engines.server_metrics import CACHE_ROUTES, SETTLE_S, CacheConfig, Metrics
+from pytest_llmperf.engines.server_metrics import PATHS as METRICS_PATHS
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError, LLMPerfError
 from pytest_llmperf.records import CacheCounters
 
@@ -35,6 +36,8 @@ PROBE_TIMEOUT_S = 120.0
 _PROBE_IDS = tuple(TOKEN_IDS)[:32]
 _PROBE_OUTPUT_TOKENS = 4
 _UNUSABLE_EXTENSIONS = (400, 422)
+# What a server is asked for that refuses vLLM's words: first TensorRT-LLM's, then the protocol's own.
+_LESSER_DIALECTS: tuple[dict[str, Any], ...] = ({"ids_word": "detokenize"}, {"extended": False})
 
 
 class OpenAIServer:
@@ -47,7 +50,7 @@ class OpenAIServer:
         self.model = ""
         self.returns_token_ids = False
         self.cache: CacheConfig | None = None
-        self._has_vllm_metrics = False
+        self._metrics_path: str | None = None
         self._surroundings = surroundings
         self._dialect = Dialect(extended=True, prompts=prompts or "ids")
 
@@ -59,10 +62,7 @@ class OpenAIServer:
         """
         self._choose_model(model)
         self._probe()
-        metrics = self.metrics()
-        if metrics is not None:
-            self._has_vllm_metrics = metrics.is_vllm
-            self.cache = metrics.cache_config()
+        self._find_metrics()
 
     def is_healthy(self) -> bool:
         """Whether `GET /health` answers 200 at this moment."""
@@ -82,34 +82,23 @@ class OpenAIServer:
             api_key=surroundings.api_key,
         )
 
-    def metrics(self) -> Metrics | None:
-        """A reading of `/metrics`; None where there is no such route."""
-        exchange = self.control("GET", "/metrics")
-        if exchange.status != 200:
-            return None
-        try:
-            return Metrics(exchange.body.decode())
-        except ValueError:
-            return None
-
-    def cache_counters(self) -> CacheCounters:
-        if not self._has_vllm_metrics:
+    def cache_counters(self, *, settled: bool = False) -> CacheCounters:
+        """What the server has counted; `settled`: its counters have had time to appear."""
+        if self._metrics_path is None:
             return CacheCounters()
-        self._surroundings.clock.sleep(SETTLE_S)
-        metrics = self.metrics()
+        if not settled:
+            self._surroundings.clock.sleep(SETTLE_S)
+        metrics = self._metrics(self._metrics_path)
         return CacheCounters() if metrics is None else metrics.counters()
 
     def version(self) -> str | None:
-        """What `GET /version` says, which vLLM has."""
-        exchange = self.control("GET", "/version")
-        if exchange.status != 200:
-            return None
-        try:
-            content = orjson.loads(exchange.body)
-        except ValueError:
-            return None
-        version = content.get("version") if isinstance(content, dict) else None
-        return version if isinstance(version, str) else None
+        """What `GET /version` says, which vLLM and TensorRT-LLM have, or SGLang's `GET /server_info`."""
+        for path in ("/version", "/server_info"):
+            content = self._json(path)
+            version = content.get("version") if isinstance(content, dict) else None
+            if isinstance(version, str):
+                return version
+        return None
 
     def describe(self) -> dict[str, Any]:
         """What is known of the server, unknown things left out."""
@@ -124,6 +113,39 @@ class OpenAIServer:
             "prefix_caching": cache.prefix_caching if cache else None,
         }
         return {name: value for name, value in known.items() if value is not None}
+
+    def _find_metrics(self) -> None:
+        """Look for the metrics of an engine that we know, and for its cache's size in them or beside them."""
+        for path in METRICS_PATHS:
+            metrics = self._metrics(path)
+            if metrics is not None and metrics.engine is not None:
+                self._metrics_path = path
+                self.cache = metrics.cache_config() or self._cache_beside(metrics.engine)
+                return
+
+    def _metrics(self, path: str) -> Metrics | None:
+        """A reading; None where there is nothing of the kind."""
+        exchange = self.control("GET", path)
+        if exchange.status != 200:
+            return None
+        try:
+            return Metrics(exchange.body.decode())
+        except ValueError:
+            return None
+
+    def _cache_beside(self, engine: str) -> CacheConfig | None:
+        if engine not in CACHE_ROUTES:
+            return None
+        path, read = CACHE_ROUTES[engine]
+        return read(self._json(path))
+
+    def _json(self, path: str) -> Any:
+        """What a route answers, None where that is no JSON."""
+        exchange = self.control("GET", path)
+        try:
+            return orjson.loads(exchange.body) if exchange.status == 200 else None
+        except ValueError:
+            return None
 
     def _request(self, method: str, path: str, body: bytes, timeout_s: float) -> Exchange:
         key = self._surroundings.api_key
@@ -163,8 +185,10 @@ class OpenAIServer:
     def _probe(self) -> None:
         """Generate a few tokens: the server's own warm-up, and the test of what it understands."""
         exchange = self._generate()
-        if exchange.status in _UNUSABLE_EXTENSIONS:
-            self._dialect = replace(self._dialect, extended=False)
+        for change in _LESSER_DIALECTS:
+            if exchange.status not in _UNUSABLE_EXTENSIONS:
+                break
+            self._dialect = replace(self._dialect, **change)
             exchange = self._generate()
         answer = read_answer(exchange, self._surroundings.api_key)
         if answer.failure is not None:
@@ -299,7 +323,8 @@ class ServedEngine:
 
     @property
     def max_model_len(self) -> int | None:
-        return self.server.max_model_len
+        told = self.server.max_model_len
+        return self.spec.max_model_len if told is None and self.is_ours else told  # TensorRT-LLM does not tell
 
     @property
     def returns_token_ids(self) -> bool:

@@ -169,7 +169,7 @@ class TestConnecting:
         answer = answer_of(engine)
         assert (3, None) == (answer.output_tokens, answer.failure)
         bodies = [request.body for request in server.requests if request.path == "/v1/completions"]
-        assert [True, False, False] == ["ignore_eos" in body for body in bodies]
+        assert [True, True, False, False] == ["ignore_eos" in body for body in bodies]
 
     def test_without_metrics(self, server):
         """A server without /metrics leaves capacity and counters unknown, and nothing waits for them."""
@@ -265,7 +265,7 @@ class TestPrompts:
         answer = answer_of(engine_at(server.url, prompts="chat"))
         assert (None, 3) == (answer.failure, answer.output_tokens)
         bodies = [request.body for request in server.requests if request.path == "/v1/chat/completions"]
-        assert [True, False, False] == ["ignore_eos" in body for body in bodies]
+        assert [True, True, False, False] == ["ignore_eos" in body for body in bodies]
 
     def test_a_server_without_that_route(self, server):
         """The complaint names it."""
@@ -311,7 +311,8 @@ class TestConnector:
         event = b'data: {"choices": [{"text": "x"}]}\n\ndata: [DONE]\n\n'
         probe = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(event), event)
         none = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-        with RawServer([Do.RECEIVE, models], [Do.RECEIVE, probe], [Do.RECEIVE, none], [Do.RECEIVE, Do.HOLD]) as raw:
+        start = [models, probe, none, none]
+        with RawServer(*([Do.RECEIVE, answer] for answer in start), [Do.RECEIVE, Do.HOLD]) as raw:
             answer = answer_of(engine_at(raw.url, limits=Limits(silence_s=0.6)))
         assert ("timeout", "no byte for 0.6 s") == (answer.failure.kind, answer.failure.detail)
 
