@@ -7,9 +7,13 @@ cached in blocks of 16 tokens until they are flushed; an answer takes no time.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,7 +28,7 @@ _MODULES = {
 
 
 def installed(folder: Path) -> str:
-    """A Python that has all of them, and `trtllm-serve` beside it; returns its path."""
+    """A Python that has all of them, beside it `trtllm-serve` and a router; returns its path."""
     for kind, module in _MODULES.items():
         path = folder / "site" / module
         path.parent.mkdir(parents=True)
@@ -32,7 +36,9 @@ def installed(folder: Path) -> str:
     (folder / "bin").mkdir()
     search = f"{folder / 'site'}:{Path(__file__).parent}"
     serve = "import stub_engine; stub_engine.main('tensorrt_llm')"
-    for name, words in {"python": '"$@"', "trtllm-serve": f'-c "{serve}" "$@"'}.items():
+    route = "import stub_engine; stub_engine.route()"
+    programs = {"python": '"$@"', "trtllm-serve": f'-c "{serve}" "$@"', "vllm-router": f'-c "{route}" "$@"'}
+    for name, words in programs.items():
         program = folder / "bin" / name
         program.write_text(f"#!/bin/sh\nPYTHONPATH={search} exec {sys.executable} {words}\n")
         program.chmod(0o755)
@@ -46,6 +52,22 @@ def main(kind: str) -> None:
     stub = {"vllm": Vllm, "sglang": Sglang, "tensorrt_llm": TensorrtLlm}[kind](sys.argv[1:])
     Handler.stub = stub
     ThreadingHTTPServer(("127.0.0.1", stub.options.port), Handler).serve_forever()
+
+
+def route() -> None:
+    """A router that takes one replica after the other."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--worker-urls", nargs="+", required=True)
+    parser.add_argument("--policy", choices=["round_robin"], required=True)
+    for flag in ("--port", "--prometheus-port"):
+        parser.add_argument(flag, type=int, required=True)
+    parser.add_argument("--host", required=True)
+    for flag in ("--disable-retries", "--disable-circuit-breaker"):
+        parser.add_argument(flag, action="store_true", required=True)
+    options = parser.parse_args()
+    sys.stderr.write(f"routing to {options.worker_urls}\n")
+    Forwarder.workers = itertools.cycle(options.worker_urls)
+    ThreadingHTTPServer(("127.0.0.1", options.port), Forwarder).serve_forever()
 
 
 class Stub:
@@ -229,3 +251,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
         """Tests print nothing."""
+
+
+class Forwarder(Handler):
+    workers: Iterator[str]
+
+    def do_GET(self) -> None:
+        self.plain("" if self.path == "/health" else None)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        try:
+            with urllib.request.urlopen(urllib.request.Request(next(self.workers) + self.path, body)) as answer:
+                self.send(answer.read().decode(), answer.headers["Content-Type"])
+        except urllib.error.HTTPError as error:
+            self.send(error.read().decode(), "application/json", error.code)
+        except OSError as error:
+            self.plain({"error": {"message": str(error)}}, status=502)

@@ -11,6 +11,7 @@ from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings, parse_
 from pytest_llmperf.errors import ConfigurationError, unknown
 
 ENGINES: dict[str, str] = {
+    "fleet": "pytest_llmperf.engines.fleet",
     "openai": "pytest_llmperf.engines.openai",
     "sglang": "pytest_llmperf.engines.sglang",
     "sim": "pytest_llmperf.engines.sim",

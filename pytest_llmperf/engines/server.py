@@ -64,6 +64,15 @@ class OpenAIServer:
         self._probe()
         self._find_metrics()
 
+    def connect_like(self, other: OpenAIServer) -> None:
+        """Take over what `other` has told, and see that it can be reached here: a router in front of it.
+
+        Raises `EngineStartError` if it cannot.
+        """
+        self.model, self.max_model_len = other.model, other.max_model_len
+        self._dialect = other._dialect
+        self._probe()
+
     def is_healthy(self) -> bool:
         """Whether `GET /health` answers 200 at this moment."""
         return self.control("GET", "/health").status == 200
@@ -270,6 +279,7 @@ class ServedEngine:
         self.host = host
         self._model = model
         self._surroundings = surroundings
+        self._launched: OpenAIServer | None = None
         self._connected: OpenAIServer | None = None
         self._refusal: str | None = None
 
@@ -278,20 +288,25 @@ class ServedEngine:
             return
         if self._refusal is not None:
             raise EngineStartError(f"not tried again after the first failure: {self._refusal.splitlines()[0]}")
-        self.stop()
         try:
-            server = OpenAIServer(self.host.launch(), self._surroundings, self.spec.prompts)
+            server = self._launched or self.launch()
             self.host.wait_until_ready(server.is_healthy)
-            server.connect(self._model)
+            self._connect(server)
         except BaseException as error:
             self.stop()
             if isinstance(error, LLMPerfError) and self.host.is_ours:  # the same command will fail again
                 self._refusal = str(error)
             raise
-        self._connected = server
+        self._launched, self._connected = None, server
+
+    def launch(self) -> OpenAIServer:
+        """Start the server without waiting until it is ready, which `start` then does."""
+        self.stop()
+        self._launched = OpenAIServer(self.host.launch(), self._surroundings, self.spec.prompts)
+        return self._launched
 
     def stop(self) -> None:
-        self._connected = None
+        self._launched = self._connected = None
         self.host.stop()
 
     def check(self) -> None:
@@ -357,3 +372,6 @@ class ServedEngine:
 
     def describe(self) -> dict[str, Any]:
         return self.server.describe() | self.host.describe()
+
+    def _connect(self, server: OpenAIServer) -> None:
+        server.connect(self._model)
