@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 BLOCK = 16
 CAPACITY = 4096
@@ -66,6 +67,7 @@ def route() -> None:
         parser.add_argument(flag, action="store_true", required=True)
     options = parser.parse_args()
     sys.stderr.write(f"routing to {options.worker_urls}\n")
+    Forwarder.count = len(options.worker_urls)
     Forwarder.workers = itertools.cycle(options.worker_urls)
     ThreadingHTTPServer(("127.0.0.1", options.port), Forwarder).serve_forever()
 
@@ -255,9 +257,14 @@ class Handler(BaseHTTPRequestHandler):
 
 class Forwarder(Handler):
     workers: Iterator[str]
+    count: int
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        self.plain("" if self.path == "/health" else None)
+        """Ready when asked for the second time, as a router that looks at its replicas after it has started."""
+        self.asked.append(self.path)
+        ready = 0 if self.asked.count("/readiness") < 2 else self.count
+        self.plain({"healthy_workers": ready} if self.path == "/readiness" else None)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -46,12 +46,14 @@ class Dialect:
     """What a server understands beyond the plain protocol; found out when connecting.
 
     `extended`: it takes `ignore_eos`, usage in each chunk and a word for token ids. `prompts`: how prompts
-    are sent, a key of `PATHS`. `ids_word`: the word for token ids, a key of `IDS_WORDS`.
+    are sent, a key of `PATHS`. `ids_word`: the word for token ids, a key of `IDS_WORDS`. `ids_count`: tokens
+    are told by their ids only, which are then asked for with every request.
     """
 
     extended: bool
     prompts: str = "ids"
     ids_word: str = "return_token_ids"
+    ids_count: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,7 @@ def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
         # min_tokens would do as well, but adds a logits processor to every step of vLLM.
         body["ignore_eos"] = True
         options["continuous_usage_stats"] = True
-        if generation.return_token_ids:
+        if generation.return_token_ids or dialect.ids_count:
             body[dialect.ids_word] = IDS_WORDS[dialect.ids_word]
     # Ids may come in any sequence.
     return orjson.dumps(body, default=list, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -159,6 +161,13 @@ def read_answer(exchange: Exchange, api_key: str | None = None) -> Answer:
         stream.read(events(exchange.fragments))
         stream.conclude()
     return stream.answer(exchange)
+
+
+def counts_throughout(exchange: Exchange) -> bool:
+    """Whether each chunk of a finished answer that may bring tokens has the usage so far."""
+    contents = _parsed([data for _, _, data in events(exchange.fragments)])
+    chunks = [content for content in contents if type(content) is dict and content.get("choices")]
+    return all(type(chunk.get("usage")) is dict for chunk in chunks)
 
 
 def error_text(body: bytes, api_key: str | None = None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
@@ -18,6 +19,7 @@ from pytest_llmperf.engines.completions import (
     PATHS,
     CompletionsConnector,
     Dialect,
+    counts_throughout,
     error_text,
     read_answer,
     request_body,
@@ -81,6 +83,14 @@ class OpenAIServer:
         """One request beside the measured ones, on a connection of its own."""
         return self._request(method, path, b"", CONTROL_TIMEOUT_S)
 
+    def json(self, path: str) -> Any:
+        """What `GET` of a route answers, None where that is no JSON."""
+        exchange = self.control("GET", path)
+        try:
+            return orjson.loads(exchange.body) if exchange.status == 200 else None
+        except ValueError:
+            return None
+
     def connector(self) -> CompletionsConnector:
         surroundings = self._surroundings
         return CompletionsConnector(
@@ -103,7 +113,7 @@ class OpenAIServer:
     def version(self) -> str | None:
         """What `GET /version` says, which vLLM and TensorRT-LLM have, or SGLang's `GET /server_info`."""
         for path in ("/version", "/server_info"):
-            content = self._json(path)
+            content = self.json(path)
             version = content.get("version") if isinstance(content, dict) else None
             if isinstance(version, str):
                 return version
@@ -146,15 +156,7 @@ class OpenAIServer:
         if engine not in CACHE_ROUTES:
             return None
         path, read = CACHE_ROUTES[engine]
-        return read(self._json(path))
-
-    def _json(self, path: str) -> Any:
-        """What a route answers, None where that is no JSON."""
-        exchange = self.control("GET", path)
-        try:
-            return orjson.loads(exchange.body) if exchange.status == 200 else None
-        except ValueError:
-            return None
+        return read(self.json(path))
 
     def _request(self, method: str, path: str, body: bytes, timeout_s: float) -> Exchange:
         key = self._surroundings.api_key
@@ -203,6 +205,9 @@ class OpenAIServer:
         if answer.failure is not None:
             path = PATHS[self._dialect.prompts]
             raise EngineStartError(self._complaint(f"POST {path}", exchange, answer.failure.detail))
+        if answer.token_ids is not None and not counts_throughout(exchange):
+            # vllm-router 0.1.17 does not pass continuous_usage_stats on, and a token may have no text to be known by.
+            self._dialect = replace(self._dialect, ids_count=True)
         self.returns_token_ids = answer.token_ids is not None and self._dialect.prompts == "ids"
 
     def _generate(self) -> Exchange:
@@ -290,7 +295,7 @@ class ServedEngine:
             raise EngineStartError(f"not tried again after the first failure: {self._refusal.splitlines()[0]}")
         try:
             server = self._launched or self.launch()
-            self.host.wait_until_ready(server.is_healthy)
+            self.host.wait_until_ready(partial(self._is_ready, server))
             self._connect(server)
         except BaseException as error:
             self.stop()
@@ -372,6 +377,9 @@ class ServedEngine:
 
     def describe(self) -> dict[str, Any]:
         return self.server.describe() | self.host.describe()
+
+    def _is_ready(self, server: OpenAIServer) -> bool:
+        return server.is_healthy()
 
     def _connect(self, server: OpenAIServer) -> None:
         server.connect(self._model)

@@ -159,6 +159,15 @@ class TestConnecting:
         answer = answer_of(engine)
         assert (None, 3, None) == (answer.token_ids, answer.output_tokens, answer.failure)
 
+    @pytest.mark.parametrize("running_usage", [True, False])
+    def test_a_router_that_drops_the_running_usage(self, server, running_usage):
+        """Then tokens are told by their ids, also where no later turn needs them."""
+        server.running_usage = running_usage
+        channel = engine_at(server.url).connector().open(RealClock())
+        request = channel.encode(Generation(range(1000, 1020), 3, return_token_ids=False))
+        channel.close()
+        assert running_usage is (b"return_token_ids" not in request)
+
     @pytest.mark.parametrize("status", [400, 422])
     def test_extensions_refused(self, server, status):
         """A server that refuses vLLM's words is asked without them, from then on."""

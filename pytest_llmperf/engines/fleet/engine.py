@@ -47,6 +47,11 @@ class FleetEngine(ServedEngine):
         assert self.server is not None
         return self.replicas
 
+    def _is_ready(self, server: OpenAIServer) -> bool:
+        """sglang-router 0.3.2 is healthy before it has looked at its replicas; both routers count them there."""
+        readiness = server.json("/readiness")
+        return isinstance(readiness, dict) and readiness.get("healthy_workers") == len(self.replicas)
+
     def _connect(self, server: OpenAIServer) -> None:
         """A router may not know what its replicas serve, and they have told."""
         server.connect_like(self.replicas[0].server)

@@ -124,12 +124,19 @@ def _is_large(part: Part | None) -> bool:
     return part is not None and part.memory_mib * MIB >= 70 * GIB and part.mark != "a100"
 
 
-# vLLM's command-line flags that mean something here.
+# Command-line flags that mean something here: vLLM's, SGLang's, TensorRT-LLM's.
 FLAGS: dict[str, str] = {
     "--max-num-seqs": "max_num_seqs",
     "--max-num-batched-tokens": "max_num_batched_tokens",
     "--gpu-memory-utilization": "memory_utilization",
     "--block-size": "block_tokens",
+    "--max-running-requests": "max_num_seqs",
+    "--chunked-prefill-size": "max_num_batched_tokens",
+    "--mem-fraction-static": "memory_utilization",
+    "--page-size": "block_tokens",
+    "--max_batch_size": "max_num_seqs",
+    "--max_num_tokens": "max_num_batched_tokens",
+    "--free_gpu_memory_fraction": "memory_utilization",
 }
 
 
