@@ -24,27 +24,29 @@ class FleetEngine(ServedEngine):
     @property
     def kv_capacity_tokens(self) -> int | None:
         """Over all replicas; a sequence lives in one of them."""
-        capacities = [replica.kv_capacity_tokens for replica in self.started_replicas()]
+        capacities = [replica.kv_capacity_tokens for replica in self._started()]
         known = [capacity for capacity in capacities if capacity is not None]
         return sum(known) if len(known) == len(capacities) else None
 
     def users_that_fit(self, tokens_per_user: int) -> int:
-        return sum(replica.users_that_fit(tokens_per_user) for replica in self.started_replicas())
+        return sum(replica.users_that_fit(tokens_per_user) for replica in self._started())
 
     def cache_counters(self) -> CacheCounters:
         """The replicas' counters, added up. What the router says of `/metrics` is one replica's."""
-        replicas = self.started_replicas()
+        replicas = self._started()
         self.clock.sleep(SETTLE_S)
         return reduce(CacheCounters.plus, [replica.server.cache_counters(settled=True) for replica in replicas])
 
     def describe(self) -> dict[str, Any]:
-        known = {name: value for name, value in self.replicas[0].describe().items() if name != "command"}
+        first = self._started()[0]
+        known = {name: value for name, value in first.describe().items() if name != "command"}
         capacity = self.kv_capacity_tokens
         return known | ({} if capacity is None else {"kv_capacity_tokens": capacity}) | self.host.describe()
 
-    def started_replicas(self) -> tuple[ServedEngine, ...]:
-        """The replicas, started with all that belongs to them if need be."""
-        assert self.server is not None
+    def _started(self) -> tuple[ServedEngine, ...]:
+        """The replicas, started with all that belongs to them if need be; one that has died is not replaced here."""
+        if self._connected is None:
+            self.start()
         return self.replicas
 
     def _is_ready(self, server: OpenAIServer) -> bool:

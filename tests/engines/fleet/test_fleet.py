@@ -120,7 +120,9 @@ def probe_hits(counters):
 def test_what_it_tells(fleet):
     """The router's command and each replica's own."""
     engine = fleet(cpus="0|0", gpus="3|2")
-    told = engine.describe()
+    told = engine.describe()  # which starts it
+    assert 3 == len({replica.host._process.log for replica in engine.replicas} | {engine.host._router.log})
+    assert 3 == len(list(engine.host._router.log.parent.iterdir()))  # each once
     first, second = (replica.url for replica in engine.replicas)
     assert f"--worker-urls {first} {second} --policy round_robin" in told["router"]
     assert ("round_robin", 2 * CAPACITY, "0.0-stub") == (told["policy"], told["kv_capacity_tokens"], told["version"])
