@@ -84,7 +84,7 @@ class Stub:
         parser.add_argument("--port", type=int, required=True)
         self.add_options(parser)
         self.options = parser.parse_args(arguments)
-        self.cache: set[tuple[int, ...]] = set()
+        self.cache: set[tuple] = set()
         self.prompt = self.cached = self.answers = 0
         self.setup()
 
@@ -103,7 +103,7 @@ class Stub:
         del body
         return None
 
-    def look_up(self, ids: list[int]) -> int:
+    def look_up(self, ids: list) -> int:
         """How many of the prompt's tokens are cached; afterwards all whole blocks are."""
         blocks = [tuple(ids[: end + BLOCK]) for end in range(0, len(ids) - BLOCK + 1, BLOCK)]
         hits = BLOCK * sum(block in self.cache for block in blocks) if self.caches else 0
@@ -114,8 +114,9 @@ class Stub:
 
     def events(self, body: dict):
         """The answer, one token an event."""
-        hits = self.look_up(body["prompt"])
-        usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": None}
+        prompt = body["prompt"].split() if isinstance(body["prompt"], str) else body["prompt"]
+        hits = self.look_up(prompt)
+        usage = {"prompt_tokens": len(prompt), "prompt_tokens_details": None}
         word, value = self.ids_word
         for number in range(1, body["max_tokens"] + 1):
             ids = {"token_ids": [1000 + number]} if body.get(word) is value else {}

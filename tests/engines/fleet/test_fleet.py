@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from real_routers import router
 from stub_engine import BLOCK, CAPACITY, installed
 
 from pytest_llmperf.client import Limits
@@ -180,6 +181,28 @@ def test_a_router_that_is_not_there(fleet, tmp_path):
     with pytest.raises(ConfigurationError, match=r"is not installed; pip install vllm-router, or give its path"):
         engine.start()
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "hits"),
+    [
+        ("vllm-router", {}, [0, 0, 9 * BLOCK]),
+        ("vllm-router", {"policy": "cache_aware"}, [0, 9 * BLOCK, 9 * BLOCK]),
+        ("sglang-router", {"prompts": "text", "policy": "cache_aware"}, [0, 9 * BLOCK, 9 * BLOCK]),
+    ],
+)
+def test_a_real_router(fleet, name, words, hits):
+    """It is ready when it has found all replicas, takes our prompts, and passes answers and what they count on."""
+    program = router(name)
+    if program is None:
+        pytest.skip(f"no {name}: pip install {name}, or LLMPERF_TEST_ROUTERS=FOLDER")
+    engine = fleet(router=program, **words)
+    answers = [answer(engine) for _ in range(3)]
+    assert [None] * 3 == [each.failure for each in answers]
+    assert hits == [each.cached_tokens for each in answers]
+    assert [(10 * BLOCK, 3)] * 3 == [(each.prompt_tokens, each.output_tokens) for each in answers]
+    assert engine.returns_token_ids is (name == "vllm-router")
+    assert engine.reset_cache()
 
 
 def test_sharing_a_gpu(fleet):

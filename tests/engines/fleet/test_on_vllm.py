@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-from pathlib import Path
 
 import pytest
-from real_vllm import MARKS, PYTHON, START_TIMEOUT_S, WORDS
+from real_routers import router
+from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
 from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import RealClock
@@ -18,13 +17,12 @@ from pytest_llmperf.request import checked_request
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.workloads import multi_round
 
-_NAMED = os.environ.get("LLMPERF_TEST_ROUTER", "")
-ROUTER = shutil.which(_NAMED or Path(PYTHON or "-").with_name("vllm-router")) or shutil.which("vllm-router")
+ROUTER = router("vllm-router")
 
 pytestmark = [
     *MARKS,
     pytest.mark.slow,
-    pytest.mark.skipif(ROUTER is None, reason="no vllm-router: pip install vllm-router, or LLMPERF_TEST_ROUTER=PATH"),
+    pytest.mark.skipif(ROUTER is None, reason="no vllm-router; LLMPERF_TEST_ROUTERS=FOLDER names where it is"),
 ]
 # An odd number of users: with an even one, taking turns over two replicas would always bring each back to its own.
 USERS = {"users": 5, "rounds": 5, "context_tokens": 3_000, "input_tokens": 64, "output_tokens": 16, "seed": 7}
