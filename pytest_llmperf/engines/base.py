@@ -103,7 +103,7 @@ class EngineSpec:
 
 IDENTITY_WORDS = ("model", "dtype", "kv_cache_dtype", "max_model_len", "tensor_parallel", "prompts", "replicas")
 PROMPTS = ("ids", "text", "chat")
-_GROUP = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
+_GROUP = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*")
 
 
 def parse_spec(
@@ -201,9 +201,15 @@ def _groups(value: object) -> tuple[str, ...]:
     """Numbers and ranges, with commas, for each replica: a list, or one text with bars."""
     texts = value.split("|") if isinstance(value, str) else [str(group) for group in _arguments(value)]
     groups = tuple(text.replace(" ", "") for text in texts)
-    if not groups or not all(_GROUP.fullmatch(group) for group in groups):
+    if not groups or not all(_GROUP.fullmatch(group) and _ascends(group) for group in groups):
         raise ValueError
     return groups
+
+
+def _ascends(group: str) -> bool:
+    """Whether each range of a group goes up, so that it is not empty."""
+    ranges = [part.split("-") for part in group.split(",")]
+    return all(int(numbers[0]) <= int(numbers[-1]) for numbers in ranges)
 
 
 def _ports(value: object) -> tuple[int, ...]:

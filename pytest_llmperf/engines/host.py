@@ -16,6 +16,7 @@ from typing import Any
 from pytest_llmperf.client import Address
 from pytest_llmperf.engines import tiny_llama
 from pytest_llmperf.engines.base import COMMON_WORDS, EngineSpec, Surroundings
+from pytest_llmperf.engines.placement import Place
 from pytest_llmperf.engines.process import ServerProcess, free_port
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.errors import ConfigurationError
@@ -59,15 +60,6 @@ class Recipe:
     """Whether its server can be told by what name the model is asked for."""
     empty: Callable[[OpenAIServer], bool] | None = None
     """Asks the server once to empty its cache, outer tiers included; None: it has no way to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a server runs, if not simply here: what is put before its command, its environment, its port."""
-
-    prefix: tuple[str, ...] = ()
-    env: tuple[tuple[str, str], ...] = ()
-    port: int | None = None
 
 
 class ProcessHost:

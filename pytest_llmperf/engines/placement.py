@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pytest_llmperf.engines.base import EngineSpec
-from pytest_llmperf.engines.host import Place
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a server runs, if not simply here: what is put before its command, its environment, its port."""
+
+    prefix: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    port: int | None = None
 
 
 def gpu_groups(spec: EngineSpec) -> list[tuple[str, ...]]:

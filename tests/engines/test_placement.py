@@ -33,6 +33,15 @@ def test_as_given(gpus):
     assert ["2,3", "0,1"] == [dict(place.env)["CUDA_VISIBLE_DEVICES"] for place in places(spec)]
 
 
+@given(groups=st.lists(st.lists(st.integers(0, 9999), min_size=2, max_size=2, unique=True), min_size=2, max_size=5))
+def test_what_is_given_is_what_each_gets(groups):
+    """Whatever the numbers are, in their order."""
+    texts = [",".join(map(str, group)) for group in groups]
+    words = {"replicas": len(groups), "tensor_parallel": 2, "gpu_memory_fraction": 0.01}
+    expected = [tuple(map(str, group)) for group in groups]
+    assert expected == gpu_groups(fleet(gpus=texts, **words)) == gpu_groups(fleet(gpus="|".join(texts), **words))
+
+
 def test_all_on_one():
     """One group is everybody's."""
     spec = fleet(replicas=4, gpus="1", gpu_memory_fraction=0.22)
@@ -64,6 +73,7 @@ def test_processors_and_ports():
         ({"gpus": "0", "gpu_memory_fraction": 0.6}, r"gpu_memory_fraction=\.\.\. of at most 0\.5"),
         ({"gpus": "0;1"}, r"gpus='0;1'; expected GPU numbers for each replica, such as '0,1\|2,3'"),
         ({"cpus": ""}, "cpus=''; expected processors for each replica"),
+        ({"gpus": "3-1|0"}, r"gpus='3-1\|0'; expected GPU numbers"),
         ({"gpus": []}, r"gpus=\[\]; expected"),
         ({"ports": [80, 80]}, "expected a list of different port numbers"),
         ({"ports": [80, 70_000]}, "expected a list of different port numbers"),
