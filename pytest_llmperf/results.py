@@ -97,6 +97,16 @@ class LoadResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of the answered requests, all together."""
+
+    asked: int
+    """As they were to be."""
+    served: int | None
+    """As the server counted them; None where it does not say of each request."""
+
+
+@dataclass(frozen=True, slots=True)
 class Validity:
     """Whether the figures may be believed; true if there is no reason against it."""
 
@@ -159,6 +169,16 @@ class Figures:
     def requests(self) -> int:
         """Requests that should have been answered."""
         return len(self._latencies.requests)
+
+    @property
+    def input_tokens(self) -> Tokens:
+        """Tokens of the prompts."""
+        return _tokens([(r.input_tokens, r.prompt_tokens) for r in self._latencies.requests if r.ok])
+
+    @property
+    def output_tokens(self) -> Tokens:
+        """Tokens of the answers."""
+        return _tokens([(r.output_tokens_asked, r.output_tokens) for r in self._latencies.requests if r.ok])
 
     @property
     def errors(self) -> dict[str, int]:
@@ -345,6 +365,14 @@ def _rate(moments_ns: Sequence[Sequence[int]]) -> float | None:
     """Events per second, from the gaps between the first and the last one of each run."""
     span_ns = sum(max(run) - min(run) for run in moments_ns if run)
     return sum(len(run) - 1 for run in moments_ns if run) * NS_PER_S / span_ns if span_ns else None
+
+
+def _tokens(lengths: Sequence[tuple[int, int | None]]) -> Tokens:
+    served = [real for _, real in lengths if real is not None]
+    return Tokens(
+        asked=sum(asked for asked, _ in lengths),
+        served=sum(served) if served and len(served) == len(lengths) else None,
+    )
 
 
 def _seconds(duration_ns: int | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,12 @@ _DYING_POLL_S = 0.25
 # A multiple of every block size that engines use by default: 16, 32, 64 and 128 tokens.
 _BLOCKS = 256
 _TELL_EVERY_NS = NS_PER_S // 2
+WRONG_LENGTH_SHARE = 0.01
+"""Beyond this share of the tokens asked for, lengths that differ make a run invalid: prompts and answers each.
+
+Prefill and decode take time in proportion to their tokens, so lengths that are off by 1 % move TTFT and
+throughput by about as much: a tenth of the change that the gate is to see by default.
+"""
 # A client that uses more of its core may be what limits the throughput.
 _BUSY_SHARE = 0.9
 
@@ -121,6 +128,7 @@ class _Runs:
             *_failures(requests, "failed"),
             *_shed(driven),
             *self._wrong_cache(requests, workload),
+            *self._wrong_lengths(requests),
             *self._no_offload(cache),
         )
         if any(not request.ok for request in requests):
@@ -204,7 +212,8 @@ class _Runs:
         """A first turn that was served from a cache that should not have held it."""
         if not _is_verified(self._engine, self._request):
             return
-        shared = [session.shared_tokens for session in sessions]
+        # What stands around every prompt, a chat template say, is the same for all.
+        shared = [session.shared_tokens + self._engine.prompt_overhead for session in sessions]
         first = [request for request in requests if request.turn == 0 and request.cached_tokens is not None]
         warm = [r for r in first if (r.cached_tokens or 0) > shared[r.session]]
         if warm:
@@ -214,10 +223,47 @@ class _Runs:
                 f"{len(warm)} first turns from it"
             )
 
+    def _wrong_lengths(self, requests: Sequence[RequestRecord]) -> Iterator[str]:
+        """Prompts, and answers that the model could not end, whose real lengths are not those asked for."""
+        answered = [request for request in requests if request.ok]
+        prompts = [(r.input_tokens, r.prompt_tokens) for r in answered if r.prompt_tokens is not None]
+        yield from _wrong_length("the prompts have", prompts, self._longer_prompts())
+        if self._engine.forces_lengths:
+            answers = [(r.output_tokens_asked, r.output_tokens) for r in answered if r.output_tokens is not None]
+            yield from _wrong_length("the answers have", answers, _FULL_ANSWERS)
+
+    def _longer_prompts(self) -> str:
+        return _IDS_AS_THEY_ARE if self._engine.spec.prompts is None else _KNOWN_LENGTHS
+
     def _no_offload(self, cache: CacheCounters) -> Iterator[str]:
         asked = self._engine.spec.kv_offload_gib
         if asked is not None and cache.offloaded_bytes == 0 and not cache.restored_bytes:
             yield f"kv_offload_gib={asked:g} was asked for, but the engine moved no KV cache out or back"
+
+
+_IDS_AS_THEY_ARE = (
+    "the server changes token ids that it is sent; see that it neither cuts prompts nor adds to them, and that the "
+    "workload's token_ids are in its vocabulary"
+)
+_KNOWN_LENGTHS = (
+    "texts of known lengths could not be made; send token ids (prompts='ids') if the server takes them, or name the "
+    "model's own tokenizer.json (tokenizer=...)"
+)
+_FULL_ANSWERS = (
+    "the server was told to pass over the model's own end (ignore_eos); see what else ends its answers, such as a "
+    "limit of its own, or ask for fewer tokens"
+)
+
+
+def _wrong_length(what: str, lengths: Sequence[tuple[int, int]], advice: str) -> Iterator[str]:
+    """`lengths`: of each request, asked for and real."""
+    asked, real = (sum(pair[index] for pair in lengths) for index in (0, 1))
+    off = sum(abs(one - other) for one, other in lengths)
+    if off > WRONG_LENGTH_SHARE * asked:
+        yield (
+            f"{what} {real:,} tokens as the server counts them and {asked:,} were asked for, off by "
+            f"{units.share(off / asked)} where {units.share(WRONG_LENGTH_SHARE)} is allowed: {advice}"
+        )
 
 
 def _shed(driven: Driven) -> Iterator[str]:
@@ -245,9 +291,10 @@ def _by_kind(events: Sequence[Failure | Remark]) -> str:
 
 def _check_fit(engine: Engine, request: Request) -> None:
     """Raise `ConfigurationError` if the engine cannot serve the workload; nothing was sent yet."""
-    longest, continues = 0, False
+    longest, shortest, continues = 0, sys.maxsize, False
     for session in request.workload:
         longest = max(longest, session.total_tokens)
+        shortest = min(shortest, session.fewest_input_tokens)
         continues = continues or bool(session.continued_from)
     problems = []
     name, limit = request.workload.name, engine.max_model_len
@@ -256,6 +303,12 @@ def _check_fit(engine: Engine, request: Request) -> None:
             f"{name} grows to {longest} tokens, input and output together, but {engine.model} at {engine.url} takes "
             f"{limit}; shorten it or raise max_model_len, as far as the KV cache goes"
             f"{'' if engine.kv_capacity_tokens is None else f' ({engine.kv_capacity_tokens} tokens)'}"
+        )
+    if shortest < engine.prompt_overhead:
+        problems.append(
+            f"{name} has a prompt of {units.count(shortest, 'token')}, but every prompt that {engine.model} at "
+            f"{engine.url} sees has at least {engine.prompt_overhead}: the chat template and what begins a text count, "
+            "too; make the prompts longer, or send token ids (prompts='ids')"
         )
     if continues and not engine.returns_token_ids:
         problems.append(
@@ -283,6 +336,8 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
     unlike = sum(r.prompt_tokens is not None and r.prompt_tokens != r.input_tokens for r in requests)
     if unlike:
         doubts.append(f"the server counts {unlike} of {len(requests)} inputs otherwise than they were sent")
+    if engine.spec.prompts is not None and requests and all(r.prompt_tokens is None for r in requests):
+        doubts.append("the server does not say how many tokens its prompts had: their lengths are unverified")
     if engine.spec.kv_offload_gib is not None and all(record.cache.offloaded_bytes is None for record in records):
         doubts.append("the engine does not say what it offloaded, so that it did is unverified")
     remarks = [remark for r in requests for remark in r.remarks]

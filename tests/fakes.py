@@ -42,6 +42,8 @@ class VirtualEngine:
     spec: EngineSpec = field(default_factory=lambda: EngineSpec(kind="vllm", model="virtual"))
     is_ours: bool = True
     is_simulated: bool = False
+    forces_lengths: bool = True
+    prompt_overhead: int = 0
     model: str = "virtual"
     url: str = "http://virtual"
     max_model_len: int | None = 20_000

@@ -277,6 +277,14 @@ class CompletionsServer:
     """The status that answers a request with anything beyond the plain protocol."""
     metrics: str | None = None
     """The text of `/metrics`; None: no such route."""
+    count: Callable[[str], int] = lambda text: len(text.split())
+    """The tokens of a text, as they are served."""
+    template_tokens: int = 0
+    """What a chat template adds."""
+    tokenize: Callable[[str], int] | None = None
+    """The tokens of a text, as `/tokenize` counts them; None: no such route."""
+    usage: bool = True
+    """Whether tokens are counted for the client."""
     routes: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     """Status and body for a path, in place of what it would answer."""
     requests: list[Received] = field(default_factory=list)
@@ -308,6 +316,8 @@ class CompletionsServer:
             return 401, b'{"error": {"message": "Unauthorized"}}'
         if request.path in self.routes:
             return self.routes[request.path]
+        if request.path == "/tokenize" and self.tokenize is not None:
+            return 200, json.dumps({"count": self._tokens(request.body, self.tokenize)}).encode()
         if request.method == "POST" and request.path in ("/v1/completions", "/v1/chat/completions"):
             if self.refuse_extensions is not None and _is_extended(request.body):
                 return self.refuse_extensions, b'{"error": {"message": "ignore_eos: extra inputs are not permitted"}}'
@@ -320,19 +330,25 @@ class CompletionsServer:
         """The events of a stream of as many tokens as were asked for."""
         continuous = self.running_usage and body.get("stream_options", {}).get("continuous_usage_stats", False)
         chat = "messages" in body
-        prompt = body["messages"][0]["content"] if chat else body["prompt"]
-        prompt_tokens = len(prompt.split() if isinstance(prompt, str) else prompt)
+        prompt_tokens = self._tokens(body, self.count)
         if chat:
             yield _event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "usage": None})
         for number in range(1, body["max_tokens"] + 1):
             choice: dict[str, Any] = {"index": 0, "delta": {"content": "x"}} if chat else {"index": 0, "text": "x"}
             if self.token_ids and body.get("return_token_ids"):
                 choice["token_ids"] = [1000 + number]
-            usage = {"prompt_tokens": prompt_tokens, "completion_tokens": number} if continuous else None
+            counted = continuous and self.usage
+            usage = {"prompt_tokens": prompt_tokens, "completion_tokens": number} if counted else None
             yield _event({"choices": [choice], "usage": usage})
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": body["max_tokens"]}
-        yield _event({"choices": [], "usage": usage})
+        yield _event({"choices": [], "usage": usage if self.usage else None})
         yield b"data: [DONE]\n\n"
+
+    def _tokens(self, body: dict[str, Any], count: Callable[[str], int]) -> int:
+        """Of a request's prompt; ids are what they are."""
+        if "messages" in body:
+            return count(body["messages"][0]["content"]) + self.template_tokens
+        return count(body["prompt"]) if isinstance(body["prompt"], str) else len(body["prompt"])
 
 
 def _is_extended(body: dict[str, Any]) -> bool:

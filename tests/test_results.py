@@ -15,7 +15,16 @@ from pytest_llmperf.errors import NoSamplesError
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.records import CacheCounters, ClientStats, Failure, Phase, Remark, RequestRecord, RunRecord, Window
 from pytest_llmperf.reports.figures import figures_json, result_json
-from pytest_llmperf.results import CacheResult, ClientResult, Figures, LoadResult, PerfResult, Provenance, Validity
+from pytest_llmperf.results import (
+    CacheResult,
+    ClientResult,
+    Figures,
+    LoadResult,
+    PerfResult,
+    Provenance,
+    Tokens,
+    Validity,
+)
 from pytest_llmperf.verdicts import Judgement, Verdict
 
 MS = 1_000_000
@@ -96,6 +105,18 @@ def test_each_run_has_figures_of_its_own():
     assert [0.01, 0.04] == [one.ttft.mean for one in figures.runs]
     assert [1, 2] == [one.requests for one in figures.runs]
     assert [1 / 0.014, 1 / 0.054] == pytest.approx([one.goodput for one in figures.runs])
+
+
+def test_lengths_as_asked_and_as_served():
+    """Over the answered requests; what the server does not say of each of them is absent."""
+    told = [request(prompt_tokens=101), request(prompt_tokens=99, tokens=5, output_tokens_asked=8), failed()]
+    untold = request(prompt_tokens=None, output_tokens=None)
+
+    figures, partly, nothing = result(run(*told[:2]), run(told[2])), result(run(*told, untold)), result(run(failed()))
+
+    assert (Tokens(200, 200), Tokens(11, 8)) == (figures.input_tokens, figures.output_tokens)
+    assert (Tokens(300, None), Tokens(14, None)) == (partly.input_tokens, partly.output_tokens)
+    assert (Tokens(0, None), Tokens(0, None)) == (nothing.input_tokens, nothing.output_tokens)
 
 
 def test_rounds_are_kept_apart():
@@ -467,6 +488,8 @@ class TestJson:
 
         assert {"offered", "achieved", "shed"} == set(written["load"])
         assert {"no_usage": 3} == written["remarks"]
+        # Without the first one, which is outside the window.
+        assert ({"asked": 200}, {"asked": 6, "served": 6}) == (written["input_tokens"], written["output_tokens"])
         assert 3 == written["scheduled_ttft"]["count"] + 1
         assert ("read", {"node": [1e-9, 2e-9]}) == (written["client"]["stamps"], written["client"]["clock_offsets_s"])
         assert {"ttft_p50", "tpot_p50"} <= set(written["client"]["error_bounds"])
@@ -487,6 +510,7 @@ class TestJson:
         written = check(figures)
 
         assert {"shed": 0} == written["load"]
+        assert {"asked": 0} == written["input_tokens"]
         assert not {"ttft", "scheduled_ttft", "goodput"} & set(written)
 
     def test_a_whole_result_says_what_it_is_of(self):

@@ -57,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--output-tokens", type=int, default=128, metavar="N", help="of each answer (default: 128)")
     what.add_argument("--seed", type=int, default=0, metavar="N", help="of the prompts and the schedule (default: 0)")
     what.add_argument("--prompts", choices=("ids", "text", "chat"), default="ids", help="how they are sent")
+    what.add_argument(
+        "--tokenizer", metavar="PATH",
+        help="with --prompts text or chat: the model's tokenizer.json or its folder, where the server offers none",
+    )  # fmt: skip
     parser.add_argument("--workers", default="1", metavar="N|ray://...", help="processes that send (default: 1)")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="of silence (default: 300)")
     parser.add_argument("--slo-ttft", type=float, metavar="SECONDS", help="limit for goodput")
@@ -169,11 +173,10 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _spec(arguments: argparse.Namespace) -> EngineSpec:
-    from pytest_llmperf.engines import openai  # noqa: PLC0415
-    from pytest_llmperf.engines.base import parse_spec  # noqa: PLC0415
+    from pytest_llmperf.engines import make_spec  # noqa: PLC0415
 
-    words = {"url": arguments.url, "model": arguments.model, "prompts": arguments.prompts}
-    return parse_spec("openai", words, openai.WORDS, openai.REQUIRED)
+    words = {name: getattr(arguments, name) for name in ("url", "model", "prompts", "tokenizer")}
+    return make_spec("openai", words)
 
 
 def _load(arguments: argparse.Namespace) -> Load | None:

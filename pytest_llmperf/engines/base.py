@@ -45,6 +45,8 @@ class EngineSpec:
     url: str | None = None
     prompts: str | None = None
     """How prompts are sent: as text, or as a chat message; None: as token ids."""
+    tokenizer: str | None = None
+    """The model's tokenizer, a folder or file, to make texts of exact lengths with; None: what the server offers."""
     executable: str | None = None
     """The Python that has the engine installed; None: the one that runs the tests."""
     gpu_memory_fraction: float | None = None
@@ -245,6 +247,7 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "env": ("a dict of environment variables", _environment),
     "url": ("http://HOST:PORT or https://HOST/PREFIX", _address),
     "prompts": ("one of " + ", ".join(PROMPTS), _prompts),
+    "tokenizer": ("the path of a tokenizer.json or of its folder", _text),
     "executable": ("the path of a Python", _text),
     "gpu_memory_fraction": ("a share of at most 1, such as 0.45", _share),
     "engine": ("an engine such as 'vllm'", _text),
@@ -421,6 +424,16 @@ class Engine(Protocol):
     @property
     def returns_token_ids(self) -> bool:
         """Whether answers carry token ids, without which no session can be continued exactly."""
+        ...
+
+    @property
+    def forces_lengths(self) -> bool:
+        """Whether answers go on to the length asked for, past where the model would end them."""
+        ...
+
+    @property
+    def prompt_overhead(self) -> int:
+        """Tokens that every prompt has whatever its ids, so that none can be shorter; 0 where ids are sent."""
         ...
 
     def users_that_fit(self, tokens_per_user: int) -> int:

@@ -19,6 +19,7 @@ from pytest_llmperf.arrivals import UNKNOWN, Arrivals
 from pytest_llmperf.client import Address, Exchange, HttpClient, Limits, events
 from pytest_llmperf.clock import Clock
 from pytest_llmperf.engines.base import Answer, Generation, Reply
+from pytest_llmperf.engines.wording import WORDS, Wording
 from pytest_llmperf.records import Failure, Remark
 
 PATHS = {"ids": "/v1/completions", "text": "/v1/completions", "chat": "/v1/chat/completions"}
@@ -31,14 +32,6 @@ _DONE = b"[DONE]"
 _MOST_TOKENS = 2**31 - 1
 # Headers that say what to do about a refusal.
 _TELLING_HEADERS = ("retry-after", "location")
-# Common words, one token each in the vocabularies we know of; a text prompt has one for each token id.
-_WORDS = (  # noqa: SIM905 - as a list it takes a page
-    "the of and to in is that it was for on are with as his they be at one have this from or had by hot but some "
-    "what there we can out other were all your when up use word how said an each she which do their time if will way "
-    "about many then them would write like so these her long make thing see him two has look more day could go come "
-    "did my sound no most number who over know water than call first people may down side been now find any new work "
-    "part take get place made live where after back little only round man year came show every good me give our under"
-).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +40,15 @@ class Dialect:
 
     `extended`: it takes `ignore_eos`, usage in each chunk and a word for token ids. `prompts`: how prompts
     are sent, a key of `PATHS`. `ids_word`: the word for token ids, a key of `IDS_WORDS`. `ids_count`: tokens
-    are told by their ids only, which are then asked for with every request.
+    are told by their ids only, which are then asked for with every request. `wording`: how prompts become
+    texts of exact lengths; None: not at all, or in lengths that nobody knows.
     """
 
     extended: bool
     prompts: str = "ids"
     ids_word: str = "return_token_ids"
     ids_count: bool = False
+    wording: Wording | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,20 +117,34 @@ class CompletionsReply:
 
 def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
     """The JSON of one streamed request. Greedy, so that equal inputs give equal outputs."""
-    body: dict[str, Any] = {"model": model}
-    if dialect.prompts == "ids":
-        body["prompt"] = generation.token_ids
-    elif dialect.prompts == "text":
-        body["prompt"] = as_text(generation.token_ids)
+    ids, form = generation.token_ids, dialect.prompts
+    if form == "ids":
+        prompt: dict[str, Any] = {"prompt": ids}
     else:
-        body["messages"] = [{"role": "user", "content": as_text(generation.token_ids)}]
+        prompt = text_prompt(form, as_text(ids) if dialect.wording is None else dialect.wording.text(ids))
+    return _body(model, prompt, generation.output_tokens, dialect, return_token_ids=generation.return_token_ids)
+
+
+def text_request(model: str, text: str, output_tokens: int, dialect: Dialect) -> bytes:
+    """The same with a text that is sent as it is."""
+    prompt = text_prompt(dialect.prompts, text)
+    return _body(model, prompt, output_tokens, dialect, return_token_ids=False)
+
+
+def text_prompt(form: str, text: str) -> dict[str, Any]:
+    """What carries a text in a request. `form`: "text" or "chat"."""
+    return {"prompt": text} if form == "text" else {"messages": [{"role": "user", "content": text}]}
+
+
+def _body(model: str, prompt: dict[str, Any], output_tokens: int, dialect: Dialect, *, return_token_ids: bool) -> bytes:
     options: dict[str, Any] = {"include_usage": True}
-    body |= {"max_tokens": generation.output_tokens, "temperature": 0, "stream": True, "stream_options": options}
+    body = {"model": model, **prompt, "max_tokens": output_tokens, "temperature": 0, "stream": True}
+    body["stream_options"] = options
     if dialect.extended:
         # min_tokens would do as well, but adds a logits processor to every step of vLLM.
         body["ignore_eos"] = True
         options["continuous_usage_stats"] = True
-        if generation.return_token_ids or dialect.ids_count:
+        if return_token_ids or dialect.ids_count:
             body[dialect.ids_word] = IDS_WORDS[dialect.ids_word]
     # Ids may come in any sequence.
     return orjson.dumps(body, default=list, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -143,7 +152,7 @@ def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
 
 def as_text(token_ids: Sequence[int] | npt.NDArray[np.int32]) -> str:
     """A text of as many words as there are ids; how many tokens that is, the server's usage says."""
-    return " ".join([_WORDS[token_id % len(_WORDS)] for token_id in token_ids])
+    return " ".join([WORDS[token_id % len(WORDS)] for token_id in token_ids])
 
 
 def read_answer(exchange: Exchange, api_key: str | None = None) -> Answer:
@@ -168,6 +177,24 @@ def counts_throughout(exchange: Exchange) -> bool:
     contents = _parsed([data for _, _, data in events(exchange.fragments)])
     chunks = [content for content in contents if type(content) is dict and content.get("choices")]
     return all(type(chunk.get("usage")) is dict for chunk in chunks)
+
+
+def shows_extensions(exchange: Exchange) -> bool:
+    """Whether a finished answer has what only vLLM's words ask for: token ids, or the usage beside each token.
+
+    A server may take those words and pass over them; of one that shows this it is known that it does not.
+    """
+    contents = _parsed([data for _, _, data in events(exchange.fragments)])
+    return any(_is_extended(event) for event in contents if type(event) is dict)
+
+
+def _is_extended(event: dict[str, Any]) -> bool:
+    choices = event.get("choices")
+    if type(choices) is not list or not choices or type(choices[0]) is not dict:
+        return False
+    # Some servers put the final usage beside the last token.
+    has_usage = type(event.get("usage")) is dict and choices[0].get("finish_reason") is None
+    return has_usage or bool(choices[0].get("token_ids"))
 
 
 def error_text(body: bytes, api_key: str | None = None) -> str:

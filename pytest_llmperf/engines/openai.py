@@ -8,9 +8,19 @@ from typing import Any
 from pytest_llmperf.client import Address
 from pytest_llmperf.engines.base import COMMON_WORDS, Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
+from pytest_llmperf.errors import ConfigurationError
 
-WORDS = COMMON_WORDS | {"url", "prompts"}
+WORDS = COMMON_WORDS | {"url", "prompts", "tokenizer"}
 REQUIRED = {"url": "give url=... in the mark or --llmperf-url URL"}
+
+
+def check(spec: EngineSpec) -> None:
+    """Raise `ConfigurationError` for words that do not go together."""
+    if spec.tokenizer is not None and spec.prompts is None:
+        raise ConfigurationError(
+            f"openai: tokenizer={spec.tokenizer!r} is for prompts sent as texts; give prompts='text' or 'chat', too, "
+            "or leave it out: token ids need none"
+        )
 
 
 def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
@@ -23,9 +24,14 @@ from pytest_llmperf.engines.completions import (
     error_text,
     read_answer,
     request_body,
+    shows_extensions,
+    text_prompt,
+    text_request,
 )
 from pytest_llmperf.engines.server_metrics import CACHE_ROUTES, SETTLE_S, CacheConfig, Metrics
 from pytest_llmperf.engines.server_metrics import PATHS as METRICS_PATHS
+from pytest_llmperf.engines.tokenizer import load_tokenizer
+from pytest_llmperf.engines.wording import Count, settled
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError, LLMPerfError
 from pytest_llmperf.records import CacheCounters
 
@@ -40,31 +46,47 @@ _PROBE_OUTPUT_TOKENS = 4
 _UNUSABLE_EXTENSIONS = (400, 422)
 # What a server is asked for that refuses vLLM's words: first TensorRT-LLM's, then the protocol's own.
 _LESSER_DIALECTS: tuple[dict[str, Any], ...] = ({"ids_word": "detokenize"}, {"extended": False})
+_UNKNOWN_LEN = 4096
+"""Tokens that a server is taken to accept if it does not say, while lengths are found out."""
 
 
 class OpenAIServer:
     """A connection to a server that runs already."""
 
-    def __init__(self, address: Address, surroundings: Surroundings, prompts: str | None = None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        surroundings: Surroundings,
+        prompts: str | None = None,
+        tokenizer: str | None = None,
+    ) -> None:
+        """`tokenizer`: the model's, a folder or file, for a server that does not offer its own."""
         prefix = address.prefix.removesuffix("/v1")
         self.address = Address(address.host, address.port, address.tls, prefix)
         self.max_model_len: int | None = None
         self.model = ""
         self.returns_token_ids = False
+        self.forces_lengths = False
+        self.prompt_lengths = "ids"
+        """What makes prompts as long as asked for: see `wording.settled`."""
         self.cache: CacheConfig | None = None
         self._metrics_path: str | None = None
         self._surroundings = surroundings
         self._dialect = Dialect(extended=True, prompts=prompts or "ids")
+        self._tokenizer = tokenizer
 
     def connect(self, model: str | None) -> None:
         """Find out what the server is.
 
         Raises `EngineStartError` if it does not answer as a completions server would, and
-        `ConfigurationError` if it does not have `model`.
+        `ConfigurationError` if it does not have `model`, or the tokenizer cannot be read.
         """
+        local = None if self._tokenizer is None else load_tokenizer(Path(self._tokenizer))
         self._choose_model(model)
         self._probe()
         self._find_metrics()
+        if self._dialect.prompts != "ids":
+            self._find_lengths(local)
 
     def connect_like(self, other: OpenAIServer) -> None:
         """Take over what `other` has told, and see that it can be reached here: a router in front of it.
@@ -72,8 +94,13 @@ class OpenAIServer:
         Raises `EngineStartError` if it cannot.
         """
         self.model, self.max_model_len = other.model, other.max_model_len
-        self._dialect = other._dialect
+        self.prompt_lengths, self._dialect = other.prompt_lengths, other._dialect
         self._probe()
+
+    @property
+    def prompt_overhead(self) -> int:
+        """Tokens that every prompt has whatever its ids; 0 where that is not known, too."""
+        return 0 if self._dialect.wording is None else self._dialect.wording.overhead
 
     def is_healthy(self) -> bool:
         """Whether `GET /health` answers 200 at this moment."""
@@ -127,6 +154,8 @@ class OpenAIServer:
             "version": self.version(),
             "max_model_len": self.max_model_len,
             "returns_token_ids": self.returns_token_ids,
+            "prompt_lengths": self.prompt_lengths,
+            "prompt_overhead": self.prompt_overhead or None,
             "kv_capacity_tokens": cache.capacity_tokens if cache else None,
             "kv_block_tokens": cache.block_tokens if cache else None,
             "prefix_caching": cache.prefix_caching if cache else None,
@@ -209,12 +238,43 @@ class OpenAIServer:
             # vllm-router 0.1.17 does not pass continuous_usage_stats on, and a token may have no text to be known by.
             self._dialect = replace(self._dialect, ids_count=True)
         self.returns_token_ids = answer.token_ids is not None and self._dialect.prompts == "ids"
+        self.forces_lengths = self._dialect.extended and shows_extensions(exchange)
 
     def _generate(self) -> Exchange:
         generation = Generation(_PROBE_IDS, _PROBE_OUTPUT_TOKENS, return_token_ids=True)
-        body = request_body(self.model, generation, self._dialect)
+        return self._answered(request_body(self.model, generation, self._dialect))
+
+    def _answered(self, body: bytes) -> Exchange:
         timeout_s = min(PROBE_TIMEOUT_S, self._surroundings.limits.silence_s)
         return self._request("POST", PATHS[self._dialect.prompts], body, timeout_s)
+
+    def _find_lengths(self, local: Any) -> None:
+        """Find texts of exact lengths; `local`: the tokenizer that was named, or None."""
+        tokenizers: dict[str, Count] = {"server tokenizer": self._tokenized}
+        if local is not None:
+            tokenizers["local tokenizer"] = lambda text: len(local.encode(text).ids)
+        self.prompt_lengths, wording = settled(tokenizers, self._used, self.max_model_len or _UNKNOWN_LEN)
+        self._dialect = replace(self._dialect, wording=wording)
+
+    def _tokenized(self, text: str) -> int | None:
+        """How many tokens the server's own tokenizer makes of a prompt with this text, as vLLM offers it."""
+        form = self._dialect.prompts
+        template = {"add_generation_prompt": True} if form == "chat" else {}
+        body = orjson.dumps({"model": self.model, **text_prompt(form, text), **template})
+        exchange = self._request("POST", "/tokenize", body, CONTROL_TIMEOUT_S)
+        if exchange.status != 200:
+            return None
+        try:
+            content = orjson.loads(exchange.body)
+        except ValueError:
+            return None
+        count = content.get("count") if isinstance(content, dict) else None
+        return count if isinstance(count, int) else None
+
+    def _used(self, text: str) -> int | None:
+        """How many tokens the server says that a prompt with this text had, once it has answered it."""
+        answer = read_answer(self._answered(text_request(self.model, text, 1, self._dialect)))
+        return None if answer.failure is not None else answer.prompt_tokens
 
     def _complaint(self, request: str, exchange: Exchange, detail: str | None = None) -> str:
         """One sentence on a server that does not answer as it should, and what to do."""
@@ -307,7 +367,7 @@ class ServedEngine:
     def launch(self) -> OpenAIServer:
         """Start the server without waiting until it is ready, which `start` then does."""
         self.stop()
-        self._launched = OpenAIServer(self.host.launch(), self._surroundings, self.spec.prompts)
+        self._launched = OpenAIServer(self.host.launch(), self._surroundings, self.spec.prompts, self.spec.tokenizer)
         return self._launched
 
     def stop(self) -> None:
@@ -349,6 +409,14 @@ class ServedEngine:
     @property
     def returns_token_ids(self) -> bool:
         return self.server.returns_token_ids
+
+    @property
+    def forces_lengths(self) -> bool:
+        return self.server.forces_lengths
+
+    @property
+    def prompt_overhead(self) -> int:
+        return self.server.prompt_overhead
 
     @property
     def kv_capacity_tokens(self) -> int | None:

@@ -24,6 +24,8 @@ def figures_json(result: PerfResult) -> dict[str, Any]:
             **_latencies_json(result),
             **{name: getattr(result, name) for name in _SCALARS},
             "requests": result.requests,
+            "input_tokens": _known(asdict(result.input_tokens)),
+            "output_tokens": _known(asdict(result.output_tokens)),
             "errors": result.errors,
             "remarks": result.remarks,
             "by_round": [_known(_latencies_json(one)) for one in result.by_round],

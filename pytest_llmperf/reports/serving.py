@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from pytest_llmperf import metrics, units
-from pytest_llmperf.results import PerfResult
+from pytest_llmperf.results import PerfResult, Tokens
 from pytest_llmperf.stats import Sample
 
 _WIDTH = 50
@@ -64,13 +64,21 @@ def _rates(result: PerfResult) -> Iterator[str]:
     outputs = [metrics.output_tokens(run) for run in result.records]
     yield from _known("Measured time (s):", result.duration_s)
     yield from _known("Total input tokens:", inputs[0] if inputs else None, 0)
+    yield from _asked("Input", result.input_tokens)
     yield from _known("Total generated tokens:", outputs[0] if outputs else None, 0)
+    yield from _asked("Generated", result.output_tokens)
     if result.is_open:
         yield from _known("Offered load (req/s):", result.load.offered)
     yield from _known("Request throughput (req/s):", result.request_throughput)
     yield from _known("Request goodput (req/s):", result.goodput)
     yield from _known("Output token throughput (tok/s):", result.output_throughput)
     yield from _known("Total token throughput (tok/s):", result.total_throughput)
+
+
+def _asked(what: str, tokens: Tokens) -> Iterator[str]:
+    """Both lengths, where they are not the same."""
+    if tokens.served is not None and tokens.served != tokens.asked:
+        yield _line(f"  {what} tokens asked for / counted:", f"{tokens.asked} / {tokens.served}")
 
 
 def _latency(title: str, short: str, sample: Sample) -> Iterator[str]:

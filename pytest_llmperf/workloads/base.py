@@ -78,6 +78,15 @@ class Session:
             lengths.append(length + (turn.output_tokens if turn.answer_ids is None else len(turn.answer_ids)))
         return max(ends)
 
+    @property
+    def fewest_input_tokens(self) -> int:
+        """The shortest input of its turns, tokens; one that continues is longer than what it continues from."""
+        return min(
+            (0 if turn.prefix is None else len(turn.prefix)) + turn.new_tokens
+            for number, turn in enumerate(self.turns)
+            if number == 0 or turn.prefix is not None
+        )
+
     def continued(self, number: int) -> int:
         """The turn that this later one continues from."""
         after = self.turns[number].after

@@ -6,11 +6,11 @@ import re
 import zlib
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.engines.tokenizer import load_tokenizer
 from pytest_llmperf.workloads.base import Ids
 
 _PIECES = re.compile(r"\s?[A-Za-z]{1,8}|\s?[0-9]{1,3}|\s?[^\sA-Za-z0-9\x80-\U0010ffff]{1,3}|[^\x00-\x7f]{1,2}|\s+")
@@ -51,22 +51,7 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         """Raises `ConfigurationError` if the library is missing, or the file is none of its."""
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise ConfigurationError(f"tokenizer: there is no {file}; give a tokenizer.json or the folder that has one")
-        try:
-            import tokenizers  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise ConfigurationError(
-                f"tokenizer={str(path)!r} needs the tokenizers library: pip install 'pytest-llmperf[tokenizers]'; "
-                "without tokenizer= lengths are about right"
-            ) from None
-        try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-            raise ConfigurationError(f"tokenizer: {file} cannot be read: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = load_tokenizer(path)
 
     def __call__(self, text: str) -> Ids:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)

@@ -90,11 +90,37 @@ class TestLoads:
         monkeypatch.chdir(tmp_path)
         with OriginProcess(ttft_s=0.005, itl_s=0.001) as origin:
             main(["load", origin.url, "--concurrency", "2", *SMALL, "--prompts", prompts])
-            assert origin.stats()["requests"] == 13  # with the first contact
+            found_out = origin.stats()["requests"] - 12
         out, err = capsys.readouterr()
         assert "Successful requests:                            12" in out
-        assert ("note: the server counts 12 of 12 inputs otherwise" in out) is (prompts != "ids")
+        assert found_out == 1 if prompts == "ids" else 1 < found_out < 50  # with the first contact
+        guessed = "note: the server counts 12 of 12 inputs otherwise"
+        told = "INVALID: the prompts have " in out, "Input tokens asked for / counted:" in out, guessed in out
+        assert told == ((prompts != "ids"),) * 3  # this server takes four bytes for a token
         assert err == ""
+
+    @pytest.mark.parametrize("prompts", ["text", "chat"])
+    def test_texts_of_exact_lengths(self, tmp_path, monkeypatch, prompts):
+        """Both lengths are in the result, and the run is as good as one with ids."""
+        monkeypatch.chdir(tmp_path)
+        words = ["--concurrency", "2", *SMALL, "--prompts", prompts, "--json", "x.json"]
+        with CompletionsServer(template_tokens=7) as server:
+            main(["load", server.url, *words])
+        result = json.loads((tmp_path / "x.json").read_bytes())
+        counted = result["requests"]
+        assert {"asked": counted * 16, "served": counted * 16} == result["input_tokens"]
+        assert {"asked": counted * 25, "served": counted * 25} == result["output_tokens"]
+        assert "server usage" == result["provenance"]["engine"]["prompt_lengths"]
+        assert not any("asked for" in reason for reason in result["validity"] + result["doubts"])
+
+    def test_a_tokenizer_of_our_own(self, call, tmp_path):
+        """It is looked for before anything is sent, and goes with texts."""
+        done = call("--concurrency", 2, "--prompts", "chat", "--tokenizer", tmp_path / "none")
+        assert done.code == 2
+        assert f"tokenizer: there is no {tmp_path / 'none'}; give a tokenizer.json" in done.err
+        done = call("--concurrency", 2, "--tokenizer", tmp_path)
+        assert done.code == 2
+        assert "give prompts='text' or 'chat', too" in done.err
 
     def test_several_workers(self, call):
         """They share the load, and the summary says how many they were."""

@@ -127,9 +127,12 @@ class TestAgreement:
 
     @pytest.mark.parametrize("prompts", ["text", "chat"])
     def test_prompts_of_each_form(self, server, tmp_path, prompts, capsys):
-        """Words are as many tokens."""
+        """Texts have the tokens that were asked for, with what a chat puts around them."""
         loaded(server, tmp_path, *("--concurrency", 2, "--requests", 4, "--output-tokens", 4, "--prompts", prompts))
         assert "Successful requests:                             4" in capsys.readouterr().out
+        result = json.loads((tmp_path / "result.json").read_text())
+        assert {"asked": 4 * 512, "served": 4 * 512} == result["input_tokens"]
+        assert "server tokenizer" == result["provenance"]["engine"]["prompt_lengths"]
 
 
 class TestPlugin:

@@ -22,7 +22,10 @@ from pytest_llmperf.engines.completions import (
     error_text,
     read_answer,
     request_body,
+    shows_extensions,
+    text_request,
 )
+from pytest_llmperf.engines.wording import Wording
 from pytest_llmperf.records import Failure, Remark
 
 PLAIN, EXTENDED = Dialect(extended=False), Dialect(extended=True)
@@ -112,6 +115,15 @@ class TestRequestBody:
         assert [{"role": "user", "content": text.pop("prompt")}] == chat.pop("messages")
         assert text == chat
 
+    @pytest.mark.parametrize("form", ["text", "chat"])
+    def test_words_of_known_lengths(self, form):
+        """Where they are known, the text is made of them; a text that is given goes as it is."""
+        dialect = Dialect(extended=True, prompts=form, wording=Wording("the", (" a", " b"), 3))
+        made = request_body("m", Generation([5, 4, 4, 0, 1, 1], 7, return_token_ids=False), dialect)
+        body = json.loads(made)
+        assert "the b a a" == (body["prompt"] if form == "text" else body["messages"][0]["content"])
+        assert made == text_request("m", "the b a a", 7, dialect)
+
     def test_texts_differ_where_ids_do(self):
         """Other ids are another text, so that no prompt is another's beginning by accident."""
         assert as_text([1000, 1001]) != as_text([1001, 1000])
@@ -121,6 +133,26 @@ class TestRequestBody:
         """Token ids are not asked for where no later turn continues from them."""
         body = json.loads(request_body("m", Generation([1000], 7, return_token_ids=False), EXTENDED))
         assert "return_token_ids" not in body
+
+
+class TestExtensions:
+    """Whether a server has read what it was asked beyond the protocol."""
+
+    @pytest.mark.parametrize(
+        ("events", "shown"),
+        [
+            ([chunk(token_ids=[5]), final(1)], True),
+            ([chunk(usage=usage(1)), final(1)], True),
+            ([chunk(), final(1)], False),
+            ([chunk(), chunk("", finish_reason="length", usage=usage(1))], False),
+            ([chunk(token_ids=[]), {"choices": [3]}, {"choices": []}, {"choices": {}}, {}, 3, b"no JSON"], False),
+        ],
+    )
+    def test_what_shows_it(self, events, shown):
+        """Ids, or a usage beside each token; one beside the last token alone is within the protocol's habits."""
+        payloads = [event if isinstance(event, bytes) else json.dumps(event).encode() for event in [*events, DONE]]
+        body = exchange(*((10 * number, b"data: %b\n\n" % payload) for number, payload in enumerate(payloads, 1)))
+        assert shown is shows_extensions(body)
 
 
 class TestCounting:

@@ -14,12 +14,16 @@ from servers import CompletionsServer, Do, RawServer
 
 from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.engines import make_engine, make_spec
+from pytest_llmperf.driver import LocalTeam
+from pytest_llmperf.engines import make_engine, make_spec, tiny_llama
 from pytest_llmperf.engines import server as openai
 from pytest_llmperf.engines.base import EngineSpec, Generation, Surroundings
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineDiedError, EngineStartError
 from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.request import checked_request
+from pytest_llmperf.session import Setting, measure
+from pytest_llmperf.workloads import conversations
 
 KEY = "sk-very-s3cret"
 METRICS = """\
@@ -60,8 +64,9 @@ def surroundings(**changes):
     return Surroundings(**(known | changes))
 
 
-def engine_at(url, *, model=None, prompts=None, **changes):
-    return make_engine(EngineSpec(kind="openai", url=url, model=model, prompts=prompts), surroundings(**changes))
+def engine_at(url, *, model=None, prompts=None, tokenizer=None, **changes):
+    spec = EngineSpec(kind="openai", url=url, model=model, prompts=prompts, tokenizer=tokenizer)
+    return make_engine(spec, surroundings(**changes))
 
 
 @pytest.fixture
@@ -76,6 +81,22 @@ def short_limits(monkeypatch):
     """No request but a generation may take longer than 0.2 s, and that not longer than 0.4 s."""
     monkeypatch.setattr(openai, "CONTROL_TIMEOUT_S", 0.2)
     monkeypatch.setattr(openai, "PROBE_TIMEOUT_S", 0.2)
+
+
+def measured(engine, folder, workload):
+    """What one run of a workload gives."""
+    request = checked_request(
+        workload, load=None, runs=1, warmup_runs=0, cache="as_is", prefill_context=False, slo=None, name=None
+    )
+    setting = Setting(
+        test="t",
+        hardware_key="test",
+        clock=RealClock(),
+        record_dir=folder,
+        progress=Steps(),
+        team=LocalTeam(RealClock()),
+    )
+    return measure(engine, request, setting)
 
 
 def answer_of(engine, *, output_tokens=3):
@@ -258,7 +279,9 @@ class TestPrompts:
         """The probe goes the way of the measured requests, and counts are the server's."""
         engine = engine_at(server.url, prompts=prompts)
         answer = answer_of(engine)
-        assert ["/v1/models", path, "/metrics", path] == server.paths()
+        before, after = server.paths()[:3], server.paths()[3:]
+        assert ["/v1/models", path, "/metrics"] == before
+        assert {path} == {*after} - {"/tokenize"}
         assert (None, 3, 20) == (answer.failure, answer.output_tokens, answer.prompt_tokens)
         assert all(form in request.body for request in server.requests if request.path == path)
         assert isinstance(server.requests[1].body.get("prompt", ""), list) == (prompts in (None, "ids"))
@@ -274,7 +297,8 @@ class TestPrompts:
         answer = answer_of(engine_at(server.url, prompts="chat"))
         assert (None, 3) == (answer.failure, answer.output_tokens)
         bodies = [request.body for request in server.requests if request.path == "/v1/chat/completions"]
-        assert [True, True, False, False] == ["ignore_eos" in body for body in bodies]
+        asked = ["ignore_eos" in body for body in bodies]
+        assert (True, True, {False}) == (*asked[:2], {*asked[2:]})
 
     def test_a_server_without_that_route(self, server):
         """The complaint names it."""
@@ -300,6 +324,124 @@ class TestPrompts:
         words = [{}, {"prompts": "ids"}, {"prompts": "chat"}]
         specs = [make_spec("openai", {"url": "http://localhost:1", **given}) for given in words]
         assert [None, None, "chat"] == [spec.identity()["prompts"] for spec in specs]
+
+
+class TestPromptLengths:
+    """Whether texts have the tokens asked for, and how that is known."""
+
+    @staticmethod
+    def lengths(engine):
+        about = engine.describe()
+        return about["prompt_lengths"], about.get("prompt_overhead")
+
+    @pytest.mark.parametrize(("prompts", "overhead"), [("text", 3), ("chat", 12)])
+    def test_the_server_s_own_tokenizer(self, server, prompts, overhead):
+        """It is asked while connecting, two prompts are served to be sure, and then no more."""
+        server.count = server.tokenize = lambda text: 2 + len(text.split())
+        server.template_tokens = 9
+        engine = engine_at(server.url, prompts=prompts)
+        assert ("server tokenizer", overhead) == self.lengths(engine)
+        assert overhead == engine.prompt_overhead
+        assert 6 == server.paths().count("/tokenize")
+        asked = len(server.requests)
+        assert 20 == answer_of(engine).prompt_tokens
+        assert asked + 1 == len(server.requests)
+        assert 3 == sum("completions" in path for path in server.paths()[:asked])
+
+    def test_a_chat_is_tokenized_as_it_is_served(self, server):
+        """With what makes the assistant speak."""
+        server.tokenize = server.count
+        engine_at(server.url, prompts="chat", model="tiny").start()
+        body = next(request.body for request in server.requests if request.path == "/tokenize")
+        assert ("tiny", True) == (body["model"], body["add_generation_prompt"])
+        assert ["user"] == [message["role"] for message in body["messages"]]
+
+    @pytest.mark.parametrize("prompts", ["text", "chat"])
+    def test_the_server_s_usage(self, server, prompts):
+        """A server without a tokenizer to ask is asked for single tokens."""
+        server.template_tokens = 9
+        engine = engine_at(server.url, prompts=prompts)
+        assert ("server usage", 10 if prompts == "chat" else 1) == self.lengths(engine)
+        assert 20 == answer_of(engine).prompt_tokens
+        assert 2 == server.paths().count("/tokenize")
+        bodies = [request.body for request in server.requests if "completions" in request.path]
+        assert [4, 1, 1, 1, 1, 1, 1, 3] == [body["max_tokens"] for body in bodies]
+
+    @pytest.mark.parametrize("prompts", ["text", "chat"])
+    def test_a_tokenizer_of_our_own(self, server, prompts, tmp_path):
+        """Where the server offers none; what the server puts around a text is taken from its usage."""
+        pytest.importorskip("tokenizers")
+        folder = tiny_llama.ensure(tmp_path)
+        server.count = len  # as it is for the characters that are tokens of their own
+        server.template_tokens = 9
+        engine = engine_at(server.url, prompts=prompts, tokenizer=str(folder))
+        assert ("local tokenizer", 10 if prompts == "chat" else 1) == self.lengths(engine)
+        assert 20 == answer_of(engine).prompt_tokens
+
+    def test_conversations_whose_answers_are_given(self, server, tmp_path):
+        """Every turn of a chat has the tokens that it should, its history among them; real answers are refused."""
+        said = [{"from": who, "value": "what there is to say " * 9} for who in ("human", "gpt") * 3]
+        (tmp_path / "talks.json").write_text(json.dumps([{"conversations": said}] * 2))
+        server.tokenize = server.count
+        server.template_tokens = 9
+        engine = engine_at(server.url, prompts="chat")
+
+        result = measured(engine, tmp_path, conversations(tmp_path / "talks.json", answers="recorded"))
+
+        assert 6 == result.requests
+        sent = [(request.input_tokens, request.prompt_tokens) for request in result.records[0].requests]
+        assert all(asked == served for asked, served in sent)
+        assert 3 == len({*sent})
+        with pytest.raises(ConfigurationError, match="does not return token ids"):
+            measured(engine, tmp_path, conversations(tmp_path / "talks.json", answers="real"))
+
+    def test_a_tokenizer_that_is_not_there(self, server, tmp_path):
+        """Nothing is sent."""
+        with pytest.raises(ConfigurationError, match="tokenizer: there is no"):
+            engine_at(server.url, prompts="text", tokenizer=str(tmp_path)).start()
+        assert [] == server.requests
+
+    def test_a_tokenizer_for_ids(self):
+        """They need none."""
+        with pytest.raises(ConfigurationError, match="give prompts='text' or 'chat', too, or leave it out"):
+            make_spec("openai", {"url": "http://localhost:1", "tokenizer": "folder"})
+
+    @pytest.mark.parametrize(
+        "answer", [(500, b"{}"), (200, b"<html>"), (200, b"[]"), (200, b'{"tokens": [1]}'), (200, b'{"count": "many"}')]
+    )
+    def test_a_route_that_is_something_else(self, server, answer):
+        """As if it were not there."""
+        server.routes["/tokenize"] = answer
+        assert ("server usage", 1) == self.lengths(engine_at(server.url, prompts="text"))
+
+    def test_a_tokenizer_of_another_model(self, server):
+        """A gateway may ask the wrong one; what is served counts."""
+        server.tokenize = len
+        engine = engine_at(server.url, prompts="text")
+        assert ("server usage", 1) == self.lengths(engine)
+
+    @pytest.mark.parametrize("prompts", ["text", "chat"])
+    def test_lengths_that_cannot_be_known(self, server, prompts):
+        """Words are sent as they are, one for each token asked for."""
+        server.usage = False
+        engine = engine_at(server.url, prompts=prompts)
+        assert ("unknown", None, 0) == (*self.lengths(engine), engine.prompt_overhead)
+        assert answer_of(engine).failure is None
+        body = server.requests[-2].body if server.paths()[-1] == "/version" else server.requests[-1].body
+        text = body["prompt"] if prompts == "text" else body["messages"][0]["content"]
+        assert 20 == len(text.split())
+
+    @pytest.mark.parametrize(
+        ("token_ids", "usage", "forced"), [(True, False, True), (False, True, True), (False, False, False)]
+    )
+    def test_whether_answers_are_as_long_as_asked(self, server, token_ids, usage, forced):
+        """A server that takes our words and shows no sign of having read them may end an answer."""
+        server.token_ids, server.usage = token_ids, usage
+        assert forced is engine_at(server.url).forces_lengths
+
+    def test_a_server_that_refuses_our_words_ends_answers_as_it_likes(self, server):
+        server.refuse_extensions = 400
+        assert engine_at(server.url).forces_lengths is False
 
 
 class TestConnector:
@@ -559,6 +701,7 @@ class TestDescribe:
             "version": "0.33.0",
             "max_model_len": 4096,
             "returns_token_ids": True,
+            "prompt_lengths": "ids",
             "kv_capacity_tokens": 1600,
             "kv_block_tokens": 16,
             "prefix_caching": True,
@@ -568,7 +711,7 @@ class TestDescribe:
     def test_little(self, server):
         """What is not known is left out."""
         server.metrics, server.models = None, [{"id": "tiny"}]
-        expected = {"model": "tiny", "returns_token_ids": True, "url": server.url}
+        expected = {"model": "tiny", "returns_token_ids": True, "prompt_lengths": "ids", "url": server.url}
         assert expected == engine_at(server.url).describe()
 
     @pytest.mark.parametrize("body", [b"0.33", b"oops", b'{"version": 33}', b"[]"])

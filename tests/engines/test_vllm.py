@@ -15,8 +15,9 @@ from pytest_llmperf.engines.base import Generation
 from pytest_llmperf.errors import ConfigurationError, EngineStartError
 from pytest_llmperf.load import closed_loop, round_robin
 from pytest_llmperf.request import checked_request
+from pytest_llmperf.results import Tokens
 from pytest_llmperf.session import Setting, measure
-from pytest_llmperf.workloads import multi_round, shared_prefix
+from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
 
 pytestmark = MARKS
 
@@ -159,6 +160,27 @@ def test_any_url_will_do(engine, around, tmp_path):
     assert ({}, 8) == (result.errors, result.requests)
     assert result.cache.hit_rate > 0.8
     assert (engine.model, engine.kv_capacity_tokens) == (other.model, other.kv_capacity_tokens)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_texts_have_exactly_the_tokens_asked_for(engine, around, tmp_path, form):
+    """Also where a chat template stands around them, as the server counts the prompts that it serves."""
+    other = make_engine(make_spec("openai", {"url": engine.url, "prompts": form}), around)
+    prefixes = shared_prefix(prefixes=2, requests_per_prefix=4, prefix_tokens=512, input_tokens=20, output_tokens=4)
+
+    result = measured(other, tmp_path, prefixes, load=closed_loop(4), cache="cold")
+
+    about = result.provenance.engine
+    assert ("server tokenizer", {"text": 1, "chat": 13}[form]) == (about["prompt_lengths"], about["prompt_overhead"])
+    assert {532} == {request.prompt_tokens for request in result.records[0].requests}
+    assert (Tokens(8 * 532, 8 * 532), Tokens(8 * 4, 8 * 4)) == (result.input_tokens, result.output_tokens)
+    assert not any("tokens as the server counts them" in reason for reason in result.validity.reasons)
+    # What is shared as ids is shared as texts, too; four at a time may begin before it is there.
+    assert sum(request.cached_tokens >= 384 for request in result.records[0].requests) >= 4
+    if form == "chat":
+        with pytest.raises(ConfigurationError, match=r"single_turn has a prompt of 12 tokens, but every prompt"):
+            measured(other, tmp_path, single_turn(requests=1, input_tokens=12, output_tokens=1))
 
 
 @pytest.mark.timeout(60)

@@ -223,6 +223,19 @@ def test_rounds_have_the_lengths_that_were_asked_for():
     assert [1064] * 3 == [len(session.turns[0].input_tokens) for session in sessions]
     assert [0] * 3 == [session.shared_tokens for session in sessions]
     assert [1000 + 4 * (64 + 32)] * 3 == [session.total_tokens for session in sessions]
+    assert [1064] * 3 == [session.fewest_input_tokens for session in sessions]
+
+
+def test_the_shortest_input_of_a_session():
+    """A turn that continues is longer than what it continues from; one with a beginning of its own may be shorter."""
+    ids = np.arange(1000, 1040)
+    asks = [
+        Turn(prefix=prefix, new_ids=ids[:new], output_tokens=1) for prefix, new in ((ids[:30], 5), (None, 2), (ids, 1))
+    ]
+
+    assert 35 == Session(turns=tuple(asks[:2])).fewest_input_tokens
+    assert 35 == Session(turns=tuple(asks)).fewest_input_tokens
+    assert 5 == Session(turns=(asks[0], Turn(prefix=ids[:2], new_ids=ids[:3], output_tokens=1))).fewest_input_tokens
 
 
 def test_only_the_first_turn_is_known_beforehand():

@@ -13,7 +13,7 @@ from pytest_llmperf.engines.placement import placement_problems, places
 from pytest_llmperf.errors import ConfigurationError, unknown
 
 WORDS = host.WORDS | {
-    "engine", "replicas", "router", "router_args", "policy", "gpus", "cpus", "ports", "prompts",
+    "engine", "replicas", "router", "router_args", "policy", "gpus", "cpus", "ports", "prompts", "tokenizer",
 }  # fmt: skip
 REQUIRED = host.REQUIRED
 

@@ -32,6 +32,8 @@ class SimulatedEngine:
     is_ours = True
     is_simulated = True
     returns_token_ids = True
+    forces_lengths = True
+    prompt_overhead = 0
 
     def __init__(self, spec: EngineSpec, limits: Limits) -> None:
         """`limits`: how long a client waits, in virtual time."""

@@ -106,12 +106,12 @@ LIKE: dict[str, dict[str, Any]] = {
         "transfer": "blocking",
         "offload": "write_back",
     },
-    "sglang": {"offload": "write_back", "block_tokens": 1, "memory_utilization": 0.88},
+    "sglang": {"block_tokens": 1, "memory_utilization": 0.88},
 }
 """What differs from vLLM, by the engine to be like.
 
 TensorRT-LLM's 5.6 GB: from the two users on an H100 and seven on a GH200 that its benchmark publishes,
-which hold for 4.71 to 6.55 GB. SGLang's share is its default `mem_fraction_static`.
+which hold for 4.71 to 6.55 GB. SGLang's share is its default `mem_fraction_static`; HiCache writes through.
 """
 
 DEFAULT_LIKE = "vllm"
