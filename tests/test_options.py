@@ -42,7 +42,7 @@ def test_all_mistakes_are_reported_at_once(run):
     result.stderr.fnmatch_lines_random(
         [
             "*--llmperf-runs: expected a whole number of at least 1, auto, auto:N for N runs or auto:Nmin*got '0'",
-            "*--llmperf-engine: unknown engine 'vlm'; did you mean 'vllm'? accepted: openai, sim, vllm",
+            "*--llmperf-engine: unknown engine 'vlm'; did you mean 'vllm'? accepted: fleet, openai, *, vllm",
             "*--llmperf-hardware: unknown hardware key 'NVIDIA-H1000'; accepted: *NVIDIA-H200*",
             "*--llmperf-set: unknown word 'prefix_cachin'; did you mean 'prefix_caching'? accepted: *",
             "*--llmperf-set 'nonsense': expected WORD=VALUE*",
