@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -46,6 +46,15 @@ class Entry:
     criterion: Mapping[str, float]
     """`detect` and `min_effect` as the test asked for them; empty where the file does not say."""
     simulated: bool = False
+    shift: float = 0.0
+    """What accepted changes add to the logarithms of the values, so that all nights are at the level expected now."""
+    accepted: tuple[str, ...] = ()
+    """What is accepted of this metric, for the reader; the same for every night."""
+
+    @property
+    def logarithms(self) -> tuple[float, ...]:
+        """Of the stored values, at the level expected now: up is worse."""
+        return tuple(math.log(value) + self.shift for value in self.stored_values)
 
     @property
     def metric(self) -> str:
@@ -102,7 +111,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
 
 def read(path: Path) -> ResultFile:
     """Everything in one file. Raises `BaselineError`, in one sentence, for one that cannot be used."""
-    document = _document(path)
+    document = read_document(path)
     about = document.get("machine_info", {}).get("llmperf") if isinstance(document.get("machine_info"), dict) else None
     saved_at = str(document.get("datetime", ""))
     _check_date(path, saved_at)
@@ -122,22 +131,26 @@ def read(path: Path) -> ResultFile:
     )
 
 
-def write(document: Mapping[str, Any], path: Path) -> None:
-    """Write a result file, sorted and indented so that it diffs well; it appears complete or not at all."""
-    draft = drafted(document, path.parent)
+def write(document: Mapping[str, Any] | Sequence[Any], path: Path) -> None:
+    """Write a file of JSON, sorted and indented so that it diffs well; it appears complete or not at all."""
+    draft = drafted(encoded(document), path.parent)
     try:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def drafted(document: Mapping[str, Any], folder: Path) -> Path:
+def encoded(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """A file's content, the same for the same document. Raises `ValueError` for numbers that JSON does not know."""
+    return f"{json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr)}\n".encode()
+
+
+def drafted(content: bytes, folder: Path) -> Path:
     """A finished file under a name of its own in `folder`, for the caller to give it its real one."""
-    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
     descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(draft, 0o644)
@@ -147,12 +160,17 @@ def drafted(document: Mapping[str, Any], folder: Path) -> Path:
     return Path(draft)
 
 
-def _document(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds. Raises `BaselineError`, in one sentence, for one that cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text)
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BaselineError(f"{path} is not readable JSON: {_first_line(error)}") from None
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A result file as it lies there, its benchmarks unchecked. Raises `BaselineError` if it is none."""
+    document = read_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
         raise BaselineError(
             f"{path} is not a result file: expected pytest-benchmark's JSON with a list of benchmarks; "

@@ -207,7 +207,7 @@ def test_a_number_that_json_does_not_know_is_never_written(folder):
     with pytest.raises(ValueError, match="JSON"):
         Baselines(folder).save("main", KEY, document(row(values=(float("nan"),))))
 
-    assert [] == list((folder / KEY).iterdir())
+    assert not folder.exists()
 
 
 def test_the_newest_file_comes_first(folder):

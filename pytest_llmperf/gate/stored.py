@@ -136,6 +136,7 @@ class Gate:
         findings = self._family.findings(key)
         matches = {match.newest.path: match for match in self._matches[key].values()}
         changed = [difference for match in matches.values() for difference in match.differences]
+        accepted = [sentence for match in self._matches[key].values() for sentence in match.accepted]
         against = ", ".join(dict.fromkeys(match.name for match in matches.values()))
         if base is not None:
             words = differences(result.provenance.engine_words, base.provenance.engine_words)
@@ -143,7 +144,7 @@ class Gate:
         return judgement(
             [_flag(finding) for finding in findings] if self._family.is_screen else findings,
             against=against or None,
-            doubts=(*result.doubts, *(f"the engine differs: {difference}" for difference in changed)),
+            doubts=(*result.doubts, *(f"the engine differs: {difference}" for difference in changed), *accepted),
             advice=_ADVICE if base is None else _ADVICE_IN_TURN,
         )
 
