@@ -105,8 +105,13 @@ def write_acknowledged(folder: Path, accepted: Sequence[Acknowledgement]) -> Pat
     if not accepted:
         path.unlink(missing_ok=True)
         return path
-    write([{**asdict(one), "expires": one.expires.isoformat()} for one in _sorted(accepted)], path)
+    write([{**asdict(one), "expires": one.expires.isoformat()} for one in sort(accepted)], path)
     return path
+
+
+def sort(accepted: Iterable[Acknowledgement]) -> list[Acknowledgement]:
+    """In the order of the file."""
+    return sorted(accepted, key=lambda one: (one.test, one.metric, one.since, one.expires, one.change, one.reason))
 
 
 def parsed_date(text: str) -> date | None:
@@ -118,10 +123,6 @@ def parsed_date(text: str) -> date | None:
 
 
 _REMEDY = "pytest-llmperf baseline acknowledge writes it"
-
-
-def _sorted(accepted: Sequence[Acknowledgement]) -> list[Acknowledgement]:
-    return sorted(accepted, key=lambda one: (one.test, one.metric, one.since, one.expires, one.change, one.reason))
 
 
 def _made(row: Mapping[str, Any]) -> Acknowledgement:

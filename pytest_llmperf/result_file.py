@@ -24,6 +24,8 @@ from pytest_llmperf.metrics import METRICS, Quantity
 from pytest_llmperf.results import Provenance
 
 SCHEMA_VERSION = 1
+NO_DAY = "1970-01-01T00:00:00+00:00"
+"""The date of simulated files, which owe nothing to the day on which they are made."""
 UNKNOWN_KEY = "unknown"
 """The hardware key of a file that does not say what it was measured on."""
 _AHEAD = timedelta(days=1)
