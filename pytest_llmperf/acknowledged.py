@@ -8,6 +8,7 @@ a history is of one level: the step neither hides the next slowdown nor counts a
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from pytest_llmperf import units
 from pytest_llmperf.errors import BaselineError, unknown
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.result_file import Entry, read_json, write
+from pytest_llmperf.result_file import Entry, write
 
 FILE_NAME = "acknowledged.json"
 MOST_CHANGE = 1000
@@ -90,9 +91,7 @@ def read_acknowledged(folder: Path) -> tuple[Acknowledgement, ...]:
     path = folder / FILE_NAME
     if not path.exists():
         return ()
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise BaselineError(f"{path}: expected a list of accepted changes, got {_short(rows)}; {_REMEDY}")
+    rows = _rows(path)
     problems = [f"{path}, entry {place}: {problem}" for place, row in enumerate(rows, 1) for problem in _mistakes(row)]
     if problems:
         raise BaselineError("\n".join(problems))
@@ -123,6 +122,17 @@ def parsed_date(text: str) -> date | None:
 
 
 _REMEDY = "pytest-llmperf baseline acknowledge writes it"
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BaselineError(f"{path} is not readable JSON: {reason}; {_REMEDY}") from None
+    if not isinstance(rows, list):
+        raise BaselineError(f"{path}: expected a list of accepted changes, got {_short(rows)}; {_REMEDY}")
+    return rows
 
 
 def _made(row: Mapping[str, Any]) -> Acknowledgement:

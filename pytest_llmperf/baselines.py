@@ -7,6 +7,7 @@ of it, as long as they may be compared. Accepted changes lie beside them (`ackno
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -44,7 +45,7 @@ class Match:
     @cached_property
     def history(self) -> History:
         """Logarithms of the stored values at the level expected now, so that up is worse."""
-        return History(tuple(entry.logarithms for entry in self.entries))
+        return History(tuple(tuple(math.log(v) + entry.shift for v in entry.stored_values) for entry in self.entries))
 
     @property
     def accepted(self) -> tuple[str, ...]:

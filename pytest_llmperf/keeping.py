@@ -23,7 +23,6 @@ from pytest_llmperf.result_file import (
     ResultFile,
     encoded,
     read,
-    read_document,
 )
 from pytest_llmperf.verdicts import Verdict
 
@@ -65,6 +64,8 @@ def nights_of(sources: Sequence[Path], name: str, *, accept_regressed: bool = Fa
             nights += _split(source, name, accept_regressed=accept_regressed)
         except BaselineError as error:
             problems += str(error).splitlines()
+        except ValueError as error:
+            problems.append(f"{source} holds numbers that JSON does not know ({error}); measure again")
     if problems:
         raise BaselineError("\n".join(problems))
     return nights
@@ -140,7 +141,7 @@ def _whole(file: ResultFile) -> Night:
 
 def _split(source: Path, name: str, *, accept_regressed: bool) -> Iterator[Night]:
     """One night for each hardware that the file has results of: a simulated engine brings its own."""
-    file, document = read(source), read_document(source)
+    file = read(source)
     if not file.is_ours:
         raise BaselineError(
             f"{source} is not a result of pytest-llmperf: no machine_info.llmperf; save one with "
@@ -148,17 +149,22 @@ def _split(source: Path, name: str, *, accept_regressed: bool) -> Iterator[Night
         )
     if not file.entries:
         raise BaselineError(f"{source} has no measurement in it; nothing of it can be stored")
+    document = json.loads(source.read_text(encoding="utf-8"))  # what lies behind the entries, row by row
     unfit = (Verdict.INVALID_RUN,) if accept_regressed else (Verdict.REGRESSED, Verdict.INVALID_RUN)
     good: dict[str, list[tuple[Any, Entry]]] = {}
     left_out = []
+    regressed = False
     for row, entry in zip(document["benchmarks"], file.entries, strict=True):
         verdict = _verdict(row)
-        if verdict in unfit:
+        if not _about(row):
+            left_out.append(f"{entry.measurement} is not of pytest-llmperf")
+        elif verdict in unfit:
             left_out.append(f"{entry.metric} of {entry.measurement} is {verdict}")
+            regressed |= verdict == Verdict.REGRESSED
         else:
             good.setdefault(_key(file, row), []).append((row, entry))
     if not good:
-        remedy = "" if accept_regressed else "; --accept-regressed stores what regressed as well"
+        remedy = "; --accept-regressed stores what regressed as well" if regressed else ""
         raise BaselineError(f"{source} has nothing that may be stored: {'; '.join(left_out)}{remedy}")
     for place, (key, found) in enumerate(good.items()):
         yield Night(
@@ -171,9 +177,15 @@ def _split(source: Path, name: str, *, accept_regressed: bool) -> Iterator[Night
         )
 
 
+def _about(row: Any) -> Mapping[str, Any]:
+    """What a row says in our own words; nothing where another plugin wrote it."""
+    about: Mapping[str, Any] = row.get("extra_info", {}).get("llmperf", {})
+    return about
+
+
 def _key(file: ResultFile, row: Any) -> str:
     """The hardware that a row was measured on. Raises `BaselineError` where it is not known."""
-    provenance = row["extra_info"]["llmperf"].get("provenance")
+    provenance = _about(row).get("provenance")
     key = provenance.get("hardware_key") if isinstance(provenance, dict) else None
     known = key if isinstance(key, str) else file.hardware_key
     if known == UNKNOWN_KEY:
@@ -185,7 +197,7 @@ def _key(file: ResultFile, row: Any) -> str:
 
 def _verdict(row: Any) -> object:
     """That of the measurement that a row is of; None where nothing was judged."""
-    judgement = row["extra_info"]["llmperf"].get("judgement")
+    judgement = _about(row).get("judgement")
     return judgement.get("verdict") if isinstance(judgement, dict) else None
 
 
@@ -195,6 +207,6 @@ def _document(document: Mapping[str, Any], file: ResultFile, key: str, rows: Seq
     if key == file.hardware_key:
         return kept
     about = {"llmperf": {"schema_version": SCHEMA_VERSION, "hardware_key": key}}
-    if all(row["extra_info"]["llmperf"]["comparable"].get("simulated") for row in rows):
+    if all(_about(row)["comparable"].get("simulated") for row in rows):
         return {**kept, "machine_info": about, "commit_info": {}, "datetime": NO_DAY}
     return {**kept, "machine_info": about}

@@ -54,11 +54,6 @@ class Entry:
     """What is accepted of this metric, for the reader; the same for every night."""
 
     @property
-    def logarithms(self) -> tuple[float, ...]:
-        """Of the stored values, at the level expected now: up is worse."""
-        return tuple(math.log(value) + self.shift for value in self.stored_values)
-
-    @property
     def metric(self) -> str:
         return self.quantity.name
 
@@ -113,7 +108,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
 
 def read(path: Path) -> ResultFile:
     """Everything in one file. Raises `BaselineError`, in one sentence, for one that cannot be used."""
-    document = read_document(path)
+    document = _document(path)
     about = document.get("machine_info", {}).get("llmperf") if isinstance(document.get("machine_info"), dict) else None
     saved_at = str(document.get("datetime", ""))
     _check_date(path, saved_at)
@@ -162,17 +157,12 @@ def drafted(content: bytes, folder: Path) -> Path:
     return Path(draft)
 
 
-def read_json(path: Path) -> Any:
-    """What a file of JSON holds. Raises `BaselineError`, in one sentence, for one that cannot be read."""
+def _document(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise BaselineError(f"{path} is not readable JSON: {_first_line(error)}") from None
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """A result file as it lies there, its benchmarks unchecked. Raises `BaselineError` if it is none."""
-    document = read_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
         raise BaselineError(
             f"{path} is not a result file: expected pytest-benchmark's JSON with a list of benchmarks; "

@@ -207,8 +207,8 @@ def invalid(reasons: tuple[str, ...]) -> Judgement:
 
 _ADVICE = {
     Verdict.REGRESSED: (
-        "look for the change that caused it; if it is accepted, store the new level with "
-        "--llmperf-gate off --llmperf-save-baseline NAME"
+        "look for the change that caused it; if it is accepted, say so until a day with pytest-llmperf baseline "
+        "acknowledge"
     ),
     Verdict.NO_BASELINE: "store this level with --llmperf-save-baseline NAME",
     Verdict.INCONCLUSIVE: "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show",
