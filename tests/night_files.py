@@ -30,7 +30,7 @@ def row(values, *, test=TEST, metric="ttft_p50", verdict=None, key=None, simulat
     }
 
 
-def document(*rows, key=KEY, day="2026-11-01"):
+def document(*rows, key=KEY, day="2025-11-01"):
     return {
         "machine_info": {"llmperf": {"schema_version": 1, "hardware_key": key}},
         "benchmarks": list(rows),
@@ -38,7 +38,7 @@ def document(*rows, key=KEY, day="2026-11-01"):
     }
 
 
-def put(folder, number, *rows, key=KEY, name="main", day="2026-11-01"):
+def put(folder, number, *rows, key=KEY, name="main", day="2025-11-01"):
     """A night in a folder of baselines, under the number that is asked for."""
     path = folder / key / f"{number:04d}_{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
