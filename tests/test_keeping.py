@@ -79,6 +79,13 @@ class TestResultFiles:
         assert [True, False] == [one.is_new for one in twice]
         assert ["0001_main.json"] == names(baselines)
 
+    @pytest.mark.parametrize("changed", [{"workload": "other"}, {"test": OTHER}, {"metric": "e2e_p99"}])
+    def test_equal_values_of_something_else_are_another_night(self, result, baselines, changed):
+        """Simulated values may well be equal."""
+        sources = [result(row([0.1]), name="a.json"), result(row([0.1], **changed), name="b.json")]
+
+        assert [True, True] == [one.is_new for one in stored(nights_of(sources, "main"), baselines)]
+
     @pytest.mark.parametrize("verdict", ["REGRESSED", "INVALID_RUN"])
     def test_what_regressed_or_is_invalid_is_left_out_and_told(self, result, baselines, verdict):
         """The rest is stored."""
@@ -100,9 +107,13 @@ class TestResultFiles:
 
     def test_a_file_of_two_machines_becomes_two_nights(self, result, baselines):
         """A simulated engine brings its hardware along; its night owes nothing to this machine or day."""
-        path = result(row([0.1]), row([0.2], test=OTHER, key="sim-h100", simulated=True))
+        simulated_row = row([0.2], test=OTHER, key="sim-h100", simulated=True)
+        path = result(row([0.1]), simulated_row, row([0.3], test="slow", verdict="REGRESSED"))
 
-        found = {one.night.hardware_key: one.path for one in stored(nights_of([path], "main"), baselines)}
+        made = list(stored(nights_of([path], "main"), baselines))
+
+        found = {one.night.hardware_key: one.path for one in made}
+        assert [("ttft_p50 of slow is REGRESSED",), ()] == [one.night.left_out for one in made]
 
         assert [KEY, "sim-h100"] == list(found)
         assert ([TEST], [OTHER]) == tuple([e.measurement for e in read(path).entries] for path in found.values())

@@ -142,8 +142,13 @@ class TestShow:
         assert shown == {line for line in out.splitlines() if not line.startswith(" ")}
 
     def test_simulated_nights_do_not_differ(self, run, nights):
+        """They are told not to, however many there are and whatever they hold."""
+        for night in range(1, 8):
+            put(nights, night, row([0.1 * night, 0.1 * night], simulated=True), key=SIM)
+
         _, out, _ = run("show", SIM)
 
+        assert "7    14              -        0.0 %" in out
         assert "ttft_p50: simulated nights are taken not to differ" in out
         assert "not known" not in out
 
@@ -310,6 +315,13 @@ class TestAcknowledge:
         _, out, _ = run("acknowledge", KEY, "perf_tests/*", *words(since="2"))
 
         assert "for 2 tests since night 0002" in out
+
+    def test_the_last_that_is_allowed(self, run, nights):
+        """The next night by its number, and today as the last day."""
+        _, out, _ = run("acknowledge", KEY, TEST, *words(since="3", expires="2026-11-21"))
+
+        assert "since night 0003" in out
+        assert "is in the baseline until 2026-11-21" in out
 
     @pytest.mark.parametrize(
         ("text", "share"), [("8%", 0.08), ("-5 %", -0.05), ("+8.3%", 0.083), ("+150%", 1.5), (" +0.1% ", 0.001)]
