@@ -61,7 +61,9 @@ def _acknowledge(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric", metavar="M", help="what has changed, such as ttft_p50")
     parser.add_argument(
-        "--change", metavar="CHANGE", help="by how much, in its own direction: --change +8%%, or for less of it --change=-5%%"
+        "--change",
+        metavar="CHANGE",
+        help="by how much, in its own direction: --change +8%%, or for less of it --change=-5%%",
     )
     parser.add_argument("--reason", metavar="TEXT", help="why it is accepted")
     parser.add_argument("--expires", metavar="DATE", help="last day on which the new level is expected: 2026-12-31")
