@@ -24,6 +24,8 @@ from pytest_llmperf.metrics import METRICS, Quantity
 from pytest_llmperf.results import Provenance
 
 SCHEMA_VERSION = 1
+NO_DAY = "1970-01-01T00:00:00+00:00"
+"""The date of simulated files, which owe nothing to the day on which they are made."""
 UNKNOWN_KEY = "unknown"
 """The hardware key of a file that does not say what it was measured on."""
 _AHEAD = timedelta(days=1)
@@ -46,6 +48,10 @@ class Entry:
     criterion: Mapping[str, float]
     """`detect` and `min_effect` as the test asked for them; empty where the file does not say."""
     simulated: bool = False
+    shift: float = 0.0
+    """What accepted changes add to the logarithms of the values, so that all nights are at the level expected now."""
+    accepted: tuple[str, ...] = ()
+    """What is accepted of this metric, for the reader; the same for every night."""
 
     @property
     def metric(self) -> str:
@@ -139,27 +145,26 @@ def read(path: Path) -> ResultFile:
     )
 
 
-def text_of(document: Mapping[str, Any]) -> str:
-    """A document as a file holds it: sorted and indented, so that it diffs well. Raises `ValueError` for NaN."""
-    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
-
-
-def write(document: Mapping[str, Any], path: Path) -> None:
-    """Write a result file; it appears complete or not at all. Raises `OSError`."""
-    draft = drafted(document, path.parent)
+def write(document: Mapping[str, Any] | Sequence[Any], path: Path) -> None:
+    """Write a file of JSON, sorted and indented so that it diffs well; complete or not at all. Raises `OSError`."""
+    draft = drafted(encoded(document), path.parent)
     try:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def drafted(document: Mapping[str, Any], folder: Path) -> Path:
+def encoded(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """A file's content, the same for the same document. Raises `ValueError` for numbers that JSON does not know."""
+    return f"{json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr)}\n".encode()
+
+
+def drafted(content: bytes, folder: Path) -> Path:
     """A finished file under a name of its own in `folder`, for the caller to give it its real one."""
-    text = text_of(document)
     descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(draft, 0o644)

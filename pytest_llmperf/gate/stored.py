@@ -147,6 +147,7 @@ class Gate:
         findings = self._family.findings(key)
         matches = {match.newest.path: match for match in self._matches[key].values()}
         changed = [difference for match in matches.values() for difference in match.differences]
+        accepted = [sentence for match in self._matches[key].values() for sentence in match.accepted]
         against = ", ".join(dict.fromkeys(match.name for match in matches.values()))
         if base is not None:
             words = differences(result.provenance.engine_words, base.provenance.engine_words)
@@ -154,7 +155,7 @@ class Gate:
         return judgement(
             [_flag(finding) for finding in findings] if self._family.is_screen else findings,
             against=against or None,
-            doubts=(*result.doubts, *(f"the engine differs: {difference}" for difference in changed)),
+            doubts=(*result.doubts, *(f"the engine differs: {difference}" for difference in changed), *accepted),
             advice=_ADVICE if base is None else _ADVICE_IN_TURN,
         )
 
@@ -219,8 +220,8 @@ def invalid(reasons: tuple[str, ...]) -> Judgement:
 
 _ADVICE = {
     Verdict.REGRESSED: (
-        "look for the change that caused it; if it is accepted, store the new level with "
-        "--llmperf-gate off --llmperf-save-baseline NAME"
+        "look for the change that caused it; if it is accepted, say so until a day with pytest-llmperf baseline "
+        "acknowledge"
     ),
     Verdict.NO_BASELINE: "store this level with --llmperf-save-baseline NAME",
     Verdict.INCONCLUSIVE: "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show",
