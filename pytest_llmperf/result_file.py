@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pytest_llmperf.results import Provenance
 SCHEMA_VERSION = 1
 UNKNOWN_KEY = "unknown"
 """The hardware key of a file that does not say what it was measured on."""
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _AHEAD = timedelta(days=1)
 """Clocks of test machines differ, by a time zone at most."""
 
@@ -46,6 +48,10 @@ class Entry:
     criterion: Mapping[str, float]
     """`detect` and `min_effect` as the test asked for them; empty where the file does not say."""
     simulated: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Of what it was measured, as the file has it; empty where it does not say."""
+    judgement: Mapping[str, Any] = field(default_factory=dict)
+    """What the session that wrote the file said of the measurement; empty where it judged nothing."""
 
     @property
     def metric(self) -> str:
@@ -62,6 +68,8 @@ class ResultFile:
     entries: tuple[Entry, ...]
     is_ours: bool
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
+    commit: str | None = None
+    """Of the working tree that was measured; None where the file does not say."""
 
 
 def comparable(provenance: Provenance) -> dict[str, Any]:
@@ -102,7 +110,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
 
 def read(path: Path) -> ResultFile:
     """Everything in one file. Raises `BaselineError`, in one sentence, for one that cannot be used."""
-    document = _document(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    return parsed(path, text)
+
+
+def parsed(path: Path, text: str) -> ResultFile:
+    """The same of a file's text, wherever it lies; `path` is what errors call it."""
+    document = _document(path, text)
     about = document.get("machine_info", {}).get("llmperf") if isinstance(document.get("machine_info"), dict) else None
     saved_at = str(document.get("datetime", ""))
     _check_date(path, saved_at)
@@ -119,6 +136,7 @@ def read(path: Path) -> ResultFile:
         saved_at=saved_at,
         entries=entries,
         is_ours=isinstance(about, dict),
+        commit=_commit(document.get("commit_info")),
     )
 
 
@@ -147,18 +165,21 @@ def drafted(document: Mapping[str, Any], folder: Path) -> Path:
     return Path(draft)
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path, text: str) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
         document = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise BaselineError(f"{path} is not readable JSON: {_first_line(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
     if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
         raise BaselineError(
             f"{path} is not a result file: expected pytest-benchmark's JSON with a list of benchmarks; "
             "pytest-llmperf import reads those of other tools"
         )
     return document
+
+
+def _unreadable(path: Path, error: Exception) -> BaselineError:
+    return BaselineError(f"{path} is not readable JSON: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
@@ -185,6 +206,12 @@ def _check_date(path: Path, saved_at: str) -> None:
         raise BaselineError(f"{path} is from the future ({saved_at}); set the clock of this machine, or of that one")
 
 
+def _commit(info: object) -> str | None:
+    """pytest-benchmark writes a word, such as `unversioned`, where it knows no commit."""
+    commit = info.get("id") if isinstance(info, dict) else None
+    return commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else None
+
+
 def _check_unique(path: Path, entries: tuple[Entry, ...]) -> None:
     seen: set[tuple[str, str]] = set()
     for entry in entries:
@@ -206,6 +233,8 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             engine_words=dict(about["engine_words"]),
             criterion={name: float(value) for name, value in about.get("criterion", {}).items()},
             simulated=bool(about["comparable"].get("simulated")),
+            provenance=dict(about.get("provenance", {})),
+            judgement=dict(about.get("judgement", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         name = row.get("fullname", "?") if isinstance(row, dict) else "?"
