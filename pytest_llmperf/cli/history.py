@@ -110,7 +110,8 @@ def _show(arguments: argparse.Namespace, out: TextIO) -> int:
     reading = _reading(arguments, arguments.what or [_DEFAULT_FOLDER])
     _complain(*reading.problems)
     found = _series(arguments, reading)
-    out.writelines(f"{line}\n" for line in table(found))
+    lines = list(table(found))  # all of them or, where steps cannot be looked for, none
+    out.writelines(f"{line}\n" for line in lines)
     if arguments.json is not None:
         _write(arguments.json, history_json(found, reading.problems))
     return exit_codes.INVALID if reading.problems else exit_codes.OK
@@ -155,7 +156,8 @@ def _bisect(arguments: argparse.Namespace, out: TextIO) -> int:
         base=tuple(arguments.base or ()),
         options=arguments.options or "",
     )
-    out.writelines(f"{line}\n" for line in bisection(series, _step(arguments, series), Path(folder), recipe))
+    lines = list(bisection(series, _step(arguments, series), Path(folder), recipe))
+    out.writelines(f"{line}\n" for line in lines)
     return exit_codes.OK
 
 

@@ -60,6 +60,7 @@ def bisection(series: Series, step: Step, folder: Path, recipe: Recipe) -> Itera
             "changed is not in this repository (the engine, the driver, the machine)"
         )
     yield from _introduction(series, step)
+    yield "set -e"
     yield "work=$(mktemp -d)"
     if not recipe.base:
         yield from _copies(series, step, folder)
@@ -92,7 +93,7 @@ def _introduction(series: Series, step: Step) -> Iterator[str]:
         yield '# The step is for the better: "bad" means here that it has been made.'
     if series.hardware_key.startswith("remote-"):
         yield "# A server behind a URL is not rebuilt by git: give --install a command that deploys the commit."
-    yield f"# To be run on {series.hardware_key}. Options with which the nights were measured: --options '...'"
+    yield f"# Nothing has been run: read it, then give it to sh on {series.hardware_key}, where pytest-llmperf is."
 
 
 def _named(night: Night) -> str:
@@ -120,18 +121,20 @@ def _before(series: Series, step: Step) -> Sequence[Night]:
 
 def _judge(series: Series, step: Step, recipe: Recipe) -> Iterator[str]:
     yield f"# {Answer.GOOD:d}: good, {Answer.BAD:d}: bad, {Answer.SKIP:d}: cannot be told here"
+    yield f"cd {shlex.quote(str(recipe.checkout))} || exit {Answer.SKIP:d}"
     if recipe.install is not None:
         yield f"( {recipe.install} ) || exit {Answer.SKIP:d}"
     yield 'rm -f "$1/result.json"'
-    options = [option for word in recipe.base for option in ("--llmperf-base", shlex.quote(word))]
+    # With `=`, as pytest takes words that are folders for where tests lie, and names tests from there.
+    options = [f"--llmperf-base={shlex.quote(word)}" for word in recipe.base]
     if series.hardware_key.startswith(_SIMULATED):
-        options += ["--llmperf-hardware", f"sim:{series.hardware_key.removeprefix(_SIMULATED)}"]
+        options.append(f"--llmperf-hardware=sim:{series.hardware_key.removeprefix(_SIMULATED)}")
     if not recipe.base:
-        options.append('--llmperf-baselines "$1/baselines"')
+        options.append('--llmperf-baselines="$1/baselines"')
     options += [recipe.options] if recipe.options else []
     yield (
         f"python -m pytest {shlex.quote(series.test)} --llmperf-gate warn {' '.join(options)} "
-        '--llmperf-output "$1/output" --benchmark-json "$1/result.json"'
+        '--llmperf-output="$1/output" --benchmark-json="$1/result.json"'
     )
     yield (
         f'pytest-llmperf history verdict "$1/result.json" --test {shlex.quote(series.measurement)} '

@@ -162,8 +162,11 @@ def _blobs(folder: Path, revisions: str) -> Iterator[_Blob]:
 
 
 def _from_git(folder: Path, blob: _Blob) -> StoredFile:
-    path = Path(f"{blob.commit[:_SHORT]}:{blob.path}")
-    file = parsed(path, _git(folder, "show", "--end-of-options", blob.name))
+    text = _git(folder, "show", "--end-of-options", blob.name)
+    try:
+        file = parsed(Path(blob.path), text)
+    except BaselineError as error:
+        raise BaselineError(f"{blob.commit[:_SHORT]}:{error}") from None
     return StoredFile(file=file, at=blob.at, commit=blob.commit, blob=blob.name)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_llmperf import units
-from pytest_llmperf.history import FEWEST_NIGHTS, Night, Series, Step
+from pytest_llmperf.history import Night, Series, Step
 
 SCHEMA_VERSION = 1
 _BARS = "▁▂▃▄▅▆▇█"
@@ -46,7 +46,9 @@ def _row(metric: str, nights: str, level: str, bars: str, last: str) -> str:
 
 
 def _bars(series: Series) -> str:
-    """The metric itself, so that up is more."""
+    """The metric itself, so that up is more; nothing for a single night."""
+    if len(series.nights) < 2:
+        return ""
     sign = -1 if series.quantity.higher_is_better else 1
     shown = [sign * level for level in series.levels[-_SHOWN:]]
     low, high = min(shown), max(shown)
@@ -57,7 +59,7 @@ def _bars(series: Series) -> str:
 
 def _last(series: Series) -> str:
     if series.steps is None:
-        return f"under {FEWEST_NIGHTS}"
+        return "too few"
     return units.change(series.change(series.steps[-1])) if series.steps else "none"
 
 
@@ -66,18 +68,17 @@ def _details(series: Series) -> Iterator[str]:
     for number, step in enumerate(series.steps or (), start=1):
         before, after = (units.quantity(series.value(x), series.quantity.unit) for x in (step.before, step.after))
         direction = "worse" if step.is_worse else "better"
-        yield f"{number}: {before} -> {after}, {units.change(series.change(step))}, {direction}{_undone(series, step)}"
+        yield f"{number}: {before} -> {after}, {units.change(series.change(step))}, {direction}"
         last, first = series.nights[step.at - 1], series.nights[step.at]
         yield f"   between {_when(last)} and {_when(first)}"
-        yield from (f"   {line}" for line in _between(last, first))
+        yield from (f"   {line}" for line in (*_between(last, first), *_undone(series, step)))
     if series.replaced:
         yield f"over since {_when(series.newest)}: {'; '.join(series.replaced)}"
 
 
-def _undone(series: Series, step: Step) -> str:
-    if step.undone_at is None:
-        return ""
-    return f"; {'recovered' if step.is_worse else 'lost again'} by {_when(series.nights[step.undone_at])}"
+def _undone(series: Series, step: Step) -> Iterator[str]:
+    if step.undone_at is not None:
+        yield f"{'recovered' if step.is_worse else 'lost again'} by {_when(series.nights[step.undone_at])}"
 
 
 def _when(night: Night) -> str:
