@@ -70,6 +70,8 @@ class ResultFile:
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
     commit: str | None = None
     """Of the working tree that was measured; None where the file does not say."""
+    is_dirty: bool = False
+    """Whether that tree had changes that are in no commit."""
 
 
 def comparable(provenance: Provenance) -> dict[str, Any]:
@@ -129,6 +131,7 @@ def parsed(path: Path, text: str) -> ResultFile:
     else:
         entries = tuple(_plain_entry(path, saved_at, row) for row in document["benchmarks"])
     _check_unique(path, entries)
+    about_commit = _mapping(document.get("commit_info"))
     key = about.get("hardware_key") if isinstance(about, dict) else None
     return ResultFile(
         path=path,
@@ -136,7 +139,8 @@ def parsed(path: Path, text: str) -> ResultFile:
         saved_at=saved_at,
         entries=entries,
         is_ours=isinstance(about, dict),
-        commit=_commit(document.get("commit_info")),
+        commit=_commit(about_commit),
+        is_dirty=about_commit.get("dirty") is True,
     )
 
 
@@ -206,9 +210,14 @@ def _check_date(path: Path, saved_at: str) -> None:
         raise BaselineError(f"{path} is from the future ({saved_at}); set the clock of this machine, or of that one")
 
 
-def _commit(info: object) -> str | None:
+def _mapping(value: object) -> dict[str, Any]:
+    """What may be missing does not make a file unusable by being of another form."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _commit(info: Mapping[str, Any]) -> str | None:
     """pytest-benchmark writes a word, such as `unversioned`, where it knows no commit."""
-    commit = info.get("id") if isinstance(info, dict) else None
+    commit = info.get("id")
     return commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else None
 
 
@@ -233,8 +242,8 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             engine_words=dict(about["engine_words"]),
             criterion={name: float(value) for name, value in about.get("criterion", {}).items()},
             simulated=bool(about["comparable"].get("simulated")),
-            provenance=dict(about.get("provenance", {})),
-            judgement=dict(about.get("judgement", {})),
+            provenance=_mapping(about.get("provenance")),
+            judgement=_mapping(about.get("judgement")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         name = row.get("fullname", "?") if isinstance(row, dict) else "?"

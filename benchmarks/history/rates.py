@@ -3,7 +3,7 @@
     python benchmarks/history/rates.py [--series N]
 
 Simulated nights, each the geometric mean of five runs whose logarithms have a standard deviation of
-2 %. Prints the Markdown tables of docs/history.md; half a minute.
+2 %. Prints the Markdown tables of docs/history.md; twenty seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pytest_llmperf.history import steps
+from pytest_llmperf.history import steps_in
 
 RUNS, RUN_NOISE = 5, 0.02
 NIGHT_NOISE = RUN_NOISE / math.sqrt(RUNS)
@@ -53,7 +53,7 @@ HEALTHY: dict[str, Noise] = {
 def alarms(noise: Noise, nights: int, count: int) -> float:
     """The share of healthy series in which a step is found."""
     random = np.random.default_rng(nights)
-    return sum(bool(steps(noise(random, nights).tolist())) for _ in range(count)) / count
+    return sum(bool(steps_in(noise(random, nights).tolist())) for _ in range(count)) / count
 
 
 def found(change: float, before: int, after: int, count: int) -> float:
@@ -63,8 +63,15 @@ def found(change: float, before: int, after: int, count: int) -> float:
     for _ in range(count):
         levels = independent(random, before + after)
         levels[before:] += math.log1p(change)
-        hits += any(abs(step.at - before) <= 1 for step in steps(levels.tolist()))
+        hits += any(abs(step.at - before) <= 1 for step in steps_in(levels.tolist()))
     return hits / count
+
+
+def looked_at(first: int, last: int, count: int) -> float:
+    """The share of healthy series in which any of the nightly looks, from night `first` to `last`, finds a step."""
+    random = np.random.default_rng(last)
+    series = (independent(random, last).tolist() for _ in range(count))
+    return sum(any(steps_in(levels[:nights]) for nights in range(first, last + 1)) for levels in series) / count
 
 
 def main() -> None:
@@ -83,6 +90,9 @@ def main() -> None:
     for change in (0.03, 0.05, 0.10):
         rates = (found(change, before, after, count) for before, after in cases)
         print(f"| {change:+.0%} | {' | '.join(f'{rate:.2f}' for rate in rates)} |", flush=True)
+    for first, last in ((5, 35), (30, 60)):
+        rate = looked_at(first, last, count // 4)
+        print(f"\nany alarm from night {first} to night {last}, looking every night: {100 * rate:.1f} %")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 HELP = "show stored results over time, and find steps in them"
 _DEFAULT_FOLDER = "baselines"
+_NAMED = 8
+"""Tests that a complaint lists at most."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,10 +139,17 @@ def _series(arguments: argparse.Namespace, reading: Reading) -> list[Series]:
         raise BaselineError("none of the files holds a measurement")
     tests = dict.fromkeys(series.measurement for series in everything)
     names = dict.fromkeys(series.quantity.name for series in everything)
+    wanted = [f"the test {arguments.test!r}"] if arguments.test is not None else []
+    wanted += [f"the metric {', '.join(arguments.metric)}"] if arguments.metric else []
     raise BaselineError(
-        f"no series has the test {arguments.test!r} and the metric {', '.join(arguments.metric or ()) or 'any'}; there "
-        f"are the tests {', '.join(tests)} and the metrics {', '.join(names)}"
+        f"no series has {' and '.join(wanted)}; there are the tests {_some(list(tests))} and the metrics "
+        f"{_some(list(names))}"
     )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _bisect(arguments: argparse.Namespace, out: TextIO) -> int:

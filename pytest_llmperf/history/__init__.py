@@ -3,7 +3,7 @@
 from pytest_llmperf.history.bisect import Answer, Recipe, answer, bisection
 from pytest_llmperf.history.files import Reading, committed_files, stored_files
 from pytest_llmperf.history.series import Night, Series, StoredFile, series_of
-from pytest_llmperf.history.steps import FEWEST_NIGHTS, Step, noise, steps
+from pytest_llmperf.history.steps import FEWEST_NIGHTS, Step, noise, steps_in
 
 __all__ = [
     "FEWEST_NIGHTS",
@@ -19,6 +19,6 @@ __all__ = [
     "committed_files",
     "noise",
     "series_of",
-    "steps",
+    "steps_in",
     "stored_files",
 ]

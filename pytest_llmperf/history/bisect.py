@@ -89,6 +89,9 @@ def _introduction(series: Series, step: Step) -> Iterator[str]:
     before, after = (units.quantity(series.value(level), quantity.unit) for level in (step.before, step.after))
     yield f"# {quantity.name} of {series.measurement}: {before} -> {after} ({units.change(series.change(step))})"
     yield f"# last night before: {_named(last)}; first night after: {_named(first)}"
+    for night in (last, first):
+        if night.stored.blob is None and night.stored.file.is_dirty:
+            yield f"# {night.path.name} was measured with changes that are in no commit: git may find another one."
     if not step.is_worse:
         yield '# The step is for the better: "bad" means here that it has been made.'
     if series.hardware_key.startswith("remote-"):
@@ -137,9 +140,13 @@ def _judge(series: Series, step: Step, recipe: Recipe) -> Iterator[str]:
         '--llmperf-output="$1/output" --benchmark-json="$1/result.json"'
     )
     yield (
-        f'pytest-llmperf history verdict "$1/result.json" --test {shlex.quote(series.measurement)} '
-        f"--metric {series.quantity.name} --change {series.change(step):.4g}"
+        f'told=$(pytest-llmperf history verdict "$1/result.json" --test {shlex.quote(series.measurement)} '
+        f"--metric {series.quantity.name} --change {series.change(step):.4g})"
     )
+    # By its word and not its exit code, which is 1 as well where a commit has broken Python itself.
+    yield 'echo "$told"'
+    words = (f"{one.name.lower()}:*) exit {one:d} ;;" for one in (Answer.GOOD, Answer.BAD))
+    yield f"case $told in {' '.join(words)} *) exit {Answer.SKIP:d} ;; esac"
 
 
 def answer(entry: Entry, change: float) -> Answer:
@@ -149,8 +156,8 @@ def answer(entry: Entry, change: float) -> Answer:
     the step, so that it would have been seen. Else it cannot be told.
     """
     found = _finding(entry)
-    interval = found.get("interval")
-    if not isinstance(interval, list) or len(interval) != 2:
+    interval = _interval(found)
+    if interval is None:
         return Answer.SKIP
     is_worse = (change < 0) == entry.quantity.higher_is_better
     if found.get("verdict") == ("REGRESSED" if is_worse else "IMPROVED"):
@@ -160,5 +167,14 @@ def answer(entry: Entry, change: float) -> Answer:
 
 
 def _finding(entry: Entry) -> Mapping[str, Any]:
-    findings = entry.judgement.get("findings", ())
-    return next((found for found in findings if found.get("metric") == entry.metric), {})
+    findings = entry.judgement.get("findings")
+    given = findings if isinstance(findings, list) else []
+    return next((one for one in given if isinstance(one, dict) and one.get("metric") == entry.metric), {})
+
+
+def _interval(found: Mapping[str, Any]) -> tuple[float, float] | None:
+    """None where the judgement has none."""
+    interval = found.get("interval")
+    if not isinstance(interval, list) or not all(isinstance(end, (int, float)) for end in interval):
+        return None
+    return (interval[0], interval[1]) if len(interval) == 2 else None

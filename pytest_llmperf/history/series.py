@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.history.steps import FEWEST_NIGHTS, Step, noise, steps
+from pytest_llmperf.history.steps import FEWEST_NIGHTS, Step, noise, steps_in
 from pytest_llmperf.metrics import Quantity
 from pytest_llmperf.result_file import Entry, ResultFile, unlike
 
@@ -99,8 +99,8 @@ class Series:
 
     @cached_property
     def steps(self) -> tuple[Step, ...] | None:
-        """Oldest first; None where there are too few nights to tell. Raises as `steps.steps` does."""
-        return steps(self.levels) if len(self.nights) >= FEWEST_NIGHTS else None
+        """Oldest first; None where there are too few nights to tell. Raises as `steps_in` does."""
+        return steps_in(self.levels) if len(self.nights) >= FEWEST_NIGHTS else None
 
     @property
     def noise(self) -> float | None:

@@ -135,6 +135,7 @@ def _night_json(series: Series, night: Night) -> dict[str, Any]:
             "file": str(night.path),
             "date": None if night.at is None else night.at.isoformat(),
             "commit": night.commit,
+            "dirty": True if night.stored.blob is None and night.stored.file.is_dirty else None,
             "engine_version": night.engine_version,
             "value": series.value(night.level),
             "runs": [series.quantity.stored(value) for value in night.entry.stored_values],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -50,8 +51,8 @@ def test_the_script_names_the_commits_around_the_step(tmp_path):
         f"python -m pytest '{TEST}' --llmperf-gate warn --llmperf-baselines=\"$1/baselines\" -x "
         '--llmperf-output="$1/output" --benchmark-json="$1/result.json"'
     ) in script
-    assert script[-6].startswith(
-        f"pytest-llmperf history verdict \"$1/result.json\" --test '{TEST}' --metric ttft_p50 --change 0.10"
+    assert script[-8].startswith(
+        f"told=$(pytest-llmperf history verdict \"$1/result.json\" --test '{TEST}' --metric ttft_p50 --change 0.10"
     )
 
 
@@ -133,6 +134,54 @@ def test_nights_without_two_commits_cannot_be_bisected(tmp_path, commit, complai
         script_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("tool", "code"),
+    [
+        ("echo good: x", 0),
+        ("echo bad: x; exit 1", 1),
+        ("echo skip: x; exit 125", 125),
+        ("exit 1", 125),
+        ("exit 3", 125),
+    ],
+)
+def test_only_an_answer_is_good_or_bad(tmp_path, tool, code):
+    """A tool that a commit has broken ends with 1, too, and that commit is skipped."""
+    save_nights(tmp_path / "nights", SLOWER)
+    script = script_of(tmp_path / "nights", Recipe(checkout=tmp_path, install="true"))
+    for name, body in (("pytest-llmperf", tool), ("python", "exit 1")):
+        save(tmp_path / "bin", f"#!/bin/sh\n{body}\n", name).chmod(0o755)
+    step = script[script.index("cat > \"$work/step.sh\" <<'END'") + 1 : script.index("END")]
+
+    ended = subprocess.run(
+        ["sh", "-c", "\n".join(step), "sh", str(tmp_path)],
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}, capture_output=True, check=False,
+    )  # fmt: skip
+
+    assert code == ended.returncode
+
+
+def test_a_commit_that_cannot_be_built_is_skipped(tmp_path):
+    """Before anything is measured."""
+    save_nights(tmp_path, SLOWER)
+    script = script_of(tmp_path, Recipe(checkout=tmp_path, install="cd / && false"))
+    step = script[script.index("cat > \"$work/step.sh\" <<'END'") + 1 : script.index("END")]
+
+    assert 125 == subprocess.run(["sh", "-c", "\n".join(step), "sh", str(tmp_path)], check=False).returncode
+
+
+def test_uncommitted_changes_are_told(tmp_path):
+    """The commit is then not quite what was measured."""
+    paths = save_nights(tmp_path, SLOWER)
+    for path in paths[8:]:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["commit_info"]["dirty"] = True
+        save(tmp_path, content, path.name)
+
+    told = [line for line in script_of(tmp_path) if "in no commit" in line]
+
+    assert ["# 0009_main.json was measured with changes that are in no commit: git may find another one."] == told
+
+
 TTFT = Entry(
     path=Path("result.json"),
     saved_at=datetime(2026, 1, 1, tzinfo=timezone.utc).isoformat(),
@@ -168,6 +217,10 @@ def judged(entry, verdict, *interval):
         (judged(TTFT, "NO_BASELINE"), 0.1, Answer.SKIP),
         (replace(TTFT, judgement={"verdict": "INVALID_RUN"}), 0.1, Answer.SKIP),
         (TTFT, 0.1, Answer.SKIP),
+        (replace(TTFT, judgement={"findings": None}), 0.1, Answer.SKIP),
+        (replace(TTFT, judgement={"findings": ["x", {"metric": "ttft_p50", "interval": 3}]}), 0.1, Answer.SKIP),
+        (replace(TTFT, judgement={"findings": [{"metric": "ttft_p50", "interval": ["a", 1]}]}), 0.1, Answer.SKIP),
+        (replace(TTFT, judgement={"findings": [{"metric": "ttft_p50", "interval": [1]}]}), 0.1, Answer.SKIP),
     ],
 )
 def test_what_git_is_told(entry, change, told):

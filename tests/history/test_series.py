@@ -78,7 +78,7 @@ def test_a_missing_library_is_said(tmp_path, monkeypatch):
     (series,) = series_in(tmp_path)
 
     assert 8 == len(series.levels)
-    with pytest.raises(ConfigurationError, match=r"needs the ruptures library: pip install 'pytest-llmperf\[history\]'"):
+    with pytest.raises(ConfigurationError, match=r"needs the ruptures library: pip install 'pytest-llmperf\[history\]"):
         _ = series.steps
 
 

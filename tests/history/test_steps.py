@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from nights import levels
 
-from pytest_llmperf.history import FEWEST_NIGHTS, noise, steps
+from pytest_llmperf.history import FEWEST_NIGHTS, noise, steps_in
 
 pytest.importorskip("ruptures", reason="no release for this Python")
 
@@ -21,12 +21,12 @@ def logs(*segments):
 
 
 def places(values):
-    return [step.at for step in steps(values)]
+    return [step.at for step in steps_in(values)]
 
 
 def test_a_step_is_found_where_it_is():
     """With both levels, and the direction."""
-    (step,) = steps(logs((0.100, 10), (0.105, 5)))
+    (step,) = steps_in(logs((0.100, 10), (0.105, 5)))
 
     assert 10 == step.at
     assert (0.100, 0.105) == pytest.approx((math.exp(step.before), math.exp(step.after)), rel=0.003)
@@ -54,19 +54,19 @@ def test_steps_of_a_series(segments, found):
 
     The third of "small" is a change that the noise does not let be seen.
     """
-    assert found == [(step.at, step.is_worse, step.undone_at) for step in steps(logs(*segments))]
+    assert found == [(step.at, step.is_worse, step.undone_at) for step in steps_in(logs(*segments))]
 
 
 @pytest.mark.parametrize("nights", range(FEWEST_NIGHTS))
 def test_few_nights_have_no_steps(nights):
     """There is nothing to tell one from noise by."""
-    assert () == steps([0.0, 0.0, 1.0, 1.0][:nights])
+    assert () == steps_in([0.0, 0.0, 1.0, 1.0][:nights])
 
 
 def test_equal_nights_have_no_steps():
     """A simulation's last digit is none, and a quarter of a percent is one."""
-    assert () == steps([0.0] * 20)
-    assert () == steps([0.0] * 10 + [0.001] * 2)
+    assert () == steps_in([0.0] * 20)
+    assert () == steps_in([0.0] * 10 + [0.001] * 2)
     assert [10] == places([0.0] * 10 + [0.0025] * 2)
 
 
@@ -141,7 +141,7 @@ def test_every_level_is_held_for_two_nights(one):
     """And each step goes from the mean of its nights to the next."""
     values = drawn(*one).tolist()
 
-    found = steps(values)
+    found = steps_in(values)
 
     edges = [0, *(step.at for step in found), len(values)]
     assert all(end - start >= 2 for start, end in pairwise(edges))
@@ -162,9 +162,9 @@ def test_the_quick_search_is_pelt_with_squared_distances():
 
 
 def test_healthy_series_seldom_step():
-    """The rates of docs/history.md: of 1,000 at most 2 % of any length, and few of a step of 5 % missed."""
+    """As docs/history.md has it, with room for chance: at most 3 % of any length; a step of 5 % is found in 90 %."""
     random = np.random.default_rng(1)
     for nights in (FEWEST_NIGHTS, 8, 30):
-        assert sum(bool(steps(one.tolist())) for one in random.normal(0, 0.009, (1000, nights))) <= 30
+        assert sum(bool(steps_in(one.tolist())) for one in random.normal(0, 0.009, (1000, nights))) <= 30
     stepped = random.normal(0, 0.009, (300, 33)) + 0.0488 * (np.arange(33) >= 30)
     assert sum(30 in places(one.tolist()) for one in stepped) >= 270
