@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -92,7 +93,7 @@ class Repository:
         alone = {
             "GIT_CONFIG_GLOBAL": "/dev/null",
             "GIT_CONFIG_SYSTEM": "/dev/null",
-            "PATH": "/usr/bin:/bin:/usr/local/bin",
+            "PATH": os.environ["PATH"],
         }
         done = subprocess.run(
             ["git", *arguments], cwd=self.folder, env=alone | who | when, capture_output=True, text=True, check=True
