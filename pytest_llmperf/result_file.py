@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ NO_DAY = "1970-01-01T00:00:00+00:00"
 """The date of simulated files, which owe nothing to the day on which they are made."""
 UNKNOWN_KEY = "unknown"
 """The hardware key of a file that does not say what it was measured on."""
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _AHEAD = timedelta(days=1)
 """Clocks of test machines differ, by a time zone at most."""
 
@@ -52,6 +54,10 @@ class Entry:
     """What accepted changes add to the logarithms of the values, so that all nights are at the level expected now."""
     accepted: tuple[str, ...] = ()
     """What is accepted of this metric, for the reader; the same for every night."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Of what it was measured, as the file has it; empty where it does not say."""
+    judgement: Mapping[str, Any] = field(default_factory=dict)
+    """What the session that wrote the file said of the measurement; empty where it judged nothing."""
 
     @property
     def metric(self) -> str:
@@ -70,6 +76,10 @@ class ResultFile:
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
     figures: Mapping[str, Sequence[Mapping[str, float]]]
     """By measurement, what was measured in each run and not gated."""
+    commit: str | None = None
+    """Of the working tree that was measured; None where the file does not say."""
+    is_dirty: bool = False
+    """Whether that tree had changes that are in no commit."""
 
     def ungated(self, measurement: str, metric: str) -> Entry | None:
         """A metric that was measured beside the gated ones; None if it was not, in some run."""
@@ -124,7 +134,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
 
 def read(path: Path) -> ResultFile:
     """Everything in one file. Raises `BaselineError`, in one sentence, for one that cannot be used."""
-    document = _document(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    return parsed(path, text)
+
+
+def parsed(path: Path, text: str) -> ResultFile:
+    """The same of a file's text, wherever it lies; `path` is what errors call it."""
+    document = _document(path, text)
     about = document.get("machine_info", {}).get("llmperf") if isinstance(document.get("machine_info"), dict) else None
     saved_at = str(document.get("datetime", ""))
     _check_date(path, saved_at)
@@ -134,6 +153,7 @@ def read(path: Path) -> ResultFile:
     else:
         entries = tuple(_plain_entry(path, saved_at, row) for row in document["benchmarks"])
     _check_unique(path, entries)
+    about_commit = _mapping(document.get("commit_info"))
     key = about.get("hardware_key") if isinstance(about, dict) else None
     return ResultFile(
         path=path,
@@ -142,6 +162,8 @@ def read(path: Path) -> ResultFile:
         entries=entries,
         is_ours=isinstance(about, dict),
         figures=_figures(document["benchmarks"]) if isinstance(about, dict) else {},
+        commit=_commit(about_commit),
+        is_dirty=about_commit.get("dirty") is True,
     )
 
 
@@ -174,18 +196,21 @@ def drafted(content: bytes, folder: Path) -> Path:
     return Path(draft)
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path, text: str) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
         document = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise BaselineError(f"{path} is not readable JSON: {_first_line(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
     if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
         raise BaselineError(
             f"{path} is not a result file: expected pytest-benchmark's JSON with a list of benchmarks; "
             "pytest-llmperf import reads those of other tools"
         )
     return document
+
+
+def _unreadable(path: Path, error: Exception) -> BaselineError:
+    return BaselineError(f"{path} is not readable JSON: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
@@ -212,6 +237,17 @@ def _check_date(path: Path, saved_at: str) -> None:
         raise BaselineError(f"{path} is from the future ({saved_at}); set the clock of this machine, or of that one")
 
 
+def _mapping(value: object) -> dict[str, Any]:
+    """What may be missing does not make a file unusable by being of another form."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _commit(info: Mapping[str, Any]) -> str | None:
+    """pytest-benchmark writes a word, such as `unversioned`, where it knows no commit."""
+    commit = info.get("id")
+    return commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else None
+
+
 def _check_unique(path: Path, entries: tuple[Entry, ...]) -> None:
     seen: set[tuple[str, str]] = set()
     for entry in entries:
@@ -233,6 +269,8 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             engine_words=dict(about["engine_words"]),
             criterion={name: float(value) for name, value in about.get("criterion", {}).items()},
             simulated=bool(about["comparable"].get("simulated")),
+            provenance=_mapping(about.get("provenance")),
+            judgement=_mapping(about.get("judgement")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         name = row.get("fullname", "?") if isinstance(row, dict) else "?"

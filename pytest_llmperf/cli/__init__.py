@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pytest_llmperf import __version__
-from pytest_llmperf.cli import ab, baseline, compare, doctor, exit_codes, import_, load, serve
+from pytest_llmperf.cli import ab, baseline, compare, doctor, exit_codes, history, import_, load, serve
 
 SUBCOMMANDS = {
     "ab": ab,
     "baseline": baseline,
     "compare": compare,
     "doctor": doctor,
+    "history": history,
     "import": import_,
     "load": load,
     "serve": serve,
