@@ -13,7 +13,7 @@ from pytest_llmperf.verdicts import Verdict
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llmperf.results import PerfResult
+    from pytest_llmperf.results import Judged
 
 _FAILING = {
     GateMode.FAIL: (Verdict.REGRESSED,),
@@ -24,7 +24,7 @@ _FAILING = {
 def apply(
     report: pytest.TestReport,
     excinfo: pytest.ExceptionInfo[BaseException] | None,
-    results: Sequence[PerfResult],
+    results: Sequence[Judged],
     mode: GateMode,
 ) -> None:
     """Turn the report of a test's call into what its measurements make of it.
@@ -73,5 +73,5 @@ def make_failure(report: pytest.TestReport) -> None:
     report.when = "call"
 
 
-def _texts(results: Sequence[PerfResult]) -> str:
+def _texts(results: Sequence[Judged]) -> str:
     return "\n".join(line for result in results for line in text.measurement(result))
