@@ -146,7 +146,7 @@ class Suite:
     def measure(self, nodeid: str, engine: Engine, request: Request) -> PerfResult:
         """Measure, record, and judge as far as it can be judged now."""
         self._check_unused(nodeid, request)
-        in_turn = self._second.is_given and self.options.confirm is None and self.recording
+        in_turn = self._second.is_given and self.options.confirm is None and self.gate is not None
         hardware = self.hardware_of(engine.spec)
         self.hardware_by_key[hardware.key] = hardware
         if in_turn:

@@ -61,8 +61,9 @@ class Gate:
         self._bases.pop(key, None)
         if base is not None:
             self._bases[key] = base
-        compared = [self._compared(key, result, criterion) for criterion in criteria] if result.validity else []
-        self._family.put(key, compared)
+        # A build that is invalid ended the other's runs, too, perhaps before its first.
+        comparable = result.validity and (base is None or base.validity)
+        self._family.put(key, [self._compared(key, result, one) for one in criteria] if comparable else [])
         return self._judgement(key)
 
     def forget(self, measurement: str) -> None:
@@ -116,7 +117,7 @@ class Gate:
         base = self._bases.get(key)
         if base is not None:
             values = [metric.stored(value) for value in base.value(metric) if value]
-            if not base.validity or len(values) < len(base.records) or not values:
+            if len(values) < len(base.records) or not values:
                 return f"the base build has no {metric.name} in some run"
             history = History((tuple(map(math.log, values)),))
             return Base(name=_IN_TURN, history=history, spread=None, resolution=resolution)

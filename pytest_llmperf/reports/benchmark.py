@@ -60,8 +60,8 @@ class _Fixture:
 
 
 def rows(item: pytest.Item, result: PerfResult, criteria: Sequence[Criterion]) -> list[Row]:
-    """One row per gated metric that every run has; none for an invalid measurement."""
-    if not result.validity:
+    """One row per gated metric that every run has; none for an invalid measurement, or one without a run."""
+    if not result.validity or not result.records:
         return []
     made = []
     figures = figures_json(result)
