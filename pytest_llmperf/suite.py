@@ -80,6 +80,8 @@ class Suite:
         """Tests whose own assertions failed: nothing of theirs becomes a baseline."""
         self.unconfirmed: list[str] = []
         """What was flagged and could not be measured again, with the reason."""
+        self.settled: list[PerfResult] = []
+        """What was flagged, now that it has been measured again or could not be."""
         self._flagged: list[_Flagged] = []
         self._confirmations: dict[str, Judgement] = {}
         self.hardware_by_key: dict[str, Hardware] = {}
@@ -165,12 +167,18 @@ class Suite:
             self.measured.append(Measured(result=result, criteria=criteria))
         return result
 
+    @property
+    def awaited(self) -> set[str]:
+        """Measurements that are flagged: they are measured again before they can fail their test."""
+        return {one.result.provenance.measurement for one in self._flagged}
+
     def confirm(self) -> None:
         """Measure what the stored nights flagged against the base build, and settle those judgements.
 
         An engine that fails leaves its measurement unconfirmed, and says so.
         """
         flagged, self._flagged = self._flagged, []
+        self.settled = [one.result for one in flagged]
         if self.gate is None or not flagged or self.options.confirm is None:
             return
         criteria = {

@@ -190,6 +190,27 @@ class TestConfirmation:
         assert judged["against"].startswith("0001_n1.json, then the base build in turn")
 
     @pytest.mark.usefixtures("night")
+    @pytest.mark.parametrize(
+        ("base", "outcome"), [("slow=decode:+0%", {"failed": 1}), ("prefix_caching=true", {"passed": 1})]
+    )
+    def test_the_strict_gate_waits_for_the_confirmation(self, run, base, outcome):
+        """Being flagged fails nothing by itself, and what is confirmed fails once."""
+        arguments = ("--llmperf-base", base, "--llmperf-confirm", "5", "--llmperf-gate", "strict")
+
+        run(*SLOWER, *arguments).assert_outcomes(**outcome)
+
+    @pytest.mark.usefixtures("night")
+    def test_the_strict_gate_fails_what_could_not_be_confirmed(self, run, pytester):
+        """As it fails everything that is not known to be well."""
+        pytester.makeconftest(BROKEN)
+        arguments = ("--llmperf-base", "slow=decode:+0%", "--llmperf-confirm", "3", "--llmperf-gate", "strict")
+
+        result = run(*SLOWER, *arguments)
+
+        result.assert_outcomes(failed=1)
+        result.stdout.fnmatch_lines([f"not confirmed: {NAME}: the base build is gone"])
+
+    @pytest.mark.usefixtures("night")
     def test_what_is_not_flagged_is_not_measured_again(self, run, pytester, judgement):
         """Which is what makes it cheap."""
         run("--llmperf-base", "slow=decode:-10%", "--llmperf-confirm", "5").assert_outcomes(passed=1)
