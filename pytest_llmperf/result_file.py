@@ -11,7 +11,7 @@ import json
 import os
 import reprlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -93,13 +93,15 @@ def unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 # Where an engine is, and the simulated night that it is: not what it is.
-_NO_DIFFERENCE = {"url", "executable", "noise_seed"}
+_NO_DIFFERENCE = frozenset({"url", "executable", "noise_seed"})
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = _NO_DIFFERENCE
+) -> tuple[str, ...]:
     """How the engine's words differ, for the reader: `prefix_caching True -> False`."""
     now = json.loads(json.dumps(now, default=repr))  # as a file holds it: tuples have become lists
-    words = sorted((set(before) | set(now)) - _NO_DIFFERENCE)
+    words = sorted((set(before) | set(now)) - set(ignored))
     return tuple(
         f"{word} {before.get(word)!r} -> {now.get(word)!r}" for word in words if before.get(word) != now.get(word)
     )

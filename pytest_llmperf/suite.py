@@ -191,7 +191,7 @@ class Suite:
             request = replace(one.request, runs=self.options.confirm)
             try:
                 head, base = self._in_turn(about.test, one.engine, request)
-            except LLMPerfError as error:
+            except (LLMPerfError, OSError) as error:  # a full disk takes no verdict of the session away
                 self.unconfirmed.append(f"not confirmed: {about.measurement}: {error}")
                 continue
             finally:

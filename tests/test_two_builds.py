@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from pytest_llmperf.cli import main
+
 TEST = """
 import pytest
 from pytest_llmperf import multi_round, round_robin
@@ -101,7 +103,7 @@ class TestInTurn:
         assert pytest.ExitCode.TESTS_FAILED == result.ret
         result.stdout.fnmatch_lines(
             [
-                f"REGRESSED {NAME}, against the base build in turn (slow None -> 'decode:-10%') (5 + 5 runs)",
+                f"REGRESSED {NAME}, against the base build in turn (slow 'decode:-10%' -> None) (5 + 5 runs)",
                 "*ttft_p50 * PASS",
                 "*tpot_p50 * +1?.? % * REGRESSED",
                 "*what to do: look for the change between the two builds that caused it",
@@ -110,7 +112,7 @@ class TestInTurn:
         judged = judgement()
         assert "REGRESSED" == judged["verdict"]
         assert {"ttft_p50": "PASS", "tpot_p50": "REGRESSED", "output_throughput": "REGRESSED"} == verdicts(judged)
-        assert "the base build in turn (slow None -> 'decode:-10%')" == judged["against"]
+        assert "the base build in turn (slow 'decode:-10%' -> None)" == judged["against"]
 
     def test_a_faster_build_is_said_to_be(self, run, judgement):
         run("--llmperf-base", "slow=decode:+10%").assert_outcomes(passed=1)
@@ -234,6 +236,24 @@ class TestConfirmation:
         run("--llmperf-base", "slow=decode:-10%", "--llmperf-confirm", "3").assert_outcomes(passed=1, warnings=1)
 
         assert "NO_BASELINE" == judgement()["verdict"]
+
+
+class TestCompare:
+    """The JSON of a session is a result file."""
+
+    def test_a_session_against_the_nights_of_a_folder(self, run, pytester, capsys):
+        """Also where the session has a test that only pytest-benchmark knows."""
+        run("--llmperf-save-baseline", "n1", "--llmperf-gate", "off")
+        pytester.makepyfile(test_sort="def test_sort(benchmark): benchmark.pedantic(sorted, ([2, 1],), rounds=2)")
+        run("--llmperf-gate", "off", *SLOWER)
+        capsys.readouterr()
+
+        codes = [main(["compare", "baselines/sim-gh200", "out.json", *arguments]) for arguments in ((), ("--force",))]
+
+        out, err = capsys.readouterr()
+        assert ([1, 1], "") == (codes, err)
+        assert f"REGRESSED {NAME}, against 0001_n1.json (5 + 5 runs)" in out
+        assert "new: time of test_sort.py::test_sort: only in the new result" in out
 
 
 class TestMistakes:

@@ -139,7 +139,8 @@ class Gate:
         changed = [difference for match in matches.values() for difference in match.differences]
         against = ", ".join(dict.fromkeys(match.name for match in matches.values()))
         if base is not None:
-            words = differences(result.provenance.engine_words, base.provenance.engine_words)
+            # Two builds may differ by where they are, and by nothing else that their words say.
+            words = differences(base.provenance.engine_words, result.provenance.engine_words, ignored={"noise_seed"})
             against = f"{_IN_TURN} ({'; '.join(words) or 'the same words'})"
         return judgement(
             [_flag(finding) for finding in findings] if self._family.is_screen else findings,
