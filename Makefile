@@ -2,10 +2,11 @@
 #
 #   make perf                                       on a simulated GH200, in seconds
 #   make perf PART=h100                             on another part
+#   make perf PART=all                              on every part that a test is for, one after another
 #   make perf ENGINE=vllm                           on the real vLLM and this machine
 #   make perf ARGS="-k prefix --llmperf-runs 3"     options for pytest
 #   make test ARGS="-m 'not vllm'"
-#   make baselines                                  the simulated ones anew
+#   make baselines                                  the simulated and the published ones anew
 
 PYTHON ?= python3
 ARGS ?=
@@ -27,7 +28,11 @@ FLEET := perf_tests/test_prefix_routing.py
 perf: perf-$(ENGINE)
 
 perf-sim: .venv/complete
-	$(BIN)/pytest perf_tests --llmperf-hardware sim:$(PART) $(NOISE) $(ARGS)
+	@start=$$(date +%s); code=0; \
+	for part in $(if $(filter all,$(PART)),$(SIMULATED),$(PART)); do \
+	  $(BIN)/pytest perf_tests --llmperf-hardware sim:$$part $(NOISE) $(ARGS) || code=$$?; \
+	done; \
+	echo "wall time: $$(($$(date +%s) - start)) s"; exit $$code
 
 perf-vllm: .venv/complete engine
 	$(BIN)/pytest perf_tests --llmperf-set executable=$(VLLM)/bin/python $(ARGS)
@@ -39,6 +44,7 @@ baselines: .venv/complete
 	  $(BIN)/pytest perf_tests --ignore $(FLEET) --llmperf-hardware sim:$$part $(STORE) || exit 1; \
 	done
 	$(BIN)/pytest $(FLEET) $(STORE)
+	$(BIN)/python scripts/published.py
 
 # The tables and the plot of docs/simulation.md.
 simulation: .venv/complete

@@ -1,8 +1,8 @@
 """Eight replicas behind a router: requests that begin alike to the same replica, or to the least loaded one.
 
 KubeAI's experiment, with eight L4: prefix-aware routing keeps each conversation's prefix in one replica's cache, where
-otherwise all eight hold copies of all of them and none for long. Replicas of a real engine are still to be had by URL
-only; here they are simulated, whatever the tests run on.
+otherwise all eight hold copies of all of them and none for long. No router that a fleet of real engines can have knows
+this policy; here they are simulated, whatever the tests run on.
 """
 
 import pytest

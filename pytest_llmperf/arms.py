@@ -7,7 +7,7 @@ within the night touches both alike, as long as neither comes first more often.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -73,19 +73,29 @@ def order(runs: int, seed: int = _SEED) -> Iterator[str]:
         yield from (HEAD, BASE) if first else (BASE, HEAD)
 
 
-def measure_in_turn(head: Arm, base: Arm, request: Request, *, together: bool) -> tuple[PerfResult, PerfResult]:
+def measure_in_turn(
+    head: Arm,
+    base: Arm,
+    request: Request,
+    *,
+    together: bool,
+    is_enough: Callable[[PerfResult, PerfResult], bool] | None = None,
+) -> tuple[PerfResult, PerfResult]:
     """Measure both builds, `request.runs` times each; returns the head's result and the base's.
 
     `together`: both engines stay up. Else only one is at a time, started afresh for every run and
     warmed up by as many runs as the request says: two engines seldom fit one GPU. A spoiled run of
-    either ends both. The base's engine is stopped in the end. Raises as `measure` does.
+    either ends both; so does `is_enough`, asked at each look before the last. The base's engine is
+    stopped in the end. Raises as `measure` does.
     """
     turns = _Turns({HEAD: head, BASE: base}, request, together=together)
     with turns:
         for name in order(request.runs):
             if not turns.run(name):
                 break
-        return turns.result(HEAD), turns.result(BASE)
+            if is_enough is not None and turns.pairs in request.budget.looks[:-1] and is_enough(*turns.results()):
+                break
+        return turns.results()
 
 
 class _Turns:
@@ -118,7 +128,17 @@ class _Turns:
         self._done[name] += 1
         return all(measurement.run(index) for index in (*range(-warm_up, 0), done))
 
-    def result(self, name: str) -> PerfResult:
+    @property
+    def pairs(self) -> int | None:
+        """How many runs both have; None where one is ahead."""
+        first, second = self._done.values()
+        return first if first == second else None
+
+    def results(self) -> tuple[PerfResult, PerfResult]:
+        """The head's and the base's."""
+        return self._result(HEAD), self._result(BASE)
+
+    def _result(self, name: str) -> PerfResult:
         """What was measured of one build: without a run where the other's was spoiled before its turn came."""
         if name not in self._measurements and not self._together:
             self._stop_all()

@@ -26,6 +26,7 @@ from pytest_llmperf import units
 from pytest_llmperf.arrivals import UNKNOWN
 from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.placement import gpu_count
 from pytest_llmperf.engines.tiny_llama import shape_of
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.hardware import Hardware, Part
@@ -180,7 +181,8 @@ def _part(hardware: Hardware) -> Part | None:
 
 def _counts(spec: EngineSpec, present: int) -> tuple[int, int] | None:
     """GPUs of a replica, and how many replicas there can be at most; None where that is not known."""
-    gpus, replicas = spec.tensor_parallel or 1, spec.replicas or 1
+    gpus = spec.tensor_parallel or 1
+    replicas = gpu_count(spec) // gpus  # those that share a GPU can do no more than one that has it to itself
     if spec.kind == "sim":
         return gpus, replicas
     if spec.url is not None:

@@ -7,7 +7,8 @@ LLMPerfError
 │   ├── EngineDiedError      it was ready, and its process has ended
 │   └── EngineAnswerError    it answers, but not as the protocol says
 ├── NoSamplesError           a statistic was asked of nothing
-└── BaselineError            a stored result cannot be used
+├── BaselineError            a stored result cannot be used
+└── ForeignResultError       another tool's result file cannot be used
 
 LLMPerfWarning
 ├── NoBaselineWarning        nothing to compare with
@@ -70,6 +71,10 @@ class NoSamplesError(LLMPerfError):
 
 class BaselineError(LLMPerfError):
     """A stored result cannot be read or does not belong where it lies."""
+
+
+class ForeignResultError(LLMPerfError):
+    """Another tool's result file cannot be read, or does not say what a measurement needs."""
 
 
 class LLMPerfWarning(UserWarning):

@@ -272,7 +272,7 @@ class LLMPerf:
         workload: Workload,
         *,
         load: Load | None = None,
-        runs: int | None = None,
+        runs: int | str | None = None,
         warmup_runs: int | None = None,
         cache: str = "as_is",
         prefill_context: bool = False,

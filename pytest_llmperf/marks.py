@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines import EngineSpec, check_kind, make_spec, words_of
+from pytest_llmperf.engines.placement import gpu_count
 from pytest_llmperf.engines.sim.settings import DEFAULT_LIKE, LIKE
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.gate import DETECT, Criterion
@@ -64,7 +65,7 @@ def resolved_spec(marked_kind: str | None, given: Mapping[str, Any], options: Op
         known = words_of(marked_kind) if marked_kind else frozenset()
         words = {word: value for word, value in words.items() if word in accepted or word not in known}
     if kind == "sim":
-        words |= _simulation_words(marked_kind, words, options)
+        words |= _simulation_words(marked_kind, given, options)
     words |= {word: value for word, value in options.overrides.items() if word in accepted}
     words |= {word: value for word, value in (("url", options.url), ("model", options.model)) if value is not None}
     return make_spec(kind, words)
@@ -83,14 +84,15 @@ def _simulation_words(marked_kind: str | None, given: Mapping[str, Any], options
     part = simulated_part(options.hardware)
     if part is not None and given.get("part") is None:
         words["part"] = part
-    if marked_kind in LIKE and marked_kind != DEFAULT_LIKE:
-        words["like"] = marked_kind
+    like = given.get("engine") if marked_kind == "fleet" else marked_kind
+    if like in LIKE and like != DEFAULT_LIKE:
+        words["like"] = like
     return words
 
 
 def simulated_hardware(spec: EngineSpec) -> Hardware:
     """The hardware that a simulated engine brings with it. Raises `ConfigurationError` for an unknown part."""
-    return simulated((spec.tensor_parallel or 1) * (spec.replicas or 1), spec.part or "")
+    return simulated(gpu_count(spec), spec.part or "")
 
 
 def _marked_kind(mark: pytest.Mark | None) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -61,7 +62,12 @@ OPTIONS = (
         "KEY",
     ),
     Option("require-hardware", "fail, instead of skip, a test whose GPU is not there", kind="flag"),
-    Option("runs", "measured runs per test (default: 5)", "N"),
+    Option(
+        "runs",
+        "measured runs per test (default: 5); auto: as many as the verdict takes, looked at after 3, 5, 8, 12 and 20; "
+        "auto:N or auto:Nmin: no more than N runs or N minutes for each measurement",
+        "N|auto",
+    ),
     Option("warmup-runs", "runs before them that are not measured (default: 1)", "N"),
     Option("baselines", "folder of stored results (default: baselines, below the root directory)", "DIR"),
     Option(
@@ -114,6 +120,37 @@ _MOST_WORKERS = 256
 API_KEY_VARIABLE = "LLMPERF_API_KEY"
 
 
+LOOKS = (3, 5, 8, 12, 20)
+"""Runs after which `auto` looks whether a verdict is clear: each time about half as many again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many runs may be spent on a measurement."""
+
+    looks: tuple[int, ...]
+    """After how many runs it is looked at; the last is the most there may be."""
+    minutes: float | None = None
+
+    @property
+    def runs(self) -> int:
+        return self.looks[-1]
+
+
+def budget(text: str) -> Budget:
+    """What `--llmperf-runs` means: `5`, `auto`, `auto:12`, `auto:15min`. Raises `ConfigurationError`."""
+    if text.isdecimal() and int(text) >= 1:
+        return Budget((int(text),))
+    limit = re.fullmatch(r"auto(?::(\d+)(min)?)?", text)
+    number = int(limit.group(1) or LOOKS[-1]) if limit else 0
+    if limit is None or number < 1:
+        msg = f"expected a whole number of at least 1, auto, auto:N for N runs or auto:Nmin for N minutes, got {text!r}"
+        raise ConfigurationError(msg)
+    if limit.group(2):
+        return Budget(LOOKS, minutes=float(number))
+    return Budget((*(look for look in LOOKS if look < number), number))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What was asked for, checked and in its final types."""
@@ -124,7 +161,7 @@ class Options:
     overrides: dict[str, Any]
     hardware: str | None
     require_hardware: bool
-    runs: int
+    runs: Budget
     warmup_runs: int
     baselines: Path
     gate: GateMode
@@ -179,7 +216,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         overrides=reader.words("set"),
         hardware=reader.checked("hardware", _hardware, None),
         require_hardware=reader.flag("require-hardware"),
-        runs=reader.checked("runs", _whole(1), 5),
+        runs=reader.checked("runs", budget, Budget((5,))),
         warmup_runs=reader.checked("warmup-runs", _whole(0), 1),
         baselines=reader.folder("baselines", "baselines"),
         gate=reader.checked("gate", _gate, GateMode.FAIL),

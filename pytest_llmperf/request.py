@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.load import Load, round_robin
 from pytest_llmperf.metrics import LATENCIES
+from pytest_llmperf.options import Budget, budget
 from pytest_llmperf.workloads import Workload
 
 CACHE_STATES = ("as_is", "cold", "primed", "evicted")
@@ -19,11 +20,16 @@ class Request:
 
     workload: Workload
     load: Load
-    runs: int
+    budget: Budget
     warmup_runs: int
     cache: str
     slo: Mapping[str, float] | None
     name: str | None
+
+    @property
+    def runs(self) -> int:
+        """The most runs there may be."""
+        return self.budget.runs
 
 
 def checked_request(
@@ -43,9 +49,11 @@ def checked_request(
         problems.append(f"llm_perf: expected a workload such as multi_round(...), got {workload!r}")
     if not (load is None or hasattr(load, "schedule")):
         problems.append(f"llm_perf: load must be a load model such as closed_loop(8), got {load!r}")
-    for word, value, minimum in (("runs", runs, 1), ("warmup_runs", warmup_runs, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            problems.append(f"llm_perf: {word} must be a whole number of at least {minimum}, got {value!r}")
+    spent = runs if isinstance(runs, Budget) else _budget(runs)
+    if spent is None:
+        problems.append(f"llm_perf: runs must be a whole number of at least 1, or 'auto', got {runs!r}")
+    if isinstance(warmup_runs, bool) or not isinstance(warmup_runs, int) or warmup_runs < 0:
+        problems.append(f"llm_perf: warmup_runs must be a whole number of at least 0, got {warmup_runs!r}")
     if cache not in CACHE_STATES:
         problems.append(f"llm_perf: unknown cache state {cache!r}; accepted: {', '.join(CACHE_STATES)}")
     if prefill_context and cache not in ("as_is", "primed"):
@@ -63,12 +71,22 @@ def checked_request(
     return Request(
         workload=workload,  # type: ignore[arg-type] # checked above, like all that follow
         load=round_robin() if load is None else load,  # type: ignore[arg-type]
-        runs=runs,  # type: ignore[arg-type]
+        budget=spent,  # type: ignore[arg-type]
         warmup_runs=warmup_runs,  # type: ignore[arg-type]
         cache="primed" if prefill_context else str(cache),
         slo=slo,  # type: ignore[arg-type]
         name=None if name is None else str(name),
     )
+
+
+def _budget(runs: object) -> Budget | None:
+    """What a test's own `runs` mean: a number, or text as the option takes it."""
+    if isinstance(runs, bool) or not isinstance(runs, (int, str)):
+        return None
+    try:
+        return budget(str(runs))
+    except ConfigurationError:
+        return None
 
 
 def _has_context(workload: object) -> bool:

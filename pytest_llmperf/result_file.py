@@ -11,8 +11,8 @@ import json
 import os
 import reprlib
 import tempfile
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,18 @@ class ResultFile:
     entries: tuple[Entry, ...]
     is_ours: bool
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
+    figures: Mapping[str, Sequence[Mapping[str, float]]]
+    """By measurement, what was measured in each run and not gated."""
+
+    def ungated(self, measurement: str, metric: str) -> Entry | None:
+        """A metric that was measured beside the gated ones; None if it was not, in some run."""
+        of = next((entry for entry in self.entries if entry.measurement == measurement), None)
+        values = [run.get(metric) for run in self.figures.get(measurement, ())]
+        known = [value for value in values if isinstance(value, (int, float)) and _SMALLEST <= value <= _LARGEST]
+        if of is None or metric not in METRICS or not values or len(known) < len(values):
+            return None
+        quantity = METRICS[metric]
+        return replace(of, quantity=quantity, stored_values=tuple(map(quantity.stored, known)), criterion={})
 
 
 def comparable(provenance: Provenance) -> dict[str, Any]:
@@ -81,12 +93,16 @@ def comparable(provenance: Provenance) -> dict[str, Any]:
     }
 
 
+_OTHER_KINDS = ("simulated", "imported", "published")
+"""What marks figures that meet only their own kind."""
+
+
 def unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What forbids comparing, each as `load was 'poisson(1)', is 'poisson(2)'`; nothing where it is allowed.
 
     Words that only an older file has do not count: they say what was not asked for then.
     """
-    names = dict.fromkeys([*now, *(["simulated"] if before.get("simulated") else [])])
+    names = dict.fromkeys([*now, *(name for name in _OTHER_KINDS if name in before)])
     return [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names if before.get(name) != now.get(name)
     ]
@@ -122,11 +138,23 @@ def read(path: Path) -> ResultFile:
         for row in document["benchmarks"]
     )
     _check_unique(path, entries)
-    return ResultFile(path=path, hardware_key=key, saved_at=saved_at, entries=entries, is_ours=is_ours)
+    return ResultFile(
+        path=path,
+        hardware_key=key,
+        saved_at=saved_at,
+        entries=entries,
+        is_ours=is_ours,
+        figures=_figures(document["benchmarks"]),
+    )
+
+
+def text_of(document: Mapping[str, Any]) -> str:
+    """A document as a file holds it: sorted and indented, so that it diffs well. Raises `ValueError` for NaN."""
+    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
 
 
 def write(document: Mapping[str, Any], path: Path) -> None:
-    """Write a result file, sorted and indented so that it diffs well; it appears complete or not at all."""
+    """Write a result file; it appears complete or not at all. Raises `OSError`."""
     draft = drafted(document, path.parent)
     try:
         draft.replace(path)
@@ -136,7 +164,7 @@ def write(document: Mapping[str, Any], path: Path) -> None:
 
 def drafted(document: Mapping[str, Any], folder: Path) -> Path:
     """A finished file under a name of its own in `folder`, for the caller to give it its real one."""
-    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
+    text = text_of(document)
     descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
@@ -238,6 +266,18 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
         msg = f"{path}: the benchmark {_name(row)} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
         raise BaselineError(msg) from None
     return _checked(entry)
+
+
+def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
+    found: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        extra = row.get("extra_info")
+        about = extra.get("llmperf", {}) if isinstance(extra, dict) else {}
+        result = about.get("result")
+        runs = result.get("runs") if isinstance(result, dict) else None
+        if isinstance(runs, list) and all(isinstance(run, dict) for run in runs):
+            found.setdefault(about["measurement"], runs)
+    return found
 
 
 def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:

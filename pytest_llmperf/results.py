@@ -334,8 +334,11 @@ class PerfResult(Figures):
         validity: Validity,
         slo: Mapping[str, float] | None = None,
         doubts: tuple[str, ...] = (),
+        looks: tuple[int, ...] = (),
     ) -> None:
+        """`looks`: after how many runs it was, or would have been, looked whether they are enough."""
         super().__init__(records, slo)
+        self.looks = looks
         self.provenance = provenance
         self.validity = validity
         self.doubts = doubts

@@ -7,7 +7,7 @@ import secrets
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +58,12 @@ class Setting:
     """Which of several builds is measured, where there are several."""
 
 
-def measure(engine: Engine, request: Request, setting: Setting) -> PerfResult:
+def measure(
+    engine: Engine, request: Request, setting: Setting, is_enough: Callable[[PerfResult], bool] | None = None
+) -> PerfResult:
     """Run the workload as often as asked and return what was measured.
 
+    `is_enough` is asked at each look before the last whether the runs so far will do.
     Requests are on disk as soon as they have ended. A run that is spoiled ends the measurement:
     the others could not mend it. Raises `EngineError` if the engine cannot be started or dies,
     `ConfigurationError` if the workload does not fit it.
@@ -68,6 +71,8 @@ def measure(engine: Engine, request: Request, setting: Setting) -> PerfResult:
     with Measurement(engine, request, setting) as measurement:
         for index in range(-request.warmup_runs, request.runs):
             if not measurement.run(index):
+                break
+            if is_enough is not None and index + 1 in request.budget.looks[:-1] and is_enough(measurement.result()):
                 break
     return measurement.result()
 
@@ -116,6 +121,7 @@ class Measurement:
             validity=self.validity,
             slo=self._request.slo,
             doubts=_doubts(self.engine, self._request, self.records),
+            looks=self._request.budget.looks,
         )
 
 

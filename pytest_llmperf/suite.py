@@ -15,7 +15,7 @@ from pytest_llmperf.arms import BASE, HEAD, Arm, SecondBuild, measure_in_turn
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.ceiling import ceiling_of, roof_of
 from pytest_llmperf.client import Address, Limits
-from pytest_llmperf.clock import Clock
+from pytest_llmperf.clock import NS_PER_S, Clock
 from pytest_llmperf.driver import LocalTeam, team_of
 from pytest_llmperf.engines import check_kind
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
@@ -26,7 +26,7 @@ from pytest_llmperf.gate import Criterion, Gate, confirmed
 from pytest_llmperf.hardware.detect import Hardware, remote
 from pytest_llmperf.marks import resolved_spec, simulated_hardware
 from pytest_llmperf.metrics import METRICS, gated_by_default
-from pytest_llmperf.options import GateMode, Options
+from pytest_llmperf.options import Budget, GateMode, Options
 from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult, Validity
 from pytest_llmperf.selfcheck import excesses, tolerated
@@ -151,10 +151,18 @@ class Suite:
         in_turn = self._second.is_given and self.options.confirm is None and self.gate is not None
         hardware = self.hardware_of(engine.spec)
         self.hardware_by_key[hardware.key] = hardware
+        deadline_ns = self._deadline_ns(engine.clock, request)
+
+        def is_enough(so_far: PerfResult, base: PerfResult | None = None) -> bool:
+            if deadline_ns is not None and engine.clock.now_ns() >= deadline_ns:
+                return True
+            asked = self._criteria(nodeid, so_far, open_load=request.load.is_open)
+            return self.gate is None or self.gate.is_clear(so_far, asked, base)
+
         if in_turn:
-            result, base = self._in_turn(nodeid, engine, request)
+            result, base = self._in_turn(nodeid, engine, request, is_enough)
         else:
-            result, base = measure(engine, request, self._setting(nodeid, engine)), None
+            result, base = measure(engine, request, self._setting(nodeid, engine), is_enough), None
         _hold_against_roof(result, engine, request, hardware)
         criteria = self._criteria(nodeid, result, open_load=request.load.is_open)
         for one in (result, base) if base is not None else (result,):
@@ -188,7 +196,7 @@ class Suite:
         confirmation = Gate(self._baselines, size, self.options.alpha, self.options.night_spread)
         for one in flagged:
             about = one.result.provenance
-            request = replace(one.request, runs=self.options.confirm)
+            request = replace(one.request, budget=Budget((self.options.confirm,)))
             try:
                 head, base = self._in_turn(about.test, one.engine, request)
             except (LLMPerfError, OSError) as error:  # a full disk takes no verdict of the session away
@@ -201,12 +209,24 @@ class Suite:
             confirmation.judge(head, criteria[about.measurement], base)
         self._confirmations = confirmation.review()
 
-    def _in_turn(self, nodeid: str, engine: Engine, request: Request) -> tuple[PerfResult, PerfResult]:
+    def _in_turn(
+        self,
+        nodeid: str,
+        engine: Engine,
+        request: Request,
+        is_enough: Callable[[PerfResult, PerfResult], bool] | None = None,
+    ) -> tuple[PerfResult, PerfResult]:
         """The result of the engine, and that of the base build, measured in turn with it."""
         base = self.pool.make(self._second.spec_of(engine.spec))
         head_arm = Arm(engine, replace(self._setting(nodeid, engine), arm=HEAD))
         base_arm = Arm(base, replace(self._setting(nodeid, base), arm=BASE))
-        return measure_in_turn(head_arm, base_arm, request, together=self._second.stays_up(engine, base))
+        together = self._second.stays_up(engine, base)
+        return measure_in_turn(head_arm, base_arm, request, together=together, is_enough=is_enough)
+
+    @staticmethod
+    def _deadline_ns(clock: Clock, request: Request) -> int | None:
+        minutes = request.budget.minutes
+        return None if minutes is None else clock.now_ns() + round(minutes * 60 * NS_PER_S)
 
     def _setting(self, nodeid: str, engine: Engine) -> Setting:
         return Setting(

@@ -16,6 +16,9 @@ SECONDS = "s"
 TOKENS_PER_SECOND = "tokens/s"
 REQUESTS_PER_SECOND = "requests/s"
 RATIO = "1"
+"""A share of a whole."""
+FACTOR = "ratio"
+"""How many times as much."""
 
 
 def seconds(value: float) -> str:
@@ -78,6 +81,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     TOKENS_PER_SECOND: _per_second("tok/s"),
     REQUESTS_PER_SECOND: _per_second("req/s"),
     RATIO: share,
+    FACTOR: lambda value: f"{_significant(value)}x",
 }
 
 

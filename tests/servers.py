@@ -271,6 +271,7 @@ class CompletionsServer:
     api_key: str | None = None
     """When set, a request without it is answered with 401."""
     token_ids: bool = True
+    running_usage: bool = True
     """Whether `return_token_ids` is understood."""
     refuse_extensions: int | None = None
     """The status that answers a request with anything beyond the plain protocol."""
@@ -327,7 +328,7 @@ class CompletionsServer:
 
     def events(self, body: dict[str, Any]) -> Iterator[bytes]:
         """The events of a stream of as many tokens as were asked for."""
-        continuous = body.get("stream_options", {}).get("continuous_usage_stats", False)
+        continuous = self.running_usage and body.get("stream_options", {}).get("continuous_usage_stats", False)
         chat = "messages" in body
         prompt_tokens = self._tokens(body, self.count)
         if chat:

@@ -285,6 +285,14 @@ def test_each_gpu_has_a_link_of_its_own():
     assert 0.25 == pytest.approx(ceiling(answer(0, 1), restored=64 * 10**9, roof=roof).link)
 
 
+@pytest.mark.parametrize(("gpus", "replicas"), [({}, 4), ({"gpus": ("0",)}, 1), ({"gpus": ("0", "0", "1", "1")}, 2)])
+def test_replicas_that_share_gpus_do_what_these_can(gpus, replicas):
+    """A roof is of the GPUs, however many engines are on them."""
+    spec = EngineSpec(kind="fleet", model="meta-llama/Llama-3.1-8B-Instruct", replicas=4, **gpus)
+    four = simulated(4, "h100")
+    assert replicas == roof_of(spec, four, model="m").replicas
+
+
 def test_the_link_is_unknown_where_the_engine_does_not_count():
     """An idle link is known: nothing of it was used."""
     assert ceiling(answer(0, 1)).link is None

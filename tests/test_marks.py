@@ -99,6 +99,36 @@ def test_overrides_apply_to_the_kinds_that_know_them(item):
     assert (False, None) == (spec.prefix_caching, spec.executable)
 
 
+FLEET = (
+    "llm_engine('fleet', engine='sglang', model='llama-3.1-8b', replicas=2, policy='cache_aware', gpus='0', "
+    "cpus='0|1', gpu_memory_fraction=0.45, router='/usr/bin/vllm-router')"
+)
+
+
+def test_a_fleet_is_simulated_as_replicas_of_its_engine(item):
+    """What means the same there is kept; router and processors have no meaning."""
+    spec = marks.engine_spec(item(FLEET), options(is_simulated=True, hardware="sim:gh200"))
+
+    assert ("sim", "gh200", "sglang") == (spec.kind, spec.part, spec.like)
+    assert (2, "cache_aware", ("0",), 0.45) == (spec.replicas, spec.policy, spec.gpus, spec.gpu_memory_fraction)
+    assert (None, None, ()) == (spec.engine, spec.router, spec.cpus)
+    assert "sim-gh200" == marks.simulated_hardware(spec).key
+
+
+def test_a_fleet_can_be_one_engine(item):
+    """`--llmperf-engine` leaves out what is about several."""
+    spec = marks.engine_spec(item(FLEET), options(engine="vllm"))
+
+    assert ("vllm", None, None, 0.45) == (spec.kind, spec.replicas, spec.policy, spec.gpu_memory_fraction)
+
+
+def test_a_policy_that_is_not_simulated_is_refused(item):
+    """Another one in its place would be another measurement."""
+    marked = item(FLEET.replace("cache_aware", "power_of_two"))
+    with pytest.raises(ConfigurationError, match="unknown routing policy 'power_of_two'; accepted: round_robin"):
+        marks.engine_spec(marked, options(is_simulated=True, hardware="sim:gh200"))
+
+
 def test_a_test_without_a_mark_needs_an_option(item):
     """Without mark and option the message says how to give an engine."""
     assert "openai" == marks.engine_spec(item(), options(url="http://localhost:1")).kind

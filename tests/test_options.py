@@ -7,7 +7,7 @@ import pytest
 from pytest_llmperf.baselines import NIGHTS
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.gate import ALPHA, NIGHT_SPREAD
-from pytest_llmperf.options import OPTIONS, read_options
+from pytest_llmperf.options import LOOKS, OPTIONS, Budget, budget, read_options
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def test_all_mistakes_are_reported_at_once(run):
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     result.stderr.fnmatch_lines_random(
         [
-            "*--llmperf-runs: expected a whole number of at least 1, got '0'",
-            "*--llmperf-engine: unknown engine 'vlm'; did you mean 'vllm'? accepted: openai, sim, vllm",
+            "*--llmperf-runs: expected a whole number of at least 1, auto, auto:N for N runs or auto:Nmin*got '0'",
+            "*--llmperf-engine: unknown engine 'vlm'; did you mean 'vllm'? accepted: fleet, openai, *, vllm",
             "*--llmperf-hardware: unknown hardware key 'NVIDIA-H1000'; accepted: *NVIDIA-H200*",
             "*--llmperf-set: unknown word 'prefix_cachin'; did you mean 'prefix_caching'? accepted: *",
             "*--llmperf-set 'nonsense': expected WORD=VALUE*",
@@ -73,7 +73,7 @@ def test_the_command_line_wins_over_the_ini_file(pytester):
 
     options = read_options(pytester.parseconfig("--llmperf-runs", "3"), environ={})
 
-    assert (3, 0) == (options.runs, options.warmup_runs)
+    assert (Budget((3,)), 0) == (options.runs, options.warmup_runs)
     assert pytester.path / "stored" == options.baselines
 
 
@@ -197,3 +197,29 @@ def test_numbers_of_the_gate_have_bounds(pytester, option, given, expected):
     """What cannot be a probability, a share or a count is refused with what would be."""
     with pytest.raises(ConfigurationError, match=f"--llmperf-{option}: expected {expected}.*got '{given}'"):
         read_options(pytester.parseconfig(f"--llmperf-{option}", given), environ={})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("5", Budget((5,))),
+        ("auto", Budget(LOOKS)),
+        ("auto:12", Budget((3, 5, 8, 12))),
+        ("auto:6", Budget((3, 5, 6))),
+        ("auto:2", Budget((2,))),
+        ("auto:30", Budget((*LOOKS, 30))),
+        ("auto:15min", Budget(LOOKS, minutes=15.0)),
+    ],
+)
+def test_a_budget_of_runs(given, expected):
+    """A number is that many; auto looks in between, up to a number of runs or for a time."""
+    assert expected == budget(given)
+
+
+@pytest.mark.parametrize(
+    "given", ["0", "-1", "", "auto:", "auto:0", "auto:0min", "auto:1.5min", "auto5", "five", "5min"]
+)
+def test_what_is_no_budget_is_refused(given):
+    """The sentence says which forms there are."""
+    with pytest.raises(ConfigurationError, match="auto:N for N runs or auto:Nmin for N minutes, got "):
+        budget(given)

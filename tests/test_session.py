@@ -917,7 +917,7 @@ def test_all_mistakes_are_reported_at_once():
     assert (
         "llm_perf: expected a workload such as multi_round(...), got ['not a workload']",
         "llm_perf: load must be a load model such as closed_loop(8), got 'round_robin'",
-        "llm_perf: runs must be a whole number of at least 1, got 0",
+        "llm_perf: runs must be a whole number of at least 1, or 'auto', got 0",
         "llm_perf: warmup_runs must be a whole number of at least 0, got -1",
         "llm_perf: unknown cache state 'warm'; accepted: as_is, cold, primed, evicted",
         "llm_perf: prefill_context=True is cache='primed'; it cannot go with cache='warm'",
@@ -929,7 +929,7 @@ def test_all_mistakes_are_reported_at_once():
     ) == caught.value.problems
 
 
-@pytest.mark.parametrize("runs", [0, -1, 1.0, True, "5", None])
+@pytest.mark.parametrize("runs", [0, -1, 1.0, True, "five", None])
 def test_runs_that_are_no_positive_whole_number_are_refused(runs):
     """A run is run whole, and at least once."""
     with pytest.raises(ConfigurationError, match="runs must be a whole number of at least 1"):

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pytest_llmperf import __version__
-from pytest_llmperf.cli import compare, doctor, exit_codes, load, serve
+from pytest_llmperf.cli import ab, compare, doctor, exit_codes, import_, load, serve
 
-SUBCOMMANDS = {"compare": compare, "doctor": doctor, "load": load, "serve": serve}
+SUBCOMMANDS = {"ab": ab, "compare": compare, "doctor": doctor, "import": import_, "load": load, "serve": serve}
 """Name: module with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit code`."""
 
 

@@ -11,8 +11,11 @@ from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings, change
 from pytest_llmperf.errors import ConfigurationError, unknown
 
 ENGINES: dict[str, str] = {
+    "fleet": "pytest_llmperf.engines.fleet",
     "openai": "pytest_llmperf.engines.openai",
+    "sglang": "pytest_llmperf.engines.sglang",
     "sim": "pytest_llmperf.engines.sim",
+    "tensorrt_llm": "pytest_llmperf.engines.tensorrt_llm",
     "vllm": "pytest_llmperf.engines.vllm",
 }
 """Kind: module.

@@ -7,6 +7,7 @@ cannot tell is None, never a guess.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -48,10 +49,23 @@ class EngineSpec:
     """The model's tokenizer, a folder or file, to make texts of exact lengths with; None: what the server offers."""
     executable: str | None = None
     """The Python that has the engine installed; None: the one that runs the tests."""
+    gpu_memory_fraction: float | None = None
+    """The share of each GPU's memory that the engine may take, as it counts it; None: its own default."""
+    engine: str | None = None
+    """What the replicas of a fleet are; None: vLLM."""
     replicas: int | None = None
-    """How many equal engines stand behind a router; None: one, without."""
+    """How many equal engines stand behind a router; None: one."""
+    router: str | None = None
+    """The program in front of them, its path, or the URL of one that runs; None: vllm-router."""
+    router_args: tuple[str, ...] = ()
     policy: str | None = None
-    """How the router chooses."""
+    """How the router chooses; None: one after another."""
+    gpus: tuple[str, ...] = ()
+    """The GPUs of each replica, numbers with commas; one group is everybody's. Empty: its own for each."""
+    cpus: tuple[str, ...] = ()
+    """The processors of each replica, numbers and ranges with commas. Empty: all for each."""
+    ports: tuple[int, ...] = ()
+    """Where the replicas listen. Empty: on any free ones."""
     part: str | None = None
     """The GPU that is simulated."""
     like: str | None = None
@@ -72,7 +86,8 @@ class EngineSpec:
         The other words are how the engine goes about it, which is what a comparison is about:
         prefix caching switched off by mistake is a regression, not another test.
         """
-        return {word: getattr(self, word) for word in IDENTITY_WORDS}
+        always = {word: getattr(self, word) for word in IDENTITY_WORDS}
+        return always | ({} if self.engine is None else {"engine": self.engine})
 
     def words(self) -> dict[str, Any]:
         """Every word that was given, for the result file."""
@@ -90,6 +105,7 @@ class EngineSpec:
 
 IDENTITY_WORDS = ("model", "dtype", "kv_cache_dtype", "max_model_len", "tensor_parallel", "prompts", "replicas")
 PROMPTS = ("ids", "text", "chat")
+_GROUP = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*")
 
 
 def parse_spec(
@@ -146,6 +162,12 @@ def _positive(value: object) -> float:
     return value
 
 
+def _share(value: object) -> float:
+    if _positive(value) > 1:
+        raise ValueError
+    return _positive(value)
+
+
 def _noise(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise TypeError
@@ -183,6 +205,30 @@ def _environment(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((str(name), str(content)) for name, content in value.items()))
 
 
+def _groups(value: object) -> tuple[str, ...]:
+    """Numbers and ranges, with commas, for each replica: a list, or one text with bars."""
+    texts = value.split("|") if isinstance(value, str) else [str(group) for group in _arguments(value)]
+    groups = tuple(text.replace(" ", "") for text in texts)
+    if not groups or not all(_GROUP.fullmatch(group) and _ascends(group) for group in groups):
+        raise ValueError
+    return groups
+
+
+def _ascends(group: str) -> bool:
+    """Whether each range of a group goes up, so that it is not empty."""
+    ranges = [part.split("-") for part in group.split(",")]
+    return all(int(numbers[0]) <= int(numbers[-1]) for numbers in ranges)
+
+
+def _ports(value: object) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise TypeError
+    ports = tuple(_whole(port) for port in value)
+    if max(ports) > 65535 or len(set(ports)) != len(ports):
+        raise ValueError
+    return ports
+
+
 def _seed(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TypeError
@@ -209,7 +255,14 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "prompts": ("one of " + ", ".join(PROMPTS), _prompts),
     "tokenizer": ("the path of a tokenizer.json or of its folder", _text),
     "executable": ("the path of a Python", _text),
+    "gpu_memory_fraction": ("a share of at most 1, such as 0.45", _share),
+    "engine": ("an engine such as 'vllm'", _text),
     "replicas": ("a whole number of engines, at least 1", _group),
+    "router": ("a program such as 'vllm-router', its path, or a URL", _text),
+    "router_args": ("a list of command-line arguments", _arguments),
+    "gpus": ("GPU numbers for each replica, such as '0,1|2,3' or ['0,1', '2,3']", _groups),
+    "cpus": ("processors for each replica, such as '0-7|8-15' or ['0-7', '8-15']", _groups),
+    "ports": ("a list of different port numbers", _ports),
     "policy": ("a routing policy such as 'round_robin'", _text),
     "part": ("a GPU such as 'gh200'", _text),
     "like": ("an engine such as 'vllm'", _text),

@@ -24,6 +24,8 @@ from pytest_llmperf.records import Failure, Remark
 
 PATHS = {"ids": "/v1/completions", "text": "/v1/completions", "chat": "/v1/chat/completions"}
 """Where a prompt of each form goes."""
+IDS_WORDS = {"return_token_ids": True, "detokenize": False}
+"""What a request says to get token ids: the first to vLLM and SGLang, the second to TensorRT-LLM, instead of text."""
 _DETAIL_CHARACTERS = 300
 _DONE = b"[DONE]"
 # More in one chunk is no count, and would not fit into the column of an answer's arrivals.
@@ -36,13 +38,16 @@ _TELLING_HEADERS = ("retry-after", "location")
 class Dialect:
     """What a server understands beyond the plain protocol; found out when connecting.
 
-    `extended`: it takes vLLM's `ignore_eos`, `return_token_ids` and usage in each chunk. `prompts`: how
-    they are sent, a key of `PATHS`. `wording`: how they become texts of exact lengths; None: not at all,
-    or in lengths that nobody knows.
+    `extended`: it takes `ignore_eos`, usage in each chunk and a word for token ids. `prompts`: how prompts
+    are sent, a key of `PATHS`. `ids_word`: the word for token ids, a key of `IDS_WORDS`. `ids_count`: tokens
+    are told by their ids only, which are then asked for with every request. `wording`: how prompts become
+    texts of exact lengths; None: not at all, or in lengths that nobody knows.
     """
 
     extended: bool
     prompts: str = "ids"
+    ids_word: str = "return_token_ids"
+    ids_count: bool = False
     wording: Wording | None = None
 
 
@@ -117,14 +122,13 @@ def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
         prompt: dict[str, Any] = {"prompt": ids}
     else:
         prompt = text_prompt(form, as_text(ids) if dialect.wording is None else dialect.wording.text(ids))
-    wants_ids = generation.return_token_ids
-    return _body(model, prompt, generation.output_tokens, extended=dialect.extended, return_token_ids=wants_ids)
+    return _body(model, prompt, generation.output_tokens, dialect, return_token_ids=generation.return_token_ids)
 
 
 def text_request(model: str, text: str, output_tokens: int, dialect: Dialect) -> bytes:
     """The same with a text that is sent as it is."""
     prompt = text_prompt(dialect.prompts, text)
-    return _body(model, prompt, output_tokens, extended=dialect.extended, return_token_ids=False)
+    return _body(model, prompt, output_tokens, dialect, return_token_ids=False)
 
 
 def text_prompt(form: str, text: str) -> dict[str, Any]:
@@ -132,16 +136,16 @@ def text_prompt(form: str, text: str) -> dict[str, Any]:
     return {"prompt": text} if form == "text" else {"messages": [{"role": "user", "content": text}]}
 
 
-def _body(model: str, prompt: dict[str, Any], output_tokens: int, *, extended: bool, return_token_ids: bool) -> bytes:
+def _body(model: str, prompt: dict[str, Any], output_tokens: int, dialect: Dialect, *, return_token_ids: bool) -> bytes:
     options: dict[str, Any] = {"include_usage": True}
     body = {"model": model, **prompt, "max_tokens": output_tokens, "temperature": 0, "stream": True}
     body["stream_options"] = options
-    if extended:
+    if dialect.extended:
         # min_tokens would do as well, but adds a logits processor to every step of vLLM.
         body["ignore_eos"] = True
         options["continuous_usage_stats"] = True
-        if return_token_ids:
-            body["return_token_ids"] = True
+        if return_token_ids or dialect.ids_count:
+            body[dialect.ids_word] = IDS_WORDS[dialect.ids_word]
     # Ids may come in any sequence.
     return orjson.dumps(body, default=list, option=orjson.OPT_SERIALIZE_NUMPY)
 
@@ -166,6 +170,13 @@ def read_answer(exchange: Exchange, api_key: str | None = None) -> Answer:
         stream.read(events(exchange.fragments))
         stream.conclude()
     return stream.answer(exchange)
+
+
+def counts_throughout(exchange: Exchange) -> bool:
+    """Whether each chunk of a finished answer that may bring tokens has the usage so far."""
+    contents = _parsed([data for _, _, data in events(exchange.fragments)])
+    chunks = [content for content in contents if type(content) is dict and content.get("choices")]
+    return all(type(chunk.get("usage")) is dict for chunk in chunks)
 
 
 def shows_extensions(exchange: Exchange) -> bool:

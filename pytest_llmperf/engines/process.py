@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ GRACE_S = 20.0
 """How long a server may take to end after SIGTERM. vLLM 0.32 on a CPU was seen to need 1 to 3 s."""
 LOG_TAIL_LINES = 40
 _POLL_S = 0.25
+_given_out: deque[int] = deque(maxlen=64)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _GUARD = Path(__file__).with_name("guard.py")
 
@@ -35,11 +37,17 @@ class Progress(Protocol):
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nothing listens on at this moment, and none of those given out shortly before.
+
+    A server takes seconds until it listens; meanwhile the kernel may offer its port to another one.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _given_out:
+            _given_out.append(port)
+            return port
 
 
 def shown(name: str, value: str) -> str:

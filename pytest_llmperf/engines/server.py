@@ -1,13 +1,14 @@
 """Servers with the OpenAI completions route: the connection to one, and an engine made of it.
 
-What a server can tell is found out when connecting: its models, its limits, whether it takes vLLM's
-extensions and whether it has vLLM's metrics. What it cannot tell stays unknown.
+What a server can tell is found out when connecting: its models, its limits, which extensions of the protocol it
+takes and whose metrics it has. What it cannot tell stays unknown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from pytest_llmperf.engines.completions import (
     PATHS,
     CompletionsConnector,
     Dialect,
+    counts_throughout,
     error_text,
     read_answer,
     request_body,
@@ -26,8 +28,9 @@ from pytest_llmperf.engines.completions import (
     text_prompt,
     text_request,
 )
+from pytest_llmperf.engines.server_metrics import CACHE_ROUTES, SETTLE_S, CacheConfig, Metrics
+from pytest_llmperf.engines.server_metrics import PATHS as METRICS_PATHS
 from pytest_llmperf.engines.tokenizer import load_tokenizer
-from pytest_llmperf.engines.vllm_metrics import SETTLE_S, CacheConfig, Metrics
 from pytest_llmperf.engines.wording import Count, settled
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError, LLMPerfError
 from pytest_llmperf.records import CacheCounters
@@ -41,6 +44,8 @@ PROBE_TIMEOUT_S = 120.0
 _PROBE_IDS = tuple(TOKEN_IDS)[:32]
 _PROBE_OUTPUT_TOKENS = 4
 _UNUSABLE_EXTENSIONS = (400, 422)
+# What a server is asked for that refuses vLLM's words: first TensorRT-LLM's, then the protocol's own.
+_LESSER_DIALECTS: tuple[dict[str, Any], ...] = ({"ids_word": "detokenize"}, {"extended": False})
 _UNKNOWN_LEN = 4096
 """Tokens that a server is taken to accept if it does not say, while lengths are found out."""
 
@@ -65,7 +70,7 @@ class OpenAIServer:
         self.prompt_lengths = "ids"
         """What makes prompts as long as asked for: see `wording.settled`."""
         self.cache: CacheConfig | None = None
-        self._has_vllm_metrics = False
+        self._metrics_path: str | None = None
         self._surroundings = surroundings
         self._dialect = Dialect(extended=True, prompts=prompts or "ids")
         self._tokenizer = tokenizer
@@ -79,12 +84,18 @@ class OpenAIServer:
         local = None if self._tokenizer is None else load_tokenizer(Path(self._tokenizer))
         self._choose_model(model)
         self._probe()
-        metrics = self.metrics()
-        if metrics is not None:
-            self._has_vllm_metrics = metrics.is_vllm
-            self.cache = metrics.cache_config()
+        self._find_metrics()
         if self._dialect.prompts != "ids":
             self._find_lengths(local)
+
+    def connect_like(self, other: OpenAIServer) -> None:
+        """Take over what `other` has told, and see that it can be reached here: a router in front of it.
+
+        Raises `EngineStartError` if it cannot.
+        """
+        self.model, self.max_model_len = other.model, other.max_model_len
+        self.prompt_lengths, self._dialect = other.prompt_lengths, other._dialect
+        self._probe()
 
     @property
     def prompt_overhead(self) -> int:
@@ -99,6 +110,14 @@ class OpenAIServer:
         """One request beside the measured ones, on a connection of its own."""
         return self._request(method, path, b"", CONTROL_TIMEOUT_S)
 
+    def json(self, path: str) -> Any:
+        """What `GET` of a route answers, None where that is no JSON."""
+        exchange = self.control("GET", path)
+        try:
+            return orjson.loads(exchange.body) if exchange.status == 200 else None
+        except ValueError:
+            return None
+
     def connector(self) -> CompletionsConnector:
         surroundings = self._surroundings
         return CompletionsConnector(
@@ -109,34 +128,23 @@ class OpenAIServer:
             api_key=surroundings.api_key,
         )
 
-    def metrics(self) -> Metrics | None:
-        """A reading of `/metrics`; None where there is no such route."""
-        exchange = self.control("GET", "/metrics")
-        if exchange.status != 200:
-            return None
-        try:
-            return Metrics(exchange.body.decode())
-        except ValueError:
-            return None
-
-    def cache_counters(self) -> CacheCounters:
-        if not self._has_vllm_metrics:
+    def cache_counters(self, *, settled: bool = False) -> CacheCounters:
+        """What the server has counted; `settled`: its counters have had time to appear."""
+        if self._metrics_path is None:
             return CacheCounters()
-        self._surroundings.clock.sleep(SETTLE_S)
-        metrics = self.metrics()
+        if not settled:
+            self._surroundings.clock.sleep(SETTLE_S)
+        metrics = self._metrics(self._metrics_path)
         return CacheCounters() if metrics is None else metrics.counters()
 
     def version(self) -> str | None:
-        """What `GET /version` says, which vLLM has."""
-        exchange = self.control("GET", "/version")
-        if exchange.status != 200:
-            return None
-        try:
-            content = orjson.loads(exchange.body)
-        except ValueError:
-            return None
-        version = content.get("version") if isinstance(content, dict) else None
-        return version if isinstance(version, str) else None
+        """What `GET /version` says, which vLLM and TensorRT-LLM have, or SGLang's `GET /server_info`."""
+        for path in ("/version", "/server_info"):
+            content = self.json(path)
+            version = content.get("version") if isinstance(content, dict) else None
+            if isinstance(version, str):
+                return version
+        return None
 
     def describe(self) -> dict[str, Any]:
         """What is known of the server, unknown things left out."""
@@ -153,6 +161,31 @@ class OpenAIServer:
             "prefix_caching": cache.prefix_caching if cache else None,
         }
         return {name: value for name, value in known.items() if value is not None}
+
+    def _find_metrics(self) -> None:
+        """Look for the metrics of an engine that we know, and for its cache's size in them or beside them."""
+        for path in METRICS_PATHS:
+            metrics = self._metrics(path)
+            if metrics is not None and metrics.engine is not None:
+                self._metrics_path = path
+                self.cache = metrics.cache_config() or self._cache_beside(metrics.engine)
+                return
+
+    def _metrics(self, path: str) -> Metrics | None:
+        """A reading; None where there is nothing of the kind."""
+        exchange = self.control("GET", path)
+        if exchange.status != 200:
+            return None
+        try:
+            return Metrics(exchange.body.decode())
+        except ValueError:
+            return None
+
+    def _cache_beside(self, engine: str) -> CacheConfig | None:
+        if engine not in CACHE_ROUTES:
+            return None
+        path, read = CACHE_ROUTES[engine]
+        return read(self.json(path))
 
     def _request(self, method: str, path: str, body: bytes, timeout_s: float) -> Exchange:
         key = self._surroundings.api_key
@@ -192,13 +225,18 @@ class OpenAIServer:
     def _probe(self) -> None:
         """Generate a few tokens: the server's own warm-up, and the test of what it understands."""
         exchange = self._generate()
-        if exchange.status in _UNUSABLE_EXTENSIONS:
-            self._dialect = replace(self._dialect, extended=False)
+        for change in _LESSER_DIALECTS:
+            if exchange.status not in _UNUSABLE_EXTENSIONS:
+                break
+            self._dialect = replace(self._dialect, **change)
             exchange = self._generate()
         answer = read_answer(exchange, self._surroundings.api_key)
         if answer.failure is not None:
             path = PATHS[self._dialect.prompts]
             raise EngineStartError(self._complaint(f"POST {path}", exchange, answer.failure.detail))
+        if answer.token_ids is not None and not counts_throughout(exchange):
+            # vllm-router 0.1.17 does not pass continuous_usage_stats on, and a token may have no text to be known by.
+            self._dialect = replace(self._dialect, ids_count=True)
         self.returns_token_ids = answer.token_ids is not None and self._dialect.prompts == "ids"
         self.forces_lengths = self._dialect.extended and shows_extensions(exchange)
 
@@ -306,6 +344,7 @@ class ServedEngine:
         self.host = host
         self._model = model
         self._surroundings = surroundings
+        self._launched: OpenAIServer | None = None
         self._connected: OpenAIServer | None = None
         self._refusal: str | None = None
 
@@ -314,20 +353,25 @@ class ServedEngine:
             return
         if self._refusal is not None:
             raise EngineStartError(f"not tried again after the first failure: {self._refusal.splitlines()[0]}")
-        self.stop()
         try:
-            server = OpenAIServer(self.host.launch(), self._surroundings, self.spec.prompts, self.spec.tokenizer)
-            self.host.wait_until_ready(server.is_healthy)
-            server.connect(self._model)
+            server = self._launched or self.launch()
+            self.host.wait_until_ready(partial(self._is_ready, server))
+            self._connect(server)
         except BaseException as error:
             self.stop()
             if isinstance(error, LLMPerfError) and self.host.is_ours:  # the same command will fail again
                 self._refusal = str(error)
             raise
-        self._connected = server
+        self._launched, self._connected = None, server
+
+    def launch(self) -> OpenAIServer:
+        """Start the server without waiting until it is ready, which `start` then does."""
+        self.stop()
+        self._launched = OpenAIServer(self.host.launch(), self._surroundings, self.spec.prompts, self.spec.tokenizer)
+        return self._launched
 
     def stop(self) -> None:
-        self._connected = None
+        self._launched = self._connected = None
         self.host.stop()
 
     def check(self) -> None:
@@ -359,7 +403,8 @@ class ServedEngine:
 
     @property
     def max_model_len(self) -> int | None:
-        return self.server.max_model_len
+        told = self.server.max_model_len
+        return self.spec.max_model_len if told is None and self.is_ours else told  # TensorRT-LLM does not tell
 
     @property
     def returns_token_ids(self) -> bool:
@@ -400,3 +445,9 @@ class ServedEngine:
 
     def describe(self) -> dict[str, Any]:
         return self.server.describe() | self.host.describe()
+
+    def _is_ready(self, server: OpenAIServer) -> bool:
+        return server.is_healthy()
+
+    def _connect(self, server: OpenAIServer) -> None:
+        server.connect(self._model)

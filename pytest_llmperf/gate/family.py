@@ -76,14 +76,20 @@ class Family:
         """What can be said of each metric now; more trials of others can only add rejections."""
         worse = self._rejected(self._worse, measurement)
         better = self._rejected(self._better, measurement)
-        share = self.share
-        # What is flagged has to be found twice to be found.
-        power = math.sqrt(POWER) if self.is_screen else POWER
         judged = [
-            trial.finding(share, worse=name in worse, better=name in better, power=power)
+            trial.finding(self.share, worse=name in worse, better=name in better, power=self._power)
             for name, trial in self._trials.get(measurement, {}).items()
         ]
         return (*judged, *self._fixed.get(measurement, ()))
+
+    def is_sharp(self, trial: Trial) -> bool:
+        """Whether the change that is asked to show would have been found."""
+        return trial.could_see(self.share, self._power) <= math.log1p(trial.criterion.detect)
+
+    @property
+    def _power(self) -> float:
+        """What is flagged by a screen has to be found twice to be found."""
+        return math.sqrt(POWER) if self.is_screen else POWER
 
     def _rejected(self, ranking: Ranking[_Pair], measurement: str) -> set[str]:
         size = 1 if self.is_screen else self.size

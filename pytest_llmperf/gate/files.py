@@ -71,6 +71,7 @@ def compared(base: Sequence[ResultFile], new: ResultFile, terms: Terms) -> FileC
     for file in base:
         for pair, entry in _by_new_name(file, terms).items():
             stored.setdefault(pair, []).append(entry)
+    wanted |= _beside(stored, wanted, new)
     common = [pair for pair in wanted if pair in stored]
     refusals = tuple(dict.fromkeys([*_other_hardware(base, new), *_unlike(common, stored, wanted)]))
     return FileComparison(
@@ -90,6 +91,19 @@ def _by_new_name(file: ResultFile, terms: Terms) -> dict[_Pair, Entry]:
         if other is not entry:
             msg = f"--rename gives {other.measurement} and {entry.measurement} of {file.path} one name, {name}"
             raise BaselineError(msg)
+    return found
+
+
+def _beside(
+    stored: Mapping[_Pair, Sequence[Entry]], wanted: Mapping[_Pair, Entry], new: ResultFile
+) -> dict[_Pair, Entry]:
+    """What the new result has beside its gated metrics of what others published or measured."""
+    found = {}
+    for pair, entries in stored.items():
+        if pair not in wanted and not {"published", "imported"}.isdisjoint(entries[0].comparable):
+            entry = new.ungated(*pair)
+            if entry is not None:
+                found[pair] = entry
     return found
 
 

@@ -14,7 +14,7 @@ from pytest_llmperf.gate.trial import Base, Trial, tried, typical
 from pytest_llmperf.metrics import METRICS, Metric, Quantity
 from pytest_llmperf.result_file import differences
 from pytest_llmperf.results import PerfResult
-from pytest_llmperf.stats import KNOWN_NIGHTS, History, NightSpread, assumed
+from pytest_llmperf.stats import KNOWN_NIGHTS, History, Looks, NightSpread, assumed
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
 SIMULATED_RESOLUTION = 0.001
@@ -66,6 +66,17 @@ class Gate:
         self._family.put(key, [self._compared(key, result, one) for one in criteria] if comparable else [])
         return self._judgement(key)
 
+    def is_clear(self, result: PerfResult, criteria: Sequence[Criterion], base: PerfResult | None = None) -> bool:
+        """Whether a measurement that could go on has its verdict; else further runs may still change it."""
+        key = result.provenance.measurement
+        verdict = self.judge(result, criteria, base).verdict
+        if verdict in (Verdict.REGRESSED, Verdict.INVALID_RUN):
+            return True
+        trials = self._family.trials(key)
+        if not trials:
+            return len(result.records) >= _UNJUDGED_RUNS
+        return all(self._family.is_sharp(trial) and not trial.is_suspect for trial in trials)
+
     def forget(self, measurement: str) -> None:
         """Drop a measurement that is going to be taken again."""
         self._family.drop(measurement)
@@ -108,7 +119,7 @@ class Gate:
         if isinstance(found, str):
             now = typical([math.log(value) for value in stored], metric)
             return Finding(metric=metric, verdict=Verdict.NO_BASELINE, now=now, note=found)
-        return tried(metric, criterion, found, stored)
+        return tried(metric, criterion, found, stored, Looks(result.looks) if len(result.looks) > 1 else None)
 
     def _found(self, key: str, result: PerfResult, metric: Metric) -> Base | str:
         """What to compare with, or a sentence on why there is nothing."""
@@ -150,6 +161,8 @@ class Gate:
         )
 
 
+_UNJUDGED_RUNS = 5
+"""Where there is nothing to compare with, as many as are measured where nobody says how many."""
 _IN_TURN = "the base build in turn"
 
 

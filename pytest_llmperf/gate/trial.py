@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from pytest_llmperf import units
 from pytest_llmperf.errors import NoSamplesError
-from pytest_llmperf.gate.criterion import Criterion
+from pytest_llmperf.gate.criterion import SCREEN, Criterion
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.stats import POWER, Comparison, History, NightSpread, against_nights, pooled_t
+from pytest_llmperf.stats import POWER, Comparison, History, Looks, NightSpread, against_nights, pooled_t
 from pytest_llmperf.verdicts import Finding, Verdict
 
 
@@ -41,6 +41,8 @@ class Trial:
     base: Base
     comparison: Comparison
     now: float
+    looks: Looks | None = None
+    """Where it was looked at more than once while it was measured."""
 
     @property
     def margin(self) -> float:
@@ -49,15 +51,28 @@ class Trial:
 
     @property
     def p_worse(self) -> float:
-        return self.comparison.p_worse(self.margin)
+        """One-sided, the same at whichever look."""
+        return self._overall(self.comparison.p_worse(self.margin))
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether this look by itself would be rare in a healthy build, though not rare enough to judge by."""
+        return self.comparison.p_worse(self.margin) <= SCREEN
 
     @property
     def p_better(self) -> float:
-        return self.comparison.p_better(self.margin)
+        return self._overall(self.comparison.p_better(self.margin))
+
+    def _overall(self, p: float) -> float:
+        return p if self.looks is None else self.looks.overall(self.comparison.new_count, p)
+
+    def _level(self, share: float) -> float:
+        """What this look may spend of a share of the error rate."""
+        return share if self.looks is None else self.looks.level(self.comparison.new_count, share)
 
     def could_see(self, share: float, power: float) -> float:
         """The change for the worse, on the log scale, that would have been found at this share of the error rate."""
-        return self.margin + self.comparison.detectable(share, power)
+        return self.margin + self.comparison.detectable(self._level(share), power)
 
     def finding(self, share: float, *, worse: bool, better: bool, power: float = POWER) -> Finding:
         """What is said of it; `worse` and `better`: what the whole family's error rate lets be called so."""
@@ -70,7 +85,7 @@ class Trial:
         elif detectable > math.log1p(self.criterion.detect):
             verdict, note = Verdict.INCONCLUSIVE, self._advice(share)
         comparison = self.comparison
-        low, high = sorted(own_change(self.quantity, d) for d in comparison.interval(share))
+        low, high = sorted(own_change(self.quantity, d) for d in comparison.interval(self._level(share)))
         return Finding(
             metric=self.quantity,
             verdict=verdict,
@@ -87,7 +102,7 @@ class Trial:
 
     def _advice(self, share: float) -> str:
         """How what the criterion asks could be seen."""
-        runs = self.comparison.runs_to_detect(math.log1p(self.criterion.detect) - self.margin, share)
+        runs = self.comparison.runs_to_detect(math.log1p(self.criterion.detect) - self.margin, self._level(share))
         sentence = f"could not have seen {self.criterion.detect:.0%}; "
         if runs is not None and self.comparison.floor is None:
             return sentence + f"at this noise that takes {runs} runs, here and in the baseline"
@@ -100,7 +115,9 @@ class Trial:
         return sentence + "at this noise no sensible number of runs can"
 
 
-def tried(quantity: Quantity, criterion: Criterion, base: Base, stored: Sequence[float]) -> Trial | Finding:
+def tried(
+    quantity: Quantity, criterion: Criterion, base: Base, stored: Sequence[float], looks: Looks | None = None
+) -> Trial | Finding:
     """Compare new stored values, all positive; a finding where there are too few runs to."""
     new = [math.log(value) for value in stored]
     now = typical(new, quantity)
@@ -110,7 +127,7 @@ def tried(quantity: Quantity, criterion: Criterion, base: Base, stored: Sequence
         note = "one run each has no spread to compare with; use --llmperf-runs 2 or more, better 5"
         level = typical(base.history.runs, quantity)
         return Finding(metric=quantity, verdict=Verdict.INCONCLUSIVE, baseline=level, now=now, note=note)
-    return Trial(quantity=quantity, criterion=criterion, base=base, comparison=comparison, now=now)
+    return Trial(quantity=quantity, criterion=criterion, base=base, comparison=comparison, now=now, looks=looks)
 
 
 def typical(logarithms: Sequence[float], quantity: Quantity) -> float:

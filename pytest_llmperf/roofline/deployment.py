@@ -66,6 +66,8 @@ class Deployment:
     weights: WeightFormat
     kv_element_bytes: float
     gpus: int = 1
+    sharers: int = 1
+    """How many replicas run on the same GPUs."""
 
     @cached_property
     def weight_bytes(self) -> float:
@@ -138,9 +140,10 @@ class Deployment:
     def describe(self) -> str:
         """One line: what is assumed to run on what."""
         count = "" if self.gpus == 1 else f"{self.gpus} x "
+        where = f"{count}{self.part.key}" + ("" if self.sharers == 1 else f", shared by {self.sharers}")
         return (
             f"{self.model.name} with {self.weights.name} weights ({self.weight_bytes * self.gpus / GIB:.1f} GiB) and "
-            f"{self.kv_bytes_per_token * self.gpus / 1024:.0f} KiB of KV cache per token on {count}{self.part.key}"
+            f"{self.kv_bytes_per_token * self.gpus / 1024:.0f} KiB of KV cache per token on {where}"
         )
 
 

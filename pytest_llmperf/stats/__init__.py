@@ -5,6 +5,7 @@ is reported as `exp(d) - 1`.
 """
 
 from pytest_llmperf.stats.comparison import MANY_RUNS, POWER, Comparison, pooled_t
+from pytest_llmperf.stats.looks import Looks
 from pytest_llmperf.stats.multiple import Ranking, holm
 from pytest_llmperf.stats.nights import KNOWN_NIGHTS, History, NightSpread, against_nights, assumed, shared_spread
 from pytest_llmperf.stats.sample import Sample
@@ -15,6 +16,7 @@ __all__ = [
     "POWER",
     "Comparison",
     "History",
+    "Looks",
     "NightSpread",
     "Ranking",
     "Sample",

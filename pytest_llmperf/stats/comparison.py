@@ -106,13 +106,13 @@ def mean(values: Sequence[float], origin: float = 0.0) -> float:
     Means of equal values differ in their last bit for different counts; measured from one of the
     values they are exact, so that equal runs have no effect and no spread.
     """
-    return math.fsum(value - origin for value in values) / len(values)
+    return sum(value - origin for value in values) / len(values)
 
 
 def squares(values: Sequence[float]) -> float:
     """The sum of squared distances from the mean; exactly 0 for equal values."""
     middle = mean(values, values[0])
-    return math.fsum((value - values[0] - middle) ** 2 for value in values)
+    return sum((value - values[0] - middle) ** 2 for value in values)
 
 
 def _coarse(degrees: float) -> float:

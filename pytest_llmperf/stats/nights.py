@@ -79,7 +79,7 @@ class History:
     @cached_property
     def within_squares(self) -> float:
         """Squared distances of the runs from their night's mean."""
-        return math.fsum(map(squares, self.nights))
+        return sum(map(squares, self.nights))
 
     @cached_property
     def shares(self) -> float:
@@ -118,8 +118,8 @@ def shared_spread(histories: Sequence[History]) -> NightSpread | None:
         return None
     tests = len(known)
     runs = [history.shares * history.within_squares / history.within_degrees for history in known]
-    own = math.fsum(runs) / tests
-    variance = max(0.0, math.fsum(h.between for h in known) / tests - own)
+    own = sum(runs) / tests
+    variance = max(0.0, sum(h.between for h in known) / tests - own)
     degrees = sum(history.count - 1 for history in known) / tests
     return NightSpread(variance, degrees * _independent(tests, variance, own), min(h.count for h in known))
 

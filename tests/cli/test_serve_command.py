@@ -103,7 +103,7 @@ def in_virtual_time(folder, *, concurrency, requests, input_tokens, output_token
 
 def complaints(capsys, *arguments):
     """What is wrong with these."""
-    assert main(["serve", *arguments]) == 2
+    assert main(["serve", *arguments]) == 3
     return capsys.readouterr().err.splitlines()
 
 

@@ -90,6 +90,12 @@ class TestRequestBody:
         more = {"ignore_eos": True, "return_token_ids": True, "stream_options": options}
         assert plain | more == extended
 
+    def test_the_word_for_ids(self):
+        """TensorRT-LLM gives ids instead of text, not beside it."""
+        generation = Generation([1000], 7, return_token_ids=True)
+        body = json.loads(request_body("m", generation, Dialect(extended=True, ids_word="detokenize")))
+        assert (False, None) == (body["detokenize"], body.get("return_token_ids"))
+
     def test_text(self):
         """A server that wants text gets a word for each token id, on the same route."""
         generation = Generation(range(1000, 1032), 7, return_token_ids=False)

@@ -180,6 +180,15 @@ class TestConnecting:
         answer = answer_of(engine)
         assert (None, 3, None) == (answer.token_ids, answer.output_tokens, answer.failure)
 
+    @pytest.mark.parametrize("running_usage", [True, False])
+    def test_a_router_that_drops_the_running_usage(self, server, running_usage):
+        """Then tokens are told by their ids, also where no later turn needs them."""
+        server.running_usage = running_usage
+        channel = engine_at(server.url).connector().open(RealClock())
+        request = channel.encode(Generation(range(1000, 1020), 3, return_token_ids=False))
+        channel.close()
+        assert running_usage is (b"return_token_ids" not in request)
+
     @pytest.mark.parametrize("status", [400, 422])
     def test_extensions_refused(self, server, status):
         """A server that refuses vLLM's words is asked without them, from then on."""
@@ -190,7 +199,7 @@ class TestConnecting:
         answer = answer_of(engine)
         assert (3, None) == (answer.output_tokens, answer.failure)
         bodies = [request.body for request in server.requests if request.path == "/v1/completions"]
-        assert [True, False, False] == ["ignore_eos" in body for body in bodies]
+        assert [True, True, False, False] == ["ignore_eos" in body for body in bodies]
 
     def test_without_metrics(self, server):
         """A server without /metrics leaves capacity and counters unknown, and nothing waits for them."""
@@ -289,7 +298,7 @@ class TestPrompts:
         assert (None, 3) == (answer.failure, answer.output_tokens)
         bodies = [request.body for request in server.requests if request.path == "/v1/chat/completions"]
         asked = ["ignore_eos" in body for body in bodies]
-        assert (True, {False}) == (asked[0], {*asked[1:]})
+        assert (True, True, {False}) == (*asked[:2], {*asked[2:]})
 
     def test_a_server_without_that_route(self, server):
         """The complaint names it."""
@@ -453,7 +462,8 @@ class TestConnector:
         event = b'data: {"choices": [{"text": "x"}]}\n\ndata: [DONE]\n\n'
         probe = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(event), event)
         none = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-        with RawServer([Do.RECEIVE, models], [Do.RECEIVE, probe], [Do.RECEIVE, none], [Do.RECEIVE, Do.HOLD]) as raw:
+        start = [models, probe, none, none]
+        with RawServer(*([Do.RECEIVE, answer] for answer in start), [Do.RECEIVE, Do.HOLD]) as raw:
             answer = answer_of(engine_at(raw.url, limits=Limits(silence_s=0.6)))
         assert ("timeout", "no byte for 0.6 s") == (answer.failure.kind, answer.failure.detail)
 

@@ -373,6 +373,12 @@ class TestWaitUntil:
         assert server.returncode is None
 
 
+def test_ports_are_not_given_out_twice():
+    """Although nothing listens on them yet."""
+    ports = [free_port() for _ in range(40)]
+    assert len(ports) == len(set(ports))
+
+
 def test_free_port():
     """A free port can be listened on."""
     with socket.create_server(("127.0.0.1", free_port())) as listener:

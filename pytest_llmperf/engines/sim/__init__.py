@@ -12,7 +12,8 @@ from pytest_llmperf.engines.sim.engine import SimulatedEngine
 from pytest_llmperf.engines.sim.plan import planned
 
 WORDS = COMMON_WORDS | {
-    "part", "like", "replicas", "policy", "run_noise", "request_noise", "noise_seed", "slow", "constants",
+    "part", "like", "replicas", "policy", "gpus", "gpu_memory_fraction",
+    "run_noise", "request_noise", "noise_seed", "slow", "constants",
 }  # fmt: skip
 REQUIRED = {
     "model": "give model=... in the mark or --llmperf-model MODEL",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.placement import placement_problems, sharers
 from pytest_llmperf.engines.sim.routing import POLICIES
 from pytest_llmperf.engines.sim.settings import DEFAULT_LIKE, LIKE, Settings, settings_for
 from pytest_llmperf.engines.sim.slowdown import Slowdown, parse_slowdown
@@ -52,11 +53,12 @@ def planned(spec: EngineSpec) -> Plan:
     policy = spec.policy or "round_robin"
     if policy not in POLICIES:
         problems.append(f"policy: {unknown('routing policy', policy, POLICIES)}")
+    problems += placement_problems(spec)
     slowdown = _attempt(problems, lambda: parse_slowdown(spec.slow))
     deployment = _attempt(problems, lambda: _deployment(spec))
     part = None if deployment is None else deployment.part
     wanted = like if like in LIKE else DEFAULT_LIKE
-    settings = _attempt(problems, lambda: settings_for(wanted, part, spec.args, dict(spec.constants)))
+    settings = _attempt(problems, lambda: settings_for(wanted, part, spec.args, _overrides(spec)))
     if slowdown is None or deployment is None or settings is None or problems:
         raise ConfigurationError(*problems)
     room = _kv_room(deployment, settings)
@@ -92,14 +94,22 @@ def _deployment(spec: EngineSpec) -> Deployment:
     shape = _attempt(problems, lambda: shape_of(spec.model or ""))
     if part is None or shape is None:
         raise ConfigurationError(*problems, *dtype_problems(spec.dtype, spec.kv_cache_dtype))
-    return deployed(shape, part, dtype=spec.dtype, kv_cache_dtype=spec.kv_cache_dtype, gpus=spec.tensor_parallel or 1)
+    whole = deployed(shape, part, dtype=spec.dtype, kv_cache_dtype=spec.kv_cache_dtype, gpus=spec.tensor_parallel or 1)
+    return replace(whole, sharers=sharers(spec))
+
+
+def _overrides(spec: EngineSpec) -> dict[str, object]:
+    """Constants that the specification gives, in words of their own or in that of engines."""
+    memory = {} if spec.gpu_memory_fraction is None else {"memory_utilization": spec.gpu_memory_fraction}
+    return {**memory, **dict(spec.constants)}
 
 
 def _kv_room(deployment: Deployment, settings: Settings) -> float:
     """Bytes of one GPU that are left for its KV cache."""
     share, taken = settings.memory_utilization, deployment.weight_bytes + settings.engine_bytes
     memory = deployment.memory_bytes
-    room = share * (memory - taken) if settings.memory_rule == "of_free" else share * memory - taken
+    free = memory - deployment.sharers * taken
+    room = share * free if settings.memory_rule == "of_free" else share * memory - taken
     if room <= 0:
         usable = memory if settings.memory_rule == "of_free" else memory * share
         raise ConfigurationError(

@@ -106,12 +106,12 @@ LIKE: dict[str, dict[str, Any]] = {
         "transfer": "blocking",
         "offload": "write_back",
     },
-    "sglang": {"offload": "write_back", "block_tokens": 1, "memory_utilization": 0.88},
+    "sglang": {"block_tokens": 1, "memory_utilization": 0.88},
 }
 """What differs from vLLM, by the engine to be like.
 
 TensorRT-LLM's 5.6 GB: from the two users on an H100 and seven on a GH200 that its benchmark publishes,
-which hold for 4.71 to 6.55 GB. SGLang's share is its default `mem_fraction_static`.
+which hold for 4.71 to 6.55 GB. SGLang's share is its default `mem_fraction_static`; HiCache writes through.
 """
 
 DEFAULT_LIKE = "vllm"
@@ -124,12 +124,19 @@ def _is_large(part: Part | None) -> bool:
     return part is not None and part.memory_mib * MIB >= 70 * GIB and part.mark != "a100"
 
 
-# vLLM's command-line flags that mean something here.
+# Command-line flags that mean something here: vLLM's, SGLang's, TensorRT-LLM's.
 FLAGS: dict[str, str] = {
     "--max-num-seqs": "max_num_seqs",
     "--max-num-batched-tokens": "max_num_batched_tokens",
     "--gpu-memory-utilization": "memory_utilization",
     "--block-size": "block_tokens",
+    "--max-running-requests": "max_num_seqs",
+    "--chunked-prefill-size": "max_num_batched_tokens",
+    "--mem-fraction-static": "memory_utilization",
+    "--page-size": "block_tokens",
+    "--max_batch_size": "max_num_seqs",
+    "--max_num_tokens": "max_num_batched_tokens",
+    "--free_gpu_memory_fraction": "memory_utilization",
 }
 
 

@@ -7,6 +7,8 @@ arithmetic and the time of what it reads, added up: near the roofline's knee the
     attention   (pairs * FLOPs) / (16-bit peak * efficiency) + KV cache read / (bandwidth * efficiency)
     exchange    tokens * bytes / (GPU link * efficiency) + all-reduces * latency
     overhead    fixed, and per sequence
+
+Replicas that share a GPU have equal parts of it, idle neighbours or not, as the slices of a partitioned one.
 """
 
 from __future__ import annotations
@@ -43,11 +45,12 @@ class Timing:
 
     def __init__(self, deployment: Deployment, settings: Settings, slowdown: Slowdown) -> None:
         part, factor = deployment.part, slowdown.factor
-        compute = part.sustained.value * factor("compute")
-        memory = part.bandwidth.value * settings.memory_efficiency * factor("memory")
+        slice_ = 1 / deployment.sharers
+        compute = part.sustained.value * factor("compute") * slice_
+        memory = part.bandwidth.value * settings.memory_efficiency * factor("memory") * slice_
         sixteen_bit = part.flops_16bit.value * compute * _efficiency(deployment, settings, fp8=False)
         linear = deployment.linear_peak * compute * _efficiency(deployment, settings, fp8=True)
-        exchange = part.gpu_link.value * settings.gpu_link_efficiency * factor("gpu_link")
+        exchange = part.gpu_link.value * settings.gpu_link_efficiency * factor("gpu_link") * slice_
         if part.geforce:
             exchange /= 2  # through the host's memory, so that every byte crosses the link twice
         self._token_s = deployment.linear_flops_per_token / linear + deployment.all_reduce_bytes_per_token / exchange
@@ -61,7 +64,7 @@ class Timing:
         self._prefill, self._decode = factor("prefill"), factor("decode")
         self.request_s = settings.request_overhead_s * factor("request_overhead")
         """From a request's arrival at the server to the scheduler."""
-        host = part.host_link.value * settings.link_efficiency * factor("host_link")
+        host = part.host_link.value * settings.link_efficiency * factor("host_link") * slice_
         self.block_s = settings.block_tokens * deployment.kv_bytes_per_token / host
         """Moving one block over the host link, one way."""
 

@@ -57,6 +57,47 @@ def test_a_smaller_cache_is_smaller_by_what_was_taken_away():
     assert plan(slow="kv_capacity:-30%").gpu_blocks == pytest.approx(0.7 * plan().gpu_blocks, abs=1)
 
 
+def test_replicas_that_share_a_gpu_keep_the_weights_each():
+    """Of the same memory, less is left for KV cache: the more, the less."""
+    shared = [
+        plan(replicas=count, gpus="0", gpu_memory_fraction=0.8 / count, constants={"engine_bytes": 0})
+        for count in (1, 2, 4)
+    ]
+
+    room = [0.8 / count * 81_559 * MIB - 2 * 8.03e9 for count in (1, 2, 4)]
+    for made, bytes_each in zip(shared, room, strict=True):
+        assert made.gpu_blocks == pytest.approx(max(bytes_each, 0) // (16 * 131_072), abs=5)
+
+
+def test_a_share_of_what_is_free_is_of_what_all_leave_free():
+    """The weights of the others are not there for anybody."""
+    words = {"gpus": "0", "gpu_memory_fraction": 0.4, "constants": {"memory_rule": "of_free", "engine_bytes": 0}}
+    made = plan(replicas=2, **words)
+
+    assert made.gpu_blocks == 0.4 * (81_559 * MIB - 2 * made.deployment.weight_bytes) // (16 * 131_072)
+
+
+def test_too_many_on_one_gpu():
+    """As a real fleet, it is told what each may take."""
+    assert ["gpus='0': 2 replicas share a GPU; say what share of its memory each may take: gpu_memory_fraction=... of "
+            "at most 0.5"] == problems(replicas=2, gpus="0")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("like", "arguments"),
+    [
+        ("vllm", ["--max-num-seqs", "7", "--gpu-memory-utilization", "0.7", "--block-size", "32"]),
+        ("sglang", ["--max-running-requests", "7", "--mem-fraction-static", "0.7", "--page-size", "32"]),
+        ("tensorrt_llm", ["--max_batch_size=7", "--free_gpu_memory_fraction=0.7"]),
+    ],
+)
+def test_each_engine_s_own_arguments_are_understood(like, arguments):
+    """Those that mean something here."""
+    settings = plan(like=like, args=arguments, constants={}).settings
+    assert (7, 0.7) == (settings.max_num_seqs, settings.memory_utilization)
+    assert {"vllm": 32, "sglang": 32, "tensorrt_llm": 64}[like] == settings.block_tokens
+
+
 @pytest.mark.parametrize(
     ("words", "caching"),
     [

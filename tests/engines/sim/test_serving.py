@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from pytest_llmperf.engines import make_spec
 from pytest_llmperf.engines.base import TOKEN_IDS
 from pytest_llmperf.engines.completions import as_text
+from pytest_llmperf.engines.server_metrics import Metrics
 from pytest_llmperf.engines.sim.plan import planned
 from pytest_llmperf.engines.sim.serving import SimServer, exact_event_loop
 from pytest_llmperf.engines.sim.serving.text import END, ROLES, chat_ids, ids_of, text_of
-from pytest_llmperf.engines.vllm_metrics import Metrics
 
 WAIT_S = 10.0
 MODEL = "tiny-llama"
@@ -87,7 +87,7 @@ def metrics(server):
 def sample(server, name, **labels):
     """One value under `/metrics`."""
     wanted = labels.items()
-    (value,) = [each.value for each in metrics(server)._samples if each.name == name and wanted <= each.labels.items()]
+    (value,) = [each.value for each in metrics(server).samples if each.name == name and wanted <= each.labels.items()]
     return value
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +28,15 @@ COUNTS = st.integers(0, 10_000)
 
 def timing(deployment=DEPLOYMENT, settings=IDEAL):
     return Timing(deployment, settings, Slowdown())
+
+
+@given(decodes=st.integers(1, 256), new=st.integers(0, 8192), sharers=st.integers(2, 8))
+def test_who_shares_a_gpu_has_a_part_of_it(decodes, new, sharers):
+    """Arithmetic, memory and link: each takes as many times as long."""
+    step = Step(decodes=decodes, context=1000 * decodes, prefills=1, new=new, pairs=new**2 / 2, read=new, samples=1)
+    alone, beside = timing(), timing(replace(DEPLOYMENT, sharers=sharers))
+    assert beside.step_s(step) == pytest.approx(sharers * alone.step_s(step))
+    assert beside.block_s == pytest.approx(sharers * alone.block_s)
 
 
 def test_a_prompt_takes_its_operations_and_the_reading_of_the_weights():

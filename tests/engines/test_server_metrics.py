@@ -1,10 +1,10 @@
-"""`engines/vllm_metrics.py`: what is read from vLLM's `/metrics`."""
+"""`engines/server_metrics.py`: what is read from the metrics of each engine."""
 
 from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.engines.vllm_metrics import CacheConfig, Metrics
+from pytest_llmperf.engines.server_metrics import CacheConfig, Metrics, sglang_cache, tensorrt_llm_cache
 from pytest_llmperf.records import CacheCounters
 
 
@@ -180,20 +180,135 @@ class TestCacheConfig:
         assert metrics().cache_config() is None
 
 
+SGLANG = """\
+sglang:prompt_tokens_total{is_streaming="true"} 1000.0
+sglang:cached_tokens_total{cache_source="device"} 600.0
+sglang:cached_tokens_total{cache_source="host"} 100.0
+sglang:hicache_host_total_tokens 5000.0
+sglang:hicache_backup_bytes_total{tp_rank="0"} 3e6
+sglang:hicache_backup_bytes_total{tp_rank="1"} 1e6
+sglang:load_back_bytes_total{tp_rank="0"} 2e6
+sglang:num_retracted_requests_total 2.0
+"""
+
+
+def without(text, name):
+    """A reading without the lines of that name."""
+    return Metrics("".join(f"{line}\n" for line in text.splitlines() if not line.startswith(name)))
+
+
+class TestSglang:
+    """SGLang's names."""
+
+    def test_all(self):
+        """Tokens by tier add up to the prompts; ranks are added up."""
+        assert (
+            CacheCounters(
+                queried_tokens=1000,
+                hit_tokens=700,
+                tokens_by_tier={"recomputed": 300, "gpu": 600, "host": 100, "external": 0},
+                offloaded_bytes=4_000_000,
+                restored_bytes=2_000_000,
+                preemptions=2,
+            )
+            == Metrics(SGLANG).counters()
+        )
+
+    def test_before_the_first_hit(self):
+        """A counter that has not counted yet is not on the wire; beside counted prompts it is 0."""
+        counters = without(SGLANG, "sglang:cached_tokens").counters()
+        assert (1000, 0, 1000) == (counters.queried_tokens, counters.hit_tokens, counters.tokens_by_tier["recomputed"])
+
+    def test_before_the_first_offload(self):
+        """Where there is a host tier, nothing counted is nothing moved; where there is none, nothing is known."""
+        before = without(SGLANG, "sglang:load_back")
+        assert 0 == before.counters().restored_bytes
+        lines = SGLANG.replace("sglang:hicache_host_total_tokens", "sglang:other").replace("load_back", "other")
+        assert Metrics(lines).counters().restored_bytes is None
+
+    def test_tiers_that_are_not_told(self):
+        """Hits without a known source are hits, of no tier."""
+        counters = Metrics(SGLANG.replace('"device"', '"total"')).counters()
+        assert (700, None) == (counters.hit_tokens, counters.tokens_by_tier)
+
+    def test_nothing_counted(self):
+        """Before the first prompt nothing is known."""
+        assert CacheCounters() == Metrics("sglang:num_running_reqs 0.0\n").counters()
+
+    @pytest.mark.parametrize(
+        ("info", "expected"),
+        [
+            (
+                {"max_total_num_tokens": 4096, "page_size": 64, "dp_size": 2, "disable_radix_cache": True},
+                CacheConfig(capacities=(4096, 4096), block_tokens=64, prefix_caching=False),
+            ),
+            ({"max_total_num_tokens": 7}, CacheConfig(capacities=(7,), block_tokens=None, prefix_caching=None)),
+            ({"max_total_num_tokens": "x"}, CacheConfig(capacities=None, block_tokens=None, prefix_caching=None)),
+            ({}, None),
+            ([], None),
+            (None, None),
+        ],
+    )
+    def test_the_cache(self, info, expected):
+        """What `/server_info` says of it."""
+        assert expected == sglang_cache(info)
+
+
+class TestTensorrtLlm:
+    """TensorRT-LLM's names."""
+
+    def test_all(self):
+        """Tokens and bytes as its main branch counts them."""
+        text = """\
+trtllm_prompt_tokens_total{model_name="m"} 1000.0
+trtllm_prompt_cached_tokens_total{model_name="m"} 600.0
+trtllm_kv_cache_offload_bytes_total{model_name="m"} 3e6
+trtllm_kv_cache_onboard_bytes_total{model_name="m"} 1e6
+"""
+        expected = CacheCounters(
+            queried_tokens=1000, hit_tokens=600, offloaded_bytes=3_000_000, restored_bytes=1_000_000
+        )
+        assert expected == Metrics(text).counters()
+
+    def test_a_rate_is_no_count(self):
+        """Of 1.2's gauge nothing is made."""
+        assert CacheCounters() == Metrics("trtllm_kv_cache_hit_rate 0.7\n").counters()
+
+    @pytest.mark.parametrize(
+        ("iterations", "capacity"),
+        [
+            ([{"kvCacheStats": {"maxNumBlocks": 1, "tokensPerBlock": 32}}, {"iter": 2}], 32),
+            ([{"kvCacheStats": {"maxNumBlocks": 1}}], None),
+        ],
+    )
+    def test_the_cache(self, iterations, capacity):
+        """The newest iteration that has it."""
+        assert capacity == tensorrt_llm_cache(iterations).capacity_tokens
+
+    @pytest.mark.parametrize("iterations", [[], [1], {}, None])
+    def test_no_iterations(self, iterations):
+        """Before the first one, or where they are switched off, nothing is known."""
+        assert tensorrt_llm_cache(iterations) is None
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('vllm:num_requests_running{engine="0"} 0.0\n', True),
-        ("sglang:num_running_reqs 0.0\n", False),
-        ("", False),
+        ('vllm:num_requests_running{engine="0"} 0.0\n', "vllm"),
+        ("sglang:num_running_reqs 0.0\n", "sglang"),
+        ("trtllm_kv_cache_hit_rate 0.0\n", "tensorrt_llm"),
+        ("process_cpu_seconds_total 1.0\n", None),
+        ("", None),
     ],
 )
-def test_is_vllm(text, expected):
-    """vLLM is known by its metrics' names."""
-    assert expected is Metrics(text).is_vllm
+def test_engine(text, expected):
+    """An engine is known by its metrics' names."""
+    assert expected == Metrics(text).engine
 
 
-@pytest.mark.parametrize("text", ["<!DOCTYPE html>\n<p>Hello</p>", '{"status": "ok"}', "vllm:x", 'vllm:x{engine="0'])
+@pytest.mark.parametrize(
+    "text", ["<!DOCTYPE html>\n<p>Hello</p>", '{"status": "ok"}', '[{"iter": 1}]', "vllm:x", 'vllm:x{engine="0']
+)
 def test_not_metrics(text):
     """A text that is not Prometheus' format is a ValueError."""
     with pytest.raises(ValueError):  # noqa: PT011 - the words are the parser's

@@ -1,0 +1,159 @@
+"""`pytest-llmperf ab`: two builds on one machine, measured in turn by the tests that pytest is given."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from pytest_llmperf.cli import exit_codes
+
+HELP = "measure two builds in turn on this machine, by the tests that pytest is given, and judge between them"
+_BUILD = "{build}"
+"""Stands in a word for the folder of the build that a revision was checked out into."""
+_PYTEST_USAGE = (2, 3, 4)
+"""What pytest ends with when it was interrupted, broke, or was called wrongly."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two builds, how often each is measured, and what pytest is to be called with."""
+    parser.usage = "pytest-llmperf ab [options] -- PYTEST_ARGUMENTS"
+    builds = parser.add_argument_group(
+        "builds", "each is the engine of the tests' marks with some words changed, such as "
+        "executable=/venvs/main/bin/python, prefix_caching=false, url=http://host:8000; head with no word is as marked"
+    )  # fmt: skip
+    builds.add_argument(
+        "--base", action="append", default=[], metavar="WORD=VALUE", help="of the base (may be repeated)"
+    )
+    builds.add_argument(
+        "--head", action="append", default=[], metavar="WORD=VALUE", help="of the head (may be repeated)"
+    )
+    revisions = parser.add_argument_group(
+        "revisions", "of an engine's checkout, each in a folder of its own; {build} in a word is that folder, as in "
+        "--base executable={build}/.venv/bin/python"
+    )  # fmt: skip
+    revisions.add_argument("--checkout", type=Path, metavar="DIR", help="the engine's git checkout")
+    revisions.add_argument("--base-rev", metavar="REV", help="revision of the base")
+    revisions.add_argument("--head-rev", metavar="REV", help="revision of the head")
+    revisions.add_argument("--install", metavar="COMMAND", help="run in each folder, by the shell, before measuring")
+    parser.add_argument("--runs", default="auto", metavar="N|auto", help="of each build, see pytest --llmperf-runs")
+    parser.add_argument(
+        "--servers", choices=("fresh", "both"), help="fresh: one server at a time, a fresh one for every run"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the result file there")
+    parser.add_argument("pytest", nargs="*", metavar="PYTEST_ARGUMENTS", help="after --: tests, -k, -m, ...")
+
+
+def run(arguments: argparse.Namespace, out: TextIO) -> int:
+    """Measure and judge: 0 no regression, 1 a regression, 2 invalid or nothing judged, 3 a usage mistake."""
+    problems = list(_problems(arguments))
+    if problems:
+        sys.stderr.writelines(f"pytest-llmperf ab: {problem}\n" for problem in problems)
+        return exit_codes.USAGE
+    out.flush()
+    with tempfile.TemporaryDirectory(prefix="llmperf-ab-") as folder:
+        try:
+            folders = _checked_out(arguments, Path(folder))
+        except subprocess.CalledProcessError as error:
+            command = error.cmd if isinstance(error.cmd, str) else shlex.join(error.cmd)
+            sys.stderr.write(f"pytest-llmperf ab: {command} ended with exit code {error.returncode}; mend it first\n")
+            return exit_codes.INVALID
+        try:
+            result = arguments.json or Path(folder, "result.json")
+            code = subprocess.run(_command(arguments, folders, result.resolve()), check=False).returncode
+            verdicts = _verdicts(result)
+        finally:
+            _remove(arguments, folders)
+    out.write(f"{_tally(verdicts)}\n")
+    return _exit_code(code, verdicts)
+
+
+def _problems(arguments: argparse.Namespace) -> Iterator[str]:
+    revisions = (arguments.checkout, arguments.base_rev, arguments.head_rev)
+    if any(revisions) and not all(revisions):
+        yield "--checkout, --base-rev and --head-rev go together; give all three"
+    if arguments.install and not arguments.checkout:
+        yield "--install needs the checkout to install from: --checkout DIR --base-rev REV --head-rev REV"
+    if arguments.checkout is not None and not (arguments.checkout / ".git").exists():
+        yield f"--checkout {arguments.checkout} is no git checkout"
+    words = [*arguments.base, *arguments.head]
+    yield from (f"{word!r}: expected WORD=VALUE, such as prefix_caching=false" for word in words if "=" not in word)
+    if not arguments.base and not arguments.checkout:
+        yield "the builds do not differ; say what the base has with --base WORD=VALUE"
+    if arguments.checkout is not None and not any(_BUILD in word for word in arguments.base):
+        example = f"--base executable={_BUILD}/.venv/bin/python"
+        yield f"no word of the base has {_BUILD}, the folder of its revision; as in {example}"
+    if not arguments.checkout and any(_BUILD in word for word in words):
+        yield f"{_BUILD} is the folder of a revision; give --checkout DIR --base-rev REV --head-rev REV"
+
+
+def _checked_out(arguments: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """A folder for each revision, installed; nothing where there are none."""
+    if arguments.checkout is None:
+        return {}
+    folders = {"base": folder / "base", "head": folder / "head"}
+    for name, revision in (("base", arguments.base_rev), ("head", arguments.head_rev)):
+        where = str(folders[name])
+        git = ["git", "-C", str(arguments.checkout)]
+        subprocess.run([*git, "worktree", "add", "--detach", where, revision], check=True, stdout=subprocess.DEVNULL)
+        if arguments.install:
+            sys.stdout.write(f"installing {name} ({revision}): {arguments.install}\n")
+            sys.stdout.flush()
+            subprocess.run(arguments.install, shell=True, cwd=where, check=True)
+    return folders
+
+
+def _remove(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:
+    for where in folders.values():
+        command = ["git", "-C", str(arguments.checkout), "worktree", "remove", "--force", str(where)]
+        subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+
+
+def _command(arguments: argparse.Namespace, folders: dict[str, Path], result: Path) -> list[str]:
+    """pytest, in a process of its own, with the two builds as options."""
+    options = [f"--llmperf-runs={arguments.runs}", f"--benchmark-json={result}"]
+    for name, option in (("base", "--llmperf-base"), ("head", "--llmperf-set")):
+        for word in getattr(arguments, name):
+            filled = word.replace(_BUILD, str(folders[name])) if name in folders else word
+            is_url = name == "head" and filled.startswith("url=")
+            options += ["--llmperf-url", filled.removeprefix("url=")] if is_url else [option, filled]
+    if arguments.servers:
+        options.append(f"--llmperf-base-servers={arguments.servers}")
+    return [sys.executable, "-m", "pytest", *_without_separator(arguments.pytest), *options]
+
+
+def _without_separator(arguments: Sequence[str]) -> Sequence[str]:
+    return arguments[1:] if arguments[:1] == ["--"] else arguments
+
+
+def _verdicts(result: Path) -> dict[str, str]:
+    """Measurement to verdict, as the session's result file has them."""
+    if not result.exists() or not os.path.getsize(result):
+        return {}
+    rows: list[dict[str, Any]] = json.loads(result.read_text(encoding="utf-8"))["benchmarks"]
+    about = [row["extra_info"].get("llmperf", {}) for row in rows]
+    return {one["measurement"]: one["judgement"]["verdict"] for one in about if "judgement" in one}
+
+
+def _tally(verdicts: dict[str, str]) -> str:
+    counts = Counter(verdicts.values())
+    return ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "nothing was judged"
+
+
+def _exit_code(code: int, verdicts: dict[str, str]) -> int:
+    """pytest's exit code and the verdicts as one of ours; a test that failed for another reason is invalid."""
+    if code in _PYTEST_USAGE:
+        return exit_codes.USAGE
+    if "REGRESSED" in verdicts.values():
+        return exit_codes.REGRESSED
+    if code != 0 or not verdicts or "INVALID_RUN" in verdicts.values():
+        return exit_codes.INVALID
+    return exit_codes.OK

@@ -1,0 +1,57 @@
+"""The engine kind `fleet`: several equal servers of our own behind a router."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pytest_llmperf.engines import host, sglang, tensorrt_llm, vllm
+from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.fleet.engine import FleetEngine
+from pytest_llmperf.engines.fleet.routers import router_problems
+from pytest_llmperf.engines.host import Recipe, served_by
+from pytest_llmperf.engines.placement import placement_problems, places
+from pytest_llmperf.errors import ConfigurationError, unknown
+
+WORDS = host.WORDS | {
+    "engine", "replicas", "router", "router_args", "policy", "gpus", "cpus", "ports", "prompts", "tokenizer",
+}  # fmt: skip
+REQUIRED = host.REQUIRED
+
+DEFAULT_ENGINE = "vllm"
+RECIPES: dict[str, Recipe] = {recipe.kind: recipe for recipe in (vllm.RECIPE, sglang.RECIPE, tensorrt_llm.RECIPE)}
+"""What a replica can be, by its kind."""
+
+
+def check(spec: EngineSpec) -> None:
+    """Raise `ConfigurationError` listing what is wrong with engine, router and placement."""
+    problems = [*placement_problems(spec), *router_problems(spec)]
+    kind = spec.engine or DEFAULT_ENGINE
+    if kind not in RECIPES:
+        problems.append(f"engine: {unknown('engine of a fleet', kind, RECIPES)}")
+    if problems:
+        raise ConfigurationError(*(f"fleet: {problem}" for problem in problems))
+    if kind == "tensorrt_llm":
+        tensorrt_llm.check(spec)
+
+
+def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
+    """A fleet, not yet started."""
+    one = replica_spec(spec)
+    replicas = [served_by(RECIPES[one.kind], one, surroundings, place) for place in places(spec)]
+    return FleetEngine(spec, replicas, surroundings)
+
+
+def replica_spec(spec: EngineSpec) -> EngineSpec:
+    """What each replica is: the fleet's words without those that are about the fleet."""
+    return replace(
+        spec,
+        kind=spec.engine or DEFAULT_ENGINE,
+        engine=None,
+        replicas=None,
+        router=None,
+        router_args=(),
+        policy=None,
+        gpus=(),
+        cpus=(),
+        ports=(),
+    )

@@ -1,0 +1,214 @@
+"""What a server tells about its KV cache: its metrics in Prometheus' form, and what stands beside them.
+
+Names as of vLLM 0.26 to 0.33 (`v1/metrics/loggers.py`), SGLang 0.5.23 (`srt/observability/metrics_collector.py`)
+and TensorRT-LLM's main (`metrics/collector.py`). A counter that a version does not have is None. Values of several
+engines behind one server (data parallel) are added up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from pytest_llmperf.records import CacheCounters
+
+SETTLE_S = 0.3
+"""Counters appear late: so long after the last response the next reading was complete on vLLM 0.32."""
+PATHS = ("/metrics", "/prometheus/metrics")
+"""Where the metrics are. TensorRT-LLM has its iterations, as JSON, under the first one."""
+
+# Tiers in our words, by vLLM's: `external_unspecified` is a connector that does not say where it keeps things.
+_VLLM_TIERS = {"device": "gpu", "host": "host", "disk": "disk", "p2p": "p2p", "external_unspecified": "external"}
+# And by SGLang's; `storage` is what lies beyond the host's memory, on whatever.
+_SGLANG_TIERS = {"device": "gpu", "host": "host", "storage": "external"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The device's KV cache as the engine has laid it out."""
+
+    capacities: tuple[int, ...] | None
+    """Tokens, by engine: more than one with data parallelism. A sequence lives in one of them."""
+    block_tokens: int | None
+    prefix_caching: bool | None
+
+    @property
+    def capacity_tokens(self) -> int | None:
+        """Tokens over all engines."""
+        return None if self.capacities is None else sum(self.capacities)
+
+
+class Metrics:
+    """One reading of a server's metrics."""
+
+    def __init__(self, text: str) -> None:
+        """Raises `ValueError` for a text that is not in Prometheus' form."""
+        self.samples: list[Sample] = [
+            sample for family in text_string_to_metric_families(text) for sample in family.samples
+        ]
+
+    @property
+    def engine(self) -> str | None:
+        """Whose metrics these are, a key of `ENGINES`; None: nobody's that we know."""
+        names = [sample.name for sample in self.samples]
+        return next(
+            (engine for engine, (prefix, _) in ENGINES.items() if any(n.startswith(prefix) for n in names)), None
+        )
+
+    def counters(self) -> CacheCounters:
+        """The cache's counters at this moment."""
+        return CacheCounters() if self.engine is None else ENGINES[self.engine][1](self)
+
+    def total(self, name: str, **labels: str) -> int | None:
+        """The sum of a counter's samples that have these labels, None where there is no such sample."""
+        wanted = labels.items()
+        return _sum(
+            int(sample.value) if math.isfinite(sample.value) else None
+            for sample in self.samples
+            if sample.name == f"{name}_total" and wanted <= sample.labels.items()
+        )
+
+    def cache_config(self) -> CacheConfig | None:
+        """Capacity and block size from `vllm:cache_config_info`; None where it is missing."""
+        infos = [sample.labels for sample in self.samples if sample.name == "vllm:cache_config_info"]
+        if not infos:
+            return None
+        block = _whole(infos[0].get("block_size"))
+        return CacheConfig(
+            capacities=_all_known([_capacity(labels, block) for labels in infos]),
+            block_tokens=block,
+            prefix_caching={"True": True, "False": False}.get(infos[0].get("enable_prefix_caching", "")),
+        )
+
+
+def _vllm(metrics: Metrics) -> CacheCounters:
+    device_hits = metrics.total("vllm:prefix_cache_hits")
+    external_hits = metrics.total("vllm:external_prefix_cache_hits")
+    return CacheCounters(
+        queried_tokens=metrics.total("vllm:prefix_cache_queries"),
+        hit_tokens=None if device_hits is None else device_hits + (external_hits or 0),
+        tokens_by_tier=_vllm_tiers(metrics),
+        offloaded_bytes=metrics.total("vllm:kv_offload_store_bytes"),
+        restored_bytes=metrics.total("vllm:kv_offload_load_bytes"),
+        preemptions=metrics.total("vllm:num_preemptions"),
+    )
+
+
+def _vllm_tiers(metrics: Metrics) -> dict[str, int] | None:
+    recomputed = metrics.total("vllm:prompt_tokens_by_source", source="local_compute")
+    if recomputed is None:
+        return None
+    by_tier = {
+        tier: metrics.total("vllm:prompt_tokens_cached_by_source", source=source)
+        for source, tier in _VLLM_TIERS.items()
+    }
+    if by_tier["gpu"] is None:  # before 0.32 only inside and outside are told apart
+        by_tier = {
+            "gpu": metrics.total("vllm:prompt_tokens_by_source", source="local_cache_hit"),
+            "external": metrics.total("vllm:prompt_tokens_by_source", source="external_kv_transfer"),
+        }
+    return {"recomputed": recomputed, **{tier: count for tier, count in by_tier.items() if count is not None}}
+
+
+def _sglang(metrics: Metrics) -> CacheCounters:
+    """A labelled counter of SGLang's appears when it first counts; beside what shows that it would, absent is 0."""
+    prompts = metrics.total("sglang:prompt_tokens")
+    hits = metrics.total("sglang:cached_tokens")
+    tiers = {tier: metrics.total("sglang:cached_tokens", cache_source=s) or 0 for s, tier in _SGLANG_TIERS.items()}
+    hit_tokens = None if prompts is None else hits or 0
+    unplaced = hits is not None and hits != sum(tiers.values())  # "total": no tier is told
+    return CacheCounters(
+        queried_tokens=prompts,
+        hit_tokens=hit_tokens,
+        tokens_by_tier=None if prompts is None or unplaced else {"recomputed": prompts - (hits or 0), **tiers},
+        offloaded_bytes=_moved(metrics, "sglang:hicache_backup_bytes"),
+        restored_bytes=_moved(metrics, "sglang:load_back_bytes"),
+        preemptions=metrics.total("sglang:num_retracted_requests"),
+    )
+
+
+def _moved(metrics: Metrics, name: str) -> int | None:
+    """Bytes between SGLang's tiers, of which there is a second one where its size is told."""
+    has_host_tier = any(sample.name == "sglang:hicache_host_total_tokens" for sample in metrics.samples)
+    return metrics.total(name) or (0 if has_host_tier else None)
+
+
+def _tensorrt_llm(metrics: Metrics) -> CacheCounters:
+    """Before its main branch counted tokens, TensorRT-LLM told a hit rate only, which cannot be subtracted."""
+    return CacheCounters(
+        queried_tokens=metrics.total("trtllm_prompt_tokens"),
+        hit_tokens=metrics.total("trtllm_prompt_cached_tokens"),
+        offloaded_bytes=metrics.total("trtllm_kv_cache_offload_bytes"),
+        restored_bytes=metrics.total("trtllm_kv_cache_onboard_bytes"),
+    )
+
+
+ENGINES: dict[str, tuple[str, Callable[[Metrics], CacheCounters]]] = {
+    "vllm": ("vllm:", _vllm),
+    "sglang": ("sglang:", _sglang),
+    "tensorrt_llm": ("trtllm_", _tensorrt_llm),
+}
+"""Engine: what the names of its metrics begin with, and what makes counters of them."""
+
+
+def sglang_cache(info: Any) -> CacheConfig | None:
+    """The cache as SGLang's `/server_info` tells it; None where this is something else."""
+    if not isinstance(info, dict) or "max_total_num_tokens" not in info:
+        return None
+    capacity, disabled = _count(info["max_total_num_tokens"]), info.get("disable_radix_cache")
+    engines = _count(info.get("dp_size")) or 1
+    return CacheConfig(
+        capacities=None if capacity is None else (capacity,) * engines,
+        block_tokens=_count(info.get("page_size")),
+        prefix_caching=None if not isinstance(disabled, bool) else not disabled,
+    )
+
+
+def tensorrt_llm_cache(iterations: Any) -> CacheConfig | None:
+    """The cache as the newest of TensorRT-LLM's iterations tells it; None where none does."""
+    for iteration in reversed(iterations if isinstance(iterations, list) else []):
+        stats = iteration.get("kvCacheStats") if isinstance(iteration, dict) else None
+        if isinstance(stats, dict):
+            blocks, block = _count(stats.get("maxNumBlocks")), _count(stats.get("tokensPerBlock"))
+            capacities = None if blocks is None or block is None else (blocks * block,)
+            return CacheConfig(capacities=capacities, block_tokens=block, prefix_caching=None)
+    return None
+
+
+CACHE_ROUTES: dict[str, tuple[str, Callable[[Any], CacheConfig | None]]] = {
+    "sglang": ("/server_info", sglang_cache),
+    "tensorrt_llm": ("/metrics", tensorrt_llm_cache),
+}
+"""Engine that tells its cache's size beside its metrics: the route, and what makes sense of its JSON."""
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _capacity(labels: dict[str, str], block_tokens: int | None) -> int | None:
+    tokens = _whole(labels.get("kv_cache_size_tokens"))
+    blocks = _whole(labels.get("num_gpu_blocks"))
+    if tokens is None and blocks is not None and block_tokens is not None:
+        return blocks * block_tokens
+    return tokens
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() and text.isascii() else None
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    """The sum, or None of nothing or where a part is unknown: absent is not zero."""
+    known = _all_known(list(values))
+    return sum(known) if known else None
+
+
+def _all_known(values: list[int | None]) -> tuple[int, ...] | None:
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else None

@@ -1,0 +1,76 @@
+"""The engine kind `sglang`: a server process of our own. Flags and routes as of 0.5.23."""
+
+from __future__ import annotations
+
+import math
+
+from pytest_llmperf.engines import host
+from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.host import Launch, Recipe, flags
+from pytest_llmperf.engines.server import OpenAIServer
+from pytest_llmperf.units import GIB
+
+WORDS = host.WORDS
+REQUIRED = host.REQUIRED
+
+_GB = 1e9  # HiCache's size is in these
+_KV_DTYPES = {"fp8": "fp8_e4m3", "float16": "auto", "half": "auto"}
+"""KV cache formats that have another name there. It has none for 16 bits but bfloat16 and the model's own."""
+
+
+def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
+    """An SGLang server of our own, not yet started."""
+    return host.served_by(RECIPE, spec, surroundings)
+
+
+def _command(launch: Launch) -> list[str]:
+    return [
+        *(launch.python, "-m", "sglang.launch_server"),
+        *("--model-path", launch.model),
+        *("--served-model-name", launch.served_name),
+        *("--host", "127.0.0.1", "--port", str(launch.port)),
+        "--enable-metrics",
+        "--enable-cache-report",
+        *_words(launch.spec),
+        *launch.spec.args,
+    ]
+
+
+def _words(spec: EngineSpec) -> list[str]:
+    fp8 = spec.dtype == "fp8"
+    kv_cache_dtype = spec.kv_cache_dtype
+    given = flags(
+        {
+            "--dtype": None if fp8 else spec.dtype,
+            "--quantization": "fp8" if fp8 else None,
+            "--kv-cache-dtype": _KV_DTYPES.get(kv_cache_dtype, kv_cache_dtype) if kv_cache_dtype else None,
+            "--context-length": spec.max_model_len,
+            "--tensor-parallel-size": spec.tensor_parallel,
+            "--mem-fraction-static": spec.gpu_memory_fraction,
+        }
+    )
+    if spec.prefix_caching is False:  # on by default, and there is no flag that says so
+        given.append("--disable-radix-cache")
+    if spec.kv_offload_gib is not None:
+        given += ["--enable-hierarchical-cache", "--hicache-size", str(_hicache_gb(spec))]
+    return given
+
+
+def _hicache_gb(spec: EngineSpec) -> int:
+    """Whole gigabytes for each GPU, rounded up."""
+    assert spec.kv_offload_gib is not None
+    return math.ceil(spec.kv_offload_gib * GIB / _GB / (spec.tensor_parallel or 1))
+
+
+def _empty(server: OpenAIServer) -> bool:
+    """Both tiers are flushed together; 400 while requests are running."""
+    return server.control("POST", "/flush_cache").status == 200
+
+
+RECIPE = Recipe(
+    kind="sglang",
+    package="sglang",
+    install="pip install sglang",
+    command=_command,
+    empty=_empty,
+)
