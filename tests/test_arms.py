@@ -16,6 +16,7 @@ from pytest_llmperf.clock import VirtualClock
 from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import make_spec
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
+from pytest_llmperf.options import Budget
 from pytest_llmperf.record_file import RecordFile, read_requests
 from pytest_llmperf.records import Failure, Phase
 from pytest_llmperf.request import checked_request
@@ -227,6 +228,38 @@ class TestFresh:
 
         starts = [name for name, what in diary.events if what == "start"]
         assert ([HEAD, *order(2)], 1) == (starts, diary.most)
+
+
+class TestEnough:
+    """Runs that are looked at while they are measured."""
+
+    def looked(self, builds, enough_at=None, **arms_words):
+        """The numbers of runs at each look, and of the results in the end."""
+        arms, _ = builds(**arms_words)
+        looks = []
+
+        def is_enough(head, base):
+            looks.append((len(head.records), len(base.records)))
+            return len(looks) == enough_at
+
+        request = replace(ask(), budget=Budget((2, 4, 6)))
+        results = measure_in_turn(arms[HEAD], arms[BASE], request, together=True, is_enough=is_enough)
+        return looks, tuple(len(result.records) for result in results)
+
+    def test_both_have_as_many_at_each_look(self, builds):
+        """Not at the last, after which there is nothing to decide."""
+        assert ([(2, 2), (4, 4)], (6, 6)) == self.looked(builds)
+
+    @pytest.mark.parametrize(("enough_at", "runs"), [(1, 2), (2, 4)])
+    def test_what_is_enough_ends_both(self, builds, enough_at, runs):
+        looks, measured = self.looked(builds, enough_at)
+
+        assert (enough_at, (runs, runs)) == (len(looks), measured)
+
+    def test_a_spoiled_run_is_not_looked_at(self, builds):
+        looks, _ = self.looked(builds, base=failing(0))
+
+        assert [] == looks
 
 
 class TestSpoiled:

@@ -159,7 +159,8 @@ class TestNumbers:
         assert judged == isinstance(outcome, Trial)
         if not judged:
             assert Verdict.INCONCLUSIVE is outcome.verdict
-            assert "--llmperf-runs" in outcome.note
+            assert outcome.note.endswith("; use --llmperf-runs 2 or more, better 5")
+            assert (stored == new == 1) == outcome.note.startswith("one run each")
 
     def test_what_is_better_high_is_turned(self):
         """Seconds per token stored, tokens per second told: its loss has a minus, and so has what could be seen."""
