@@ -2,7 +2,7 @@
 
 The files lie as pytest-benchmark's storage lays them, so that `pytest-benchmark list` and `compare
 --storage` read them. Each file is one night; a measurement's history is what the newest of them say
-of it, as long as they may be compared.
+of it, as long as they may be compared. Accepted changes lie beside them (`acknowledged.py`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_llmperf.acknowledged import Acknowledgement, expected, read_acknowledged
+from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError, ConfigurationError
-from pytest_llmperf.result_file import Entry, ResultFile, comparable, differences, drafted, read, unlike
+from pytest_llmperf.result_file import Entry, ResultFile, comparable, differences, drafted, encoded, read, unlike
 from pytest_llmperf.results import Provenance
 from pytest_llmperf.stats import History, NightSpread, shared_spread
 
@@ -41,8 +44,13 @@ class Match:
 
     @cached_property
     def history(self) -> History:
-        """Logarithms of the stored values, so that up is worse."""
-        return History(tuple(tuple(map(math.log, entry.stored_values)) for entry in self.entries))
+        """Logarithms of the stored values at the level expected now, so that up is worse."""
+        return History(tuple(tuple(math.log(v) + entry.shift for v in entry.stored_values) for entry in self.entries))
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The accepted changes that the level rests on, one sentence each."""
+        return self.newest.accepted
 
     @property
     def name(self) -> str:
@@ -54,13 +62,19 @@ class Match:
 class Baselines:
     """The folder of stored results. Files are read once, when their hardware is first asked for."""
 
-    def __init__(self, directory: Path, nights: int = NIGHTS) -> None:
-        """`nights`: how many files a history holds at most."""
+    def __init__(self, directory: Path, nights: int = NIGHTS, today: date | None = None) -> None:
+        """`nights`: how many files a history holds at most; `today`: by which accepted changes expire."""
         self.directory = directory
         self.nights = nights
+        self.today = today or timestamp().date()
         self._loaded: dict[str, list[Entry]] = {}
         self._matches: dict[tuple[str, str], dict[str, list[Entry]]] = {}
         self._spreads: dict[tuple[str, str], NightSpread | None] = {}
+
+    def keys(self) -> list[str]:
+        """The hardware of which something is stored."""
+        folders = self.directory.iterdir() if self.directory.is_dir() else ()
+        return sorted(folder.name for folder in folders if self.paths(folder.name))
 
     def entries(self, hardware_key: str) -> list[Entry]:
         """Everything stored for this hardware, newest file first.
@@ -72,12 +86,20 @@ class Baselines:
         return self._loaded[hardware_key]
 
     def files(self, hardware_key: str) -> list[ResultFile]:
-        """The stored files of this hardware, newest first. Raises `BaselineError` naming every one that is unusable."""
+        """The stored files of this hardware, newest first, with the shifts that accepted changes ask for.
+
+        Raises `BaselineError` naming every one that is unusable.
+        """
         found: list[ResultFile] = []
         problems = []
+        accepted: tuple[Acknowledgement, ...] = ()
+        try:
+            accepted = read_acknowledged(self.directory / hardware_key)
+        except BaselineError as error:
+            problems.append(str(error))
         for path in self.paths(hardware_key):
             try:
-                found.append(_placed(read(path), hardware_key))
+                found.append(self._expected(_placed(read(path), hardware_key), accepted))
             except BaselineError as error:
                 problems.append(str(error))
         if problems:
@@ -124,19 +146,38 @@ class Baselines:
         """
         key = (hardware_key, metric)
         if key not in self._spreads:
-            stored = self._of(*key).values()
-            self._spreads[key] = shared_spread([Match(_alike(entries)[: self.nights]).history for entries in stored])
+            matches = self.newest(hardware_key, metric).values()
+            self._spreads[key] = shared_spread([match.history for match in matches])
         return self._spreads[key]
+
+    def newest(self, hardware_key: str, metric: str) -> dict[str, Match]:
+        """By measurement, the newest night that has this metric and those that may be compared with it."""
+        stored = self._of(hardware_key, metric)
+        return {measurement: Match(_alike(entries)[: self.nights]) for measurement, entries in stored.items()}
+
+    def next_number(self, hardware_key: str) -> int:
+        """What the next file of this hardware is called."""
+        return _next_number(self.directory / hardware_key)
 
     def save(self, name: str, hardware_key: str, document: Mapping[str, Any]) -> Path:
         """Write a result file under the next number; it appears complete or not at all."""
+        return self.put(name, hardware_key, encoded(document))
+
+    def put(self, name: str, hardware_key: str, content: bytes) -> Path:
+        """Store a file's content as it is under the next number; it appears complete or not at all."""
         folder = self.directory / hardware_key
         folder.mkdir(parents=True, exist_ok=True)
-        draft = drafted(document, folder)
+        draft = drafted(content, folder)
         try:
             return _publish(draft, folder, name)
         finally:
             draft.unlink(missing_ok=True)
+
+    def _expected(self, file: ResultFile, accepted: Collection[Acknowledgement]) -> ResultFile:
+        if not accepted:
+            return file
+        night = number_of(file.path)
+        return replace(file, entries=tuple(expected(entry, night, accepted, self.today) for entry in file.entries))
 
     def _of(self, hardware_key: str, metric: str) -> dict[str, list[Entry]]:
         """The entries of one metric by measurement, newest first."""
@@ -152,9 +193,23 @@ class Baselines:
 
 def number_of(path: Path) -> int:
     """The number that a stored file's name begins with."""
+    return int(_parts(path)[0])
+
+
+def name_of(path: Path) -> str:
+    """The name that a stored file was saved under: `main` of `0001_main.json`."""
+    return _parts(path)[1]
+
+
+def _parts(path: Path) -> tuple[str, str]:
     found = _NUMBERED.fullmatch(path.name)
     assert found is not None, f"{path} is not a stored file"
-    return int(found.group(1))
+    return found.group(1), found.group(2)
+
+
+def _next_number(folder: Path) -> int:
+    names = folder.iterdir() if folder.is_dir() else ()
+    return max((number_of(path) for path in names if _NUMBERED.fullmatch(path.name)), default=0) + 1
 
 
 def _alike(entries: Iterable[Entry]) -> tuple[Entry, ...]:
@@ -177,8 +232,7 @@ def _placed(file: ResultFile, hardware_key: str) -> ResultFile:
 def _publish(draft: Path, folder: Path, name: str) -> Path:
     """Give a finished file the next free number; whoever comes second takes the one after."""
     while True:
-        numbers = [number_of(path) for path in folder.iterdir() if _NUMBERED.fullmatch(path.name)]
-        path = folder / f"{max(numbers, default=0) + 1:04d}_{name}.json"
+        path = folder / f"{_next_number(folder):04d}_{name}.json"
         try:
             os.link(draft, path)
         except FileExistsError:

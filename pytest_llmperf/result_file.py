@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from pytest_llmperf.metrics import METRICS, Quantity
 from pytest_llmperf.results import Provenance
 
 SCHEMA_VERSION = 1
+NO_DAY = "1970-01-01T00:00:00+00:00"
+"""The date of simulated files, which owe nothing to the day on which they are made."""
 UNKNOWN_KEY = "unknown"
 """The hardware key of a file that does not say what it was measured on."""
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _AHEAD = timedelta(days=1)
 """Clocks of test machines differ, by a time zone at most."""
 _SMALLEST, _LARGEST = 1e-300, 1e300
@@ -51,6 +55,14 @@ class Entry:
     criterion: Mapping[str, float]
     """`detect` and `min_effect` as the test asked for them; empty where the file does not say."""
     simulated: bool = False
+    shift: float = 0.0
+    """What accepted changes add to the logarithms of the values, so that all nights are at the level expected now."""
+    accepted: tuple[str, ...] = ()
+    """What is accepted of this metric, for the reader; the same for every night."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Of what it was measured, as the file has it; empty where it does not say."""
+    judgement: Mapping[str, Any] = field(default_factory=dict)
+    """What the session that wrote the file said of the measurement; empty where it judged nothing."""
 
     @property
     def metric(self) -> str:
@@ -69,6 +81,10 @@ class ResultFile:
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
     figures: Mapping[str, Sequence[Mapping[str, float]]]
     """By measurement, what was measured in each run and not gated."""
+    commit: str | None = None
+    """Of the working tree that was measured; None where the file does not say."""
+    is_dirty: bool = False
+    """Whether that tree had changes that are in no commit."""
 
     def ungated(self, measurement: str, metric: str) -> Entry | None:
         """A metric that was measured beside the gated ones; None if it was not, in some run."""
@@ -125,9 +141,17 @@ def differences(
 
 def read(path: Path) -> ResultFile:
     """Everything in one file. Raises `BaselineError`, in one sentence, for one that cannot be used."""
-    document = _document(path)
-    machine = document.get("machine_info")
-    machine = machine if isinstance(machine, dict) else {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    return parsed(path, text)
+
+
+def parsed(path: Path, text: str) -> ResultFile:
+    """The same of a file's text, wherever it lies; `path` is what errors call it."""
+    document = _document(path, text)
+    machine = _mapping(document.get("machine_info"))
     is_ours = "llmperf" in machine
     key = _hardware_key(path, machine["llmperf"]) if is_ours else UNKNOWN_KEY
     saved_at = document.get("datetime")
@@ -138,6 +162,7 @@ def read(path: Path) -> ResultFile:
         for row in document["benchmarks"]
     )
     _check_unique(path, entries)
+    about_commit = _mapping(document.get("commit_info"))
     return ResultFile(
         path=path,
         hardware_key=key,
@@ -145,30 +170,31 @@ def read(path: Path) -> ResultFile:
         entries=entries,
         is_ours=is_ours,
         figures=_figures(document["benchmarks"]),
+        commit=_commit(about_commit),
+        is_dirty=about_commit.get("dirty") is True,
     )
 
 
-def text_of(document: Mapping[str, Any]) -> str:
-    """A document as a file holds it: sorted and indented, so that it diffs well. Raises `ValueError` for NaN."""
-    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr) + "\n"
-
-
-def write(document: Mapping[str, Any], path: Path) -> None:
-    """Write a result file; it appears complete or not at all. Raises `OSError`."""
-    draft = drafted(document, path.parent)
+def write(document: Mapping[str, Any] | Sequence[Any], path: Path) -> None:
+    """Write a file of JSON, sorted and indented so that it diffs well; complete or not at all. Raises `OSError`."""
+    draft = drafted(encoded(document), path.parent)
     try:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def drafted(document: Mapping[str, Any], folder: Path) -> Path:
+def encoded(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """A file's content, the same for the same document. Raises `ValueError` for numbers that JSON does not know."""
+    return f"{json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr)}\n".encode()
+
+
+def drafted(content: bytes, folder: Path) -> Path:
     """A finished file under a name of its own in `folder`, for the caller to give it its real one."""
-    text = text_of(document)
     descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(draft, 0o644)
@@ -178,18 +204,21 @@ def drafted(document: Mapping[str, Any], folder: Path) -> Path:
     return Path(draft)
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path, text: str) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
         document = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise BaselineError(f"{path} is not readable JSON: {_first_line(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
     if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
         raise BaselineError(
             f"{path} is not a result file: expected pytest-benchmark's JSON with a list of benchmarks; "
             "pytest-llmperf import reads those of other tools"
         )
     return document
+
+
+def _unreadable(path: Path, error: Exception) -> BaselineError:
+    return BaselineError(f"{path} is not readable JSON: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
@@ -201,10 +230,10 @@ def _hardware_key(path: Path, about: Any) -> str:
     if not isinstance(about, dict):
         raise BaselineError(f"{path}: machine_info.llmperf is not what pytest-llmperf stores; measure again")
     _check_version(path, about.get("schema_version"))
-    try:
-        return _text(about["hardware_key"])
-    except (KeyError, TypeError):
-        raise BaselineError(f"{path} does not say what it was measured on (hardware_key); measure again") from None
+    key = about.get("hardware_key")
+    if not isinstance(key, str) or len(key.splitlines()) > 1:
+        raise BaselineError(f"{path} does not say what it was measured on (hardware_key); measure again")
+    return key
 
 
 def _is_plain(path: Path, row: Any, *, is_ours: bool) -> bool:
@@ -240,6 +269,17 @@ def _check_date(path: Path, saved_at: str) -> None:
         raise BaselineError(f"{path} is from the future ({saved_at}); set the clock of this machine, or of that one")
 
 
+def _mapping(value: object) -> dict[str, Any]:
+    """What may be missing does not make a file unusable by being of another form."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _commit(info: Mapping[str, Any]) -> str | None:
+    """pytest-benchmark writes a word, such as `unversioned`, where it knows no commit."""
+    commit = info.get("id")
+    return commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else None
+
+
 def _check_unique(path: Path, entries: tuple[Entry, ...]) -> None:
     seen: set[tuple[str, str]] = set()
     for entry in entries:
@@ -261,6 +301,8 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             engine_words=_words(about["engine_words"]),
             criterion={name: _share(value) for name, value in about.get("criterion", {}).items()},
             simulated=bool(about["comparable"].get("simulated")),
+            provenance=_mapping(about.get("provenance")),
+            judgement=_mapping(about.get("judgement")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         msg = f"{path}: the benchmark {_name(row)} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"

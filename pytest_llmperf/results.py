@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
 
-from pytest_llmperf import metrics, selfcheck
+from pytest_llmperf import metrics, selfcheck, units
 from pytest_llmperf.ceiling import Ceiling
 from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.histogram import Histogram
 from pytest_llmperf.records import CacheCounters, ClientStats, RequestRecord, RunRecord
-from pytest_llmperf.stats import Sample
+from pytest_llmperf.stats import Sample, Statistic
 from pytest_llmperf.verdicts import Judgement, Verdict
 
 
@@ -27,25 +27,36 @@ class Latencies:
 
     requests: tuple[RequestRecord, ...]
 
+    def _of(self, name: str) -> Sample:
+        whole = metrics.latency(name, self.requests)
+        return replace(whole, by_run=lambda: [metrics.latency(name, run) for run in self._runs])
+
+    @cached_property
+    def _runs(self) -> tuple[tuple[RequestRecord, ...], ...]:
+        found: dict[int, list[RequestRecord]] = {}
+        for request in self.requests:
+            found.setdefault(request.run, []).append(request)
+        return tuple(tuple(found[run]) for run in sorted(found))
+
     @cached_property
     def ttft(self) -> Sample:
-        return metrics.latency("ttft", self.requests)
+        return self._of("ttft")
 
     @cached_property
     def scheduled_ttft(self) -> Sample:
-        return metrics.latency("scheduled_ttft", self.requests)
+        return self._of("scheduled_ttft")
 
     @cached_property
     def tpot(self) -> Sample:
-        return metrics.latency("tpot", self.requests)
+        return self._of("tpot")
 
     @cached_property
     def itl(self) -> Sample:
-        return metrics.latency("itl", self.requests)
+        return self._of("itl")
 
     @cached_property
     def e2e(self) -> Sample:
-        return metrics.latency("e2e", self.requests)
+        return self._of("e2e")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,23 +204,25 @@ class Figures:
     @property
     def duration_s(self) -> float | None:
         """Measured time, the runs added up."""
-        return _sum([metrics.duration_s(run) for run in self.records])
+        return self._overall("duration", _sum([metrics.duration_s(run) for run in self.records]))
 
     @property
     def request_throughput(self) -> float | None:
         """Answered requests per second."""
-        return self._per_second(sum(metrics.answered(run) for run in self.records))
+        rate = self._per_second(sum(metrics.answered(run) for run in self.records))
+        return self._overall("request_throughput", rate)
 
     @property
     def output_throughput(self) -> float | None:
         """Generated tokens per second."""
-        return self._per_second(_sum([metrics.output_tokens(run) for run in self.records]))
+        rate = self._per_second(_sum([metrics.output_tokens(run) for run in self.records]))
+        return self._overall("output_throughput", rate)
 
     @property
     def total_throughput(self) -> float | None:
         """Input and generated tokens per second."""
         counts = [count(run) for run in self.records for count in (metrics.input_tokens, metrics.output_tokens)]
-        return self._per_second(_sum(counts))
+        return self._overall("total_throughput", self._per_second(_sum(counts)))
 
     @property
     def goodput(self) -> float | None:
@@ -282,6 +295,12 @@ class Figures:
         """The metric of each run, in their order."""
         return [metric.formula(run) for run in self.records]
 
+    def _overall(self, name: str, value: float | None) -> float | None:
+        """A figure over all runs, with those of each run at hand."""
+        if value is None:
+            return None
+        return Statistic(value, lambda: [run for run in self.value(metrics.METRICS[name]) if run is not None])
+
     def _per_second(self, amount: float | None) -> float | None:
         seconds = self.duration_s
         return amount / seconds if amount is not None and seconds else None
@@ -315,12 +334,41 @@ class Provenance:
         return self.test if self.name is None else f"{self.test}::{self.name}"
 
 
-class PerfResult(Figures):
+class Judged:
+    """What a verdict can be given on.
+
+    `verdict`: None where nothing is judged. `doubts`: what a reader should know although the figures stand.
+    """
+
+    def __init__(
+        self, provenance: Provenance, validity: Validity, doubts: tuple[str, ...] = (), looks: tuple[int, ...] = ()
+    ) -> None:
+        """`looks`: after how many runs it was, or would have been, looked whether they are enough."""
+        self.provenance = provenance
+        self.validity = validity
+        self.doubts = doubts
+        self.looks = looks
+        self.judgement: Judgement | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """PASS, REGRESSED, ...; None where the gate is off or benchmarks are disabled."""
+        return None if self.judgement is None else self.judgement.verdict
+
+    def quantity(self, name: str) -> metrics.Quantity:
+        """What the metric of that name is."""
+        return metrics.METRICS[name]
+
+    def values(self, name: str) -> list[float | None]:
+        """The metric of each run, in their order."""
+        raise NotImplementedError
+
+
+class PerfResult(Figures, Judged):
     """The result of one `llm_perf` call.
 
-    `runs`: the figures of each run by itself. `verdict`: None where nothing is judged. `doubts`:
-    what a reader should know although the figures stand. `ceiling`: shares of what the hardware
-    allows; None where that is not known.
+    `runs`: the figures of each run by itself. `ceiling`: shares of what the hardware allows; None
+    where that is not known.
     """
 
     gpu: None = None
@@ -336,23 +384,17 @@ class PerfResult(Figures):
         doubts: tuple[str, ...] = (),
         looks: tuple[int, ...] = (),
     ) -> None:
-        """`looks`: after how many runs it was, or would have been, looked whether they are enough."""
-        super().__init__(records, slo)
-        self.looks = looks
-        self.provenance = provenance
-        self.validity = validity
-        self.doubts = doubts
-        self.judgement: Judgement | None = None
+        """`looks`: see `Judged`."""
+        Figures.__init__(self, records, slo)
+        Judged.__init__(self, provenance, validity, doubts, looks)
         self.ceiling: Ceiling | None = None
+
+    def values(self, name: str) -> list[float | None]:
+        return self.value(metrics.METRICS[name])
 
     @property
     def runs(self) -> tuple[Figures, ...]:
         return tuple(Figures([record], self.slo) for record in self.records)
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """PASS, REGRESSED, ...; None where the gate is off or benchmarks are disabled."""
-        return None if self.judgement is None else self.judgement.verdict
 
     @property
     def is_open(self) -> bool:
@@ -362,6 +404,41 @@ class PerfResult(Figures):
     @property
     def workload_digest(self) -> str:
         return self.provenance.workload_digest
+
+
+class RatioResult(Judged):
+    """One figure over another, run by run: recorded and judged like a metric."""
+
+    def __init__(self, name: str, ratios: Sequence[float], *, higher_is_better: bool, parts: Sequence[Judged]) -> None:
+        """`parts`: the measurements of the test, whose provenance the ratio shares and whose faults it has."""
+        reasons = (reason for part in parts for reason in part.validity.reasons)
+        super().__init__(_of_parts(name, parts), Validity(tuple(dict.fromkeys(reasons))))
+        self.ratios = tuple(ratios)
+        self._quantity = metrics.Quantity(f"{RATIO_PREFIX}{name}", units.FACTOR, higher_is_better)
+
+    @property
+    def name(self) -> str:
+        return self._quantity.name
+
+    def quantity(self, name: str) -> metrics.Quantity:
+        assert name == self._quantity.name, f"a ratio is one metric, {self._quantity.name}, not {name}"
+        return self._quantity
+
+    def values(self, name: str) -> list[float | None]:
+        del name
+        return list(self.ratios)
+
+
+RATIO_PREFIX = "ratio:"
+"""What the metrics' names of ratios begin with."""
+
+
+def _of_parts(name: str, parts: Sequence[Judged]) -> Provenance:
+    """The provenance of a ratio: comparable where all that went into it is."""
+    first = parts[0].provenance
+    words = [(p.workload_digest, p.load, p.cache) for p in (part.provenance for part in parts)]
+    joined = [" and ".join(dict.fromkeys(column)) for column in zip(*words, strict=True)]
+    return replace(first, name=f"{RATIO_PREFIX}{name}", workload_digest=joined[0], load=joined[1], cache=joined[2])
 
 
 def _rate(moments_ns: Sequence[Sequence[int]]) -> float | None:

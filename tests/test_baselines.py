@@ -7,6 +7,7 @@ import math
 import os
 import re
 from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
 
 import pytest
@@ -207,7 +208,7 @@ def test_a_number_that_json_does_not_know_is_never_written(folder):
     with pytest.raises(ValueError, match="JSON"):
         Baselines(folder).save("main", KEY, document(row(values=(float("nan"),))))
 
-    assert [] == list((folder / KEY).iterdir())
+    assert not folder.exists()
 
 
 def test_the_newest_file_comes_first(folder):
@@ -501,3 +502,76 @@ def test_the_spread_between_nights_is_that_of_all_stored_tests(folder):
 
     assert spread.deviation == pytest.approx(math.log(1.05) / 2 * math.sqrt(6 / 5), rel=0.01)
     assert KNOWN_NIGHTS == spread.nights
+
+
+TODAY, OVER = date(2026, 11, 21), date(2027, 1, 1)
+
+
+def stepped(folder, stored, *, nights=KNOWN_NIGHTS, change=0.08, since=4):
+    """Nights that are slower from the `since`th on, as it is accepted until the end of 2026."""
+    for night in range(1, nights + 1):
+        level = 0.1 * (1 + change if night >= since else 1)
+        stored(document(row(values=(level, level * 1.001))), f"{night:04d}_main.json")
+    entry = {"test": TEST, "metric": "ttft_p50", "change": change, "reason": "safer sampling"}
+    stored([{**entry, "since": since, "expires": "2026-12-31"}], "acknowledged.json")
+
+
+@pytest.mark.parametrize(("today", "level"), [(TODAY, 0.108), (OVER, 0.1)])
+def test_an_accepted_change_leaves_one_level(folder, stored, today, level):
+    """The new one, after the last day the old one; the values stay as they are stored."""
+    stepped(folder, stored)
+
+    match = Baselines(folder, today=today).find(PROVENANCE, "ttft_p50")
+
+    assert [pytest.approx(level)] * KNOWN_NIGHTS == [math.exp(night[0]) for night in match.history.nights]
+    assert (0.1, 0.1 * 1.08) == (match.entries[-1].stored_values[0], match.newest.stored_values[0])
+    assert ["safer sampling"] == [sentence.rpartition(": ")[2] for sentence in match.accepted]
+
+
+def test_an_accepted_change_is_no_spread_between_nights(folder, stored):
+    """Without it, the step counts as what nights differ by."""
+    stepped(folder, stored)
+    spread = Baselines(folder, today=TODAY).spread(KEY, "ttft_p50")
+    (folder / KEY / "acknowledged.json").unlink()
+
+    raw = Baselines(folder, today=TODAY).spread(KEY, "ttft_p50")
+
+    assert spread.deviation == pytest.approx(0, abs=1e-9)
+    assert raw.deviation > 0.03
+
+
+@pytest.mark.parametrize(("day", "level"), [("2026-12-31", 0.108), ("2027-01-01", 0.1)])
+def test_a_change_expires_by_the_wall_clock(folder, stored, monkeypatch, day, level):
+    """Unless another day is given it is today, in UTC."""
+    stepped(folder, stored)
+    monkeypatch.setattr("pytest_llmperf.baselines.timestamp", lambda: datetime.fromisoformat(f"{day}T23:59:59+00:00"))
+
+    match = Baselines(folder).find(PROVENANCE, "ttft_p50")
+
+    assert math.exp(match.history.nights[0][0]) == pytest.approx(level)
+
+
+def test_what_is_stored_is_listed_by_hardware(folder, stored):
+    """Folders with numbered files only; the next number follows the highest."""
+    stored(document(row()), "0007_main.json")
+    stored("no night", "acknowledged.json", key="NVIDIA-L4-24GB")
+    (folder / "README.md").write_text("about them")
+
+    baselines = Baselines(folder)
+
+    assert [KEY] == baselines.keys()
+    assert (8, 1) == (baselines.next_number(KEY), baselines.next_number("NVIDIA-L4-24GB"))
+    assert [] == Baselines(folder / "elsewhere").keys()
+
+
+def test_the_newest_of_each_test_with_what_it_may_be_compared_with(folder):
+    """By measurement; other workloads of the same name do not count."""
+    baselines = Baselines(folder)
+    other = replace(PROVENANCE, workload_digest="other")
+    for provenance in (PROVENANCE, other, PROVENANCE):
+        baselines.save("night", KEY, document(row(provenance=provenance)))
+
+    matches = baselines.newest(KEY, "ttft_p50")
+
+    assert {TEST: [3, 1]} == {name: [number_of(e.path) for e in match.entries] for name, match in matches.items()}
+    assert {} == baselines.newest(KEY, "e2e_p99")

@@ -13,7 +13,7 @@ from result_files import COMPARABLE, KEY, TEST, benchmark, document, plain, plai
 
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.metrics import METRICS, Quantity
-from pytest_llmperf.result_file import UNKNOWN_KEY, comparable, differences, drafted, read, unlike, write
+from pytest_llmperf.result_file import UNKNOWN_KEY, comparable, differences, drafted, encoded, read, unlike, write
 from pytest_llmperf.results import Provenance
 
 PROVENANCE = Provenance(
@@ -277,7 +277,7 @@ class TestWriting:
 
     def test_a_draft_is_not_taken_for_a_stored_result(self, tmp_path):
         """Its name begins with a dot, and no two are the same."""
-        first, second = (drafted(document(benchmark()), tmp_path) for _ in range(2))
+        first, second = (drafted(encoded(document(benchmark())), tmp_path) for _ in range(2))
 
         assert first != second
         assert all(path.name.startswith(".draft-") for path in (first, second))

@@ -10,9 +10,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pytest_llmperf import __version__
-from pytest_llmperf.cli import ab, compare, doctor, exit_codes, import_, load, serve
+from pytest_llmperf.cli import ab, baseline, compare, doctor, exit_codes, history, import_, load, serve
 
-SUBCOMMANDS = {"ab": ab, "compare": compare, "doctor": doctor, "import": import_, "load": load, "serve": serve}
+SUBCOMMANDS = {
+    "ab": ab,
+    "baseline": baseline,
+    "compare": compare,
+    "doctor": doctor,
+    "history": history,
+    "import": import_,
+    "load": load,
+    "serve": serve,
+}
 """Name: module with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit code`."""
 
 

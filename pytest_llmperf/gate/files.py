@@ -164,7 +164,7 @@ def _judged(
         measurement: judgement(
             family.findings(measurement),
             against=next(match.name for pair, match in matches.items() if pair[0] == measurement),
-            doubts=_differences(measurement, matches, wanted),
+            doubts=_doubts(measurement, matches, wanted),
         )
         for measurement in outcomes
     }
@@ -201,14 +201,15 @@ def _tried(match: Match, now: Entry, spread: NightSpread | None, terms: Terms) -
     return tried(now.quantity, criterion, base, now.stored_values)
 
 
-def _differences(measurement: str, matches: Mapping[_Pair, Match], wanted: Mapping[_Pair, Entry]) -> tuple[str, ...]:
-    found = (
+def _doubts(measurement: str, matches: Mapping[_Pair, Match], wanted: Mapping[_Pair, Entry]) -> tuple[str, ...]:
+    own = {pair: match for pair, match in matches.items() if pair[0] == measurement}
+    changed = (
         f"the engine differs: {difference}"
-        for pair, match in matches.items()
-        if pair[0] == measurement
+        for pair, match in own.items()
         for difference in differences(match.newest.engine_words, wanted[pair].engine_words)
     )
-    return tuple(dict.fromkeys(found))
+    accepted = (sentence for match in own.values() for sentence in match.accepted)
+    return tuple(dict.fromkeys((*changed, *accepted)))
 
 
 def _changes(

@@ -11,9 +11,9 @@ from pytest_llmperf.baselines import Baselines, Match
 from pytest_llmperf.gate.criterion import ALPHA, NIGHT_SPREAD, SCREEN, Criterion
 from pytest_llmperf.gate.family import Family, worst
 from pytest_llmperf.gate.trial import Base, Trial, tried, typical
-from pytest_llmperf.metrics import METRICS, Metric, Quantity
+from pytest_llmperf.metrics import Quantity
 from pytest_llmperf.result_file import differences
-from pytest_llmperf.results import PerfResult
+from pytest_llmperf.results import Judged
 from pytest_llmperf.stats import KNOWN_NIGHTS, History, Looks, NightSpread, assumed
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
@@ -41,16 +41,16 @@ class Gate:
         self._baselines = baselines
         self._family = Family(family_size, SCREEN if is_screen else alpha, is_screen=is_screen)
         self._assumed = assumed(night_spread)
-        self._results: dict[str, PerfResult] = {}
+        self._results: dict[str, Judged] = {}
         self._matches: dict[str, dict[str, Match]] = {}
-        self._bases: dict[str, PerfResult] = {}
+        self._bases: dict[str, Judged] = {}
 
     @property
     def family_size(self) -> int:
         """How many comparisons share the error rate."""
         return self._family.size
 
-    def judge(self, result: PerfResult, criteria: Sequence[Criterion], base: PerfResult | None = None) -> Judgement:
+    def judge(self, result: Judged, criteria: Sequence[Criterion], base: Judged | None = None) -> Judgement:
         """Compare a new measurement and say what can be said now.
 
         `base`: the same of another build, measured in turn with it; else the stored nights are compared with.
@@ -66,7 +66,7 @@ class Gate:
         self._family.put(key, [self._compared(key, result, one) for one in criteria] if comparable else [])
         return self._judgement(key)
 
-    def is_clear(self, result: PerfResult, criteria: Sequence[Criterion], base: PerfResult | None = None) -> bool:
+    def is_clear(self, result: Judged, criteria: Sequence[Criterion], base: Judged | None = None) -> bool:
         """Whether a measurement that could go on has its verdict; else further runs may still change it."""
         key = result.provenance.measurement
         verdict = self.judge(result, criteria, base).verdict
@@ -74,7 +74,7 @@ class Gate:
             return True
         trials = self._family.trials(key)
         if not trials:
-            return len(result.records) >= _UNJUDGED_RUNS
+            return all(len(result.values(criterion.metric)) >= _UNJUDGED_RUNS for criterion in criteria)
         return all(self._family.is_sharp(trial) and not trial.is_suspect for trial in trials)
 
     def forget(self, measurement: str) -> None:
@@ -108,9 +108,9 @@ class Gate:
         for sentence, metrics in said.items():
             yield f"{', '.join(dict.fromkeys(metrics))}: {sentence}"
 
-    def _compared(self, key: str, result: PerfResult, criterion: Criterion) -> Trial | Finding:
-        metric = METRICS[criterion.metric]
-        values = result.value(metric)
+    def _compared(self, key: str, result: Judged, criterion: Criterion) -> Trial | Finding:
+        metric = result.quantity(criterion.metric)
+        values = result.values(metric.name)
         found = self._found(key, result, metric)
         usable = [value for value in values if value is not None and 0 < value < math.inf]
         if len(usable) < len(values):
@@ -121,14 +121,15 @@ class Gate:
             return Finding(metric=metric, verdict=Verdict.NO_BASELINE, now=now, note=found)
         return tried(metric, criterion, found, stored, Looks(result.looks) if len(result.looks) > 1 else None)
 
-    def _found(self, key: str, result: PerfResult, metric: Metric) -> Base | str:
+    def _found(self, key: str, result: Judged, metric: Quantity) -> Base | str:
         """What to compare with, or a sentence on why there is nothing."""
         about = result.provenance
         resolution = SIMULATED_RESOLUTION if about.simulated else 0.0
         base = self._bases.get(key)
         if base is not None:
-            values = [metric.stored(value) for value in base.value(metric) if value]
-            if len(values) < len(base.records) or not values:
+            measured = base.values(metric.name)
+            values = [metric.stored(value) for value in measured if value]
+            if len(values) < len(measured) or not values:
                 return f"the base build has no {metric.name} in some run"
             history = History((tuple(map(math.log, values)),))
             return Base(name=_IN_TURN, history=history, spread=None, resolution=resolution)
@@ -148,6 +149,7 @@ class Gate:
         findings = self._family.findings(key)
         matches = {match.newest.path: match for match in self._matches[key].values()}
         changed = [difference for match in matches.values() for difference in match.differences]
+        accepted = [sentence for match in self._matches[key].values() for sentence in match.accepted]
         against = ", ".join(dict.fromkeys(match.name for match in matches.values()))
         if base is not None:
             # Two builds may differ by where they are, and by nothing else that their words say.
@@ -156,7 +158,7 @@ class Gate:
         return judgement(
             [_flag(finding) for finding in findings] if self._family.is_screen else findings,
             against=against or None,
-            doubts=(*result.doubts, *(f"the engine differs: {difference}" for difference in changed)),
+            doubts=(*result.doubts, *(f"the engine differs: {difference}" for difference in changed), *accepted),
             advice=_ADVICE if base is None else _ADVICE_IN_TURN,
         )
 
@@ -221,8 +223,8 @@ def invalid(reasons: tuple[str, ...]) -> Judgement:
 
 _ADVICE = {
     Verdict.REGRESSED: (
-        "look for the change that caused it; if it is accepted, store the new level with "
-        "--llmperf-gate off --llmperf-save-baseline NAME"
+        "look for the change that caused it; if it is accepted, say so until a day with pytest-llmperf baseline "
+        "acknowledge"
     ),
     Verdict.NO_BASELINE: "store this level with --llmperf-save-baseline NAME",
     Verdict.INCONCLUSIVE: "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show",

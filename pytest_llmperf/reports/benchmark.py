@@ -21,7 +21,7 @@ from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.reports.figures import figures_json
-from pytest_llmperf.result_file import SCHEMA_VERSION, comparable
+from pytest_llmperf.result_file import NO_DAY, SCHEMA_VERSION, comparable
 from pytest_llmperf.results import PerfResult
 from pytest_llmperf.verdicts import Finding, Judgement
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import pytest
 
 
-_NO_DAY = "1970-01-01T00:00:00+00:00"
 Row = Any
 """A `pytest_benchmark.stats.Metadata`, which has no types."""
 
@@ -170,7 +169,7 @@ def document(made: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
             "machine_info": about,
             "commit_info": {},
             "benchmarks": [row.as_dict(include_data=True) for row in made],
-            "datetime": _NO_DAY,
+            "datetime": NO_DAY,
             "version": pytest_benchmark.__version__,
         }
     machine_info = pytest_benchmark.plugin.pytest_benchmark_generate_machine_info()

@@ -79,9 +79,7 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
     """One line per gated metric; a dash where there is no number."""
     if not findings:
         return []
-    rows = [_HEADINGS, *(_row(finding) for finding in findings)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    return [_aligned(row, widths) for row in rows]
+    return table([_HEADINGS, *(_row(finding) for finding in findings)])
 
 
 def changes_table(changes: Sequence[Change]) -> list[str]:
@@ -99,6 +97,11 @@ def changes_table(changes: Sequence[Change]) -> list[str]:
             for change in changes
         ),
     ]
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the last as it is, those between to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [_aligned(row, widths).rstrip() for row in rows]
 

@@ -8,7 +8,7 @@ from pytest_llmperf.stats.comparison import MANY_RUNS, POWER, Comparison, pooled
 from pytest_llmperf.stats.looks import Looks
 from pytest_llmperf.stats.multiple import Ranking, holm
 from pytest_llmperf.stats.nights import KNOWN_NIGHTS, History, NightSpread, against_nights, assumed, shared_spread
-from pytest_llmperf.stats.sample import Sample
+from pytest_llmperf.stats.sample import Sample, Statistic
 
 __all__ = [
     "KNOWN_NIGHTS",
@@ -20,6 +20,7 @@ __all__ = [
     "NightSpread",
     "Ranking",
     "Sample",
+    "Statistic",
     "against_nights",
     "assumed",
     "holm",

@@ -1,13 +1,30 @@
-"""A sample and its statistics."""
+"""A sample and its statistics, of all runs together and of each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from pytest_llmperf.errors import NoSamplesError
+
+
+class Statistic(float):
+    """A figure over all runs that still knows what each run gives: `runs`."""
+
+    def __new__(cls, value: float, runs: Callable[[], Sequence[float]]) -> Statistic:
+        made = super().__new__(cls, value)
+        made._runs = runs
+        return made
+
+    _runs: Callable[[], Sequence[float]]
+
+    @property
+    def runs(self) -> tuple[float, ...]:
+        """The same figure of each run by itself, in their order."""
+        return tuple(self._runs())
 
 
 @dataclass(frozen=True, repr=False)
@@ -17,6 +34,8 @@ class Sample:
     values: tuple[float, ...]
     of: str
     """What was measured, for the error message."""
+    by_run: Callable[[], Sequence[Sample]] | None = field(default=None, compare=False)
+    """The same of each run by itself, where that is known."""
 
     def __repr__(self) -> str:
         """Short, as it stands in the message of every assertion on a result."""
@@ -30,7 +49,7 @@ class Sample:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self._array))
+        return self._statistic(float(np.mean(self._array)), lambda run: run.mean)
 
     @property
     def gmean(self) -> float:
@@ -40,7 +59,7 @@ class Sample:
         median keeps part of: from run to run it is the least noisy of these statistics.
         """
         with np.errstate(divide="ignore"):
-            return float(np.exp(np.log(self._array).mean()))
+            return self._statistic(float(np.exp(np.log(self._array).mean())), lambda run: run.gmean)
 
     @property
     def p50(self) -> float:
@@ -60,7 +79,11 @@ class Sample:
 
     def quantile(self, share: float) -> float:
         """Linear interpolation between order statistics. Raises `NoSamplesError` of no values."""
-        return float(np.quantile(self._array, share))
+        return self._statistic(float(np.quantile(self._array, share)), lambda run: run.quantile(share))
+
+    def _statistic(self, value: float, of: Callable[[Sample], float]) -> float:
+        by_run = self.by_run
+        return value if by_run is None else Statistic(value, lambda: [of(run) for run in by_run()])
 
     @cached_property
     def _array(self) -> np.ndarray:

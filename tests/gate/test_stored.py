@@ -155,8 +155,8 @@ def test_a_slower_measurement_has_regressed(store):
     assert finding.interval[0] < 0.2 < finding.interval[1]
     assert finding.interval[0] > 0.1
     assert (
-        "look for the change that caused it; if it is accepted, store the new level with "
-        "--llmperf-gate off --llmperf-save-baseline NAME" == judgement.advice
+        "look for the change that caused it; if it is accepted, say so until a day with pytest-llmperf baseline "
+        "acknowledge" == judgement.advice
     )
 
 
