@@ -21,7 +21,7 @@ from pytest_llmperf.acknowledged import Acknowledgement, expected, read_acknowle
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.result_file import Entry, ResultFile, comparable, differences, drafted, encoded, read, unlike
-from pytest_llmperf.results import Provenance
+from pytest_llmperf.results import RATIO_PREFIX, Provenance
 from pytest_llmperf.stats import History, NightSpread, shared_spread
 
 NIGHTS = 30
@@ -121,7 +121,8 @@ class Baselines:
         pairs = {
             (entry.measurement, entry.metric)
             for entry in self.entries(hardware_key)
-            if (test := _test_of(entry.measurement, wanted)) is not None and entry.metric in metrics[test]
+            if (test := _test_of(entry.measurement, wanted)) is not None
+            and (entry.metric in metrics[test] or entry.metric.startswith(RATIO_PREFIX))
         }
         return len(pairs)
 

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.engines import Engine
     from pytest_llmperf.load import Load
-    from pytest_llmperf.results import PerfResult
+    from pytest_llmperf.results import Judged, PerfResult
     from pytest_llmperf.workloads import Workload
 
 _UNMET_KEY = pytest.StashKey[str]()
-_RESULTS_KEY = pytest.StashKey["list[PerfResult]"]()
+_RESULTS_KEY = pytest.StashKey["list[Judged]"]()
 
 
 class Lifecycle:
@@ -123,7 +123,7 @@ class Lifecycle:
                 if session is not None:
                     session.benchmarks.remove(row)
 
-    def measured(self, item: pytest.Item, result: PerfResult, criteria: Sequence[Criterion]) -> None:
+    def measured(self, item: pytest.Item, result: Judged, criteria: Sequence[Criterion]) -> None:
         """Take a new result into pytest-benchmark's table, and warn of what was not judged."""
         item.stash.setdefault(_RESULTS_KEY, []).append(result)
         made = benchmark.rows(item, result, criteria)
@@ -140,7 +140,7 @@ class Lifecycle:
             return
         if call.excinfo is not None:  # also where an xfail mark makes light of it
             self.suite.failed.add(item.nodeid)
-        results: list[PerfResult] = item.stash.get(_RESULTS_KEY, [])
+        results: list[Judged] = item.stash.get(_RESULTS_KEY, [])
         outcome.apply(report, call.excinfo, results, self.options.gate, self.suite.awaited)
         self._progress.clear()
 
@@ -168,13 +168,13 @@ class Lifecycle:
             session.testsfailed += 1  # what was asked for is not there: not an exit code of 0
         self._restore_sigterm()
 
-    def _late(self) -> Iterable[PerfResult]:
+    def _late(self) -> Iterable[Judged]:
         """What fails its test only now, each once."""
         late = self.suite.review()
         late += [result for result in self.suite.settled if outcome.fails(result, self.options.gate)]
         return {result.provenance.measurement: result for result in late}.values()
 
-    def _turn_red(self, session: pytest.Session, result: PerfResult) -> None:
+    def _turn_red(self, session: pytest.Session, result: Judged) -> None:
         """A test that had passed is found wanting once all comparisons of the session are known.
 
         Holm's rule grants the smallest p-values first, so a borderline one may need a later test's;
@@ -310,8 +310,24 @@ class LLMPerf:
         _warn(result, options.gate, recording=suite.recording)
         return result
 
+    def ratio(self, name: str, over: float, under: float, *, higher_is_better: bool = True) -> float:
+        """Record one figure over another, and judge it like a metric; returns `over / under`.
 
-def _warn(result: PerfResult, mode: GateMode, *, recording: bool) -> None:
+        Both are statistics of this test's results, such as `cold.ttft.p50` and `warm.ttft.p50`, of
+        which each run gives one ratio: ratios stay steady where absolute figures move with the machine.
+        A plain number counts as a single run's. `higher_is_better`: for what is judged; a gain is.
+        Raises `ConfigurationError` for what is no ratio, or was recorded before.
+        """
+        __tracebackhide__ = True
+        suite = self._lifecycle.suite
+        result = suite.ratio(self._item.nodeid, name, over, under, higher_is_better=higher_is_better)
+        if suite.recording:
+            self._lifecycle.measured(self._item, result, suite.measured[-1].criteria)
+        _warn(result, self._lifecycle.options.gate, recording=suite.recording)
+        return over / under
+
+
+def _warn(result: Judged, mode: GateMode, *, recording: bool) -> None:
     """Say, as a warning, what keeps a green test from meaning that all is well."""
     name = result.provenance.measurement
     if not recording:

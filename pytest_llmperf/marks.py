@@ -13,6 +13,7 @@ from pytest_llmperf.gate import DETECT, Criterion
 from pytest_llmperf.hardware import MARKS, Hardware, Requirement, requirement_of, simulated, simulated_part
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.options import Options
+from pytest_llmperf.results import RATIO_PREFIX
 
 if TYPE_CHECKING:
     import pytest
@@ -137,7 +138,7 @@ def _gate_problems(mark: pytest.Mark) -> list[str]:
     problems = []
     metric = mark.kwargs["metric"]
     detect, min_effect = mark.kwargs.get("detect", DETECT), mark.kwargs.get("min_effect", 0.0)
-    if metric not in METRICS:
+    if metric not in METRICS and not str(metric).startswith(RATIO_PREFIX):
         problems.append(f"llm_gate: {unknown('metric', metric, METRICS)}")
     if not _is_share(detect) or detect == 0:
         problems.append(f"llm_gate: detect must be a positive share such as 0.1 for 10 %, got {detect!r}")

@@ -355,6 +355,13 @@ class Judged:
         """PASS, REGRESSED, ...; None where the gate is off or benchmarks are disabled."""
         return None if self.judgement is None else self.judgement.verdict
 
+    def __len__(self) -> int:
+        """How many runs there are."""
+        raise NotImplementedError
+
+    def __bool__(self) -> bool:
+        return True
+
     def quantity(self, name: str) -> metrics.Quantity:
         """What the metric of that name is."""
         return metrics.METRICS[name]
@@ -389,6 +396,9 @@ class PerfResult(Figures, Judged):
         Judged.__init__(self, provenance, validity, doubts, looks)
         self.ceiling: Ceiling | None = None
 
+    def __len__(self) -> int:
+        return len(self.records)
+
     def values(self, name: str) -> list[float | None]:
         return self.value(metrics.METRICS[name])
 
@@ -415,6 +425,9 @@ class RatioResult(Judged):
         super().__init__(_of_parts(name, parts), Validity(tuple(dict.fromkeys(reasons))))
         self.ratios = tuple(ratios)
         self._quantity = metrics.Quantity(f"{RATIO_PREFIX}{name}", units.FACTOR, higher_is_better)
+
+    def __len__(self) -> int:
+        return len(self.ratios)
 
     @property
     def name(self) -> str:

@@ -28,9 +28,10 @@ from pytest_llmperf.marks import resolved_spec, simulated_hardware
 from pytest_llmperf.metrics import METRICS, gated_by_default
 from pytest_llmperf.options import Budget, GateMode, Options
 from pytest_llmperf.request import Request
-from pytest_llmperf.results import PerfResult, Validity
+from pytest_llmperf.results import Judged, PerfResult, RatioResult, Validity
 from pytest_llmperf.selfcheck import excesses, tolerated
 from pytest_llmperf.session import Setting, measure
+from pytest_llmperf.stats import Statistic
 from pytest_llmperf.verdicts import Judgement, Verdict
 
 
@@ -47,7 +48,7 @@ class PlannedTest:
 class Measured:
     """A result together with what was gated in it."""
 
-    result: PerfResult
+    result: Judged
     criteria: tuple[Criterion, ...]
 
 
@@ -147,7 +148,7 @@ class Suite:
 
     def measure(self, nodeid: str, engine: Engine, request: Request) -> PerfResult:
         """Measure, record, and judge as far as it can be judged now."""
-        self._check_unused(nodeid, request)
+        self._check_unused(nodeid, request.name)
         in_turn = self._second.is_given and self.options.confirm is None and self.gate is not None
         hardware = self.hardware_of(engine.spec)
         self.hardware_by_key[hardware.key] = hardware
@@ -171,6 +172,20 @@ class Suite:
             result.judgement = self.gate.judge(result, criteria, base)
             if self.gate.flagged(result.provenance.measurement):
                 self._flagged.append(_Flagged(result=result, engine=engine, request=request))
+        if self.recording:
+            self.measured.append(Measured(result=result, criteria=criteria))
+        return result
+
+    def ratio(self, nodeid: str, name: str, over: float, under: float, *, higher_is_better: bool) -> RatioResult:
+        """One figure over another of what the test has measured, recorded and judged like a metric."""
+        parts = [m.result for m in self.measured if m.result.provenance.test == nodeid]
+        ratios = _ratios(name, over, under, parts)
+        result = RatioResult(name, ratios, higher_is_better=higher_is_better, parts=parts)
+        self._check_unused(nodeid, result.provenance.name)
+        asked = self._tests[nodeid].criteria if nodeid in self._tests else ()
+        criteria = tuple(one for one in asked if one.metric == result.name) or (Criterion(result.name),)
+        if self.gate is not None and not (self._second.is_given and self.options.confirm is None):
+            result.judgement = self.gate.judge(result, criteria)
         if self.recording:
             self.measured.append(Measured(result=result, criteria=criteria))
         return result
@@ -238,7 +253,7 @@ class Suite:
             team=LocalTeam(engine.clock) if engine.is_simulated else self._team,
         )
 
-    def review(self) -> list[PerfResult]:
+    def review(self) -> list[Judged]:
         """Bring every judgement up to date; returns the results that only now turned REGRESSED."""
         if self.gate is None:
             return []
@@ -274,7 +289,7 @@ class Suite:
                 by_key.setdefault(measured.result.provenance.hardware_key, []).append(measured)
         return [self._baselines.save(name, key, document(key, group)) for key, group in by_key.items()]
 
-    def may_be_stored(self, result: PerfResult) -> bool:
+    def may_be_stored(self, result: Judged) -> bool:
         """Valid, of a test that passed its own assertions, and not a regression nobody accepted."""
         accepted = result.verdict not in (Verdict.REGRESSED, Verdict.INVALID_RUN)
         return accepted and bool(result.validity) and result.provenance.test not in self.failed
@@ -294,19 +309,18 @@ class Suite:
         self._team.close()
         self.pool.stop_all()
 
-    def _check_unused(self, nodeid: str, request: Request) -> None:
+    def _check_unused(self, nodeid: str, name: str | None) -> None:
         taken = [m.result.provenance for m in self.measured]
-        if any(p.test == nodeid and p.name == request.name for p in taken):
-            msg = (
-                f"{nodeid} measures {request.name or 'without a name'} twice; give each llm_perf call its own name=..."
-            )
+        if any(p.test == nodeid and p.name == name for p in taken):
+            msg = f"{nodeid} measures {name or 'without a name'} twice; give each llm_perf call its own name=..."
             raise ConfigurationError(msg)
 
     def _criteria(self, nodeid: str, result: PerfResult, *, open_load: bool) -> tuple[Criterion, ...]:
         """What the marks ask, or of the defaults whatever was measured or has been before."""
         test = self._tests.get(nodeid)
-        if test is not None and test.criteria:
-            return test.criteria
+        asked = tuple(one for one in test.criteria if one.metric in METRICS) if test is not None else ()
+        if asked:
+            return asked
         entries = self._baselines.entries(result.provenance.hardware_key) if self.gate is not None else []
         stored = {entry.metric for entry in entries if entry.measurement == result.provenance.measurement}
         return tuple(
@@ -336,6 +350,27 @@ class _Flagged:
     result: PerfResult
     engine: Engine
     request: Request
+
+
+def _ratios(name: str, over: float, under: float, parts: Sequence[Judged]) -> list[float]:
+    """The ratio of each run. Raises `ConfigurationError` listing every mistake."""
+    problems = [
+        f"llm_perf.ratio: expected a positive figure such as result.ttft.p50, got {given!r}"
+        for given in (over, under)
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < float("inf")
+    ]
+    if not (isinstance(name, str) and name.strip() and name.isprintable() and "::" not in name):
+        problems.append(f"llm_perf.ratio: expected a name without '::', got {name!r}")
+    if not parts:
+        problems.append("llm_perf.ratio: nothing was measured in this test yet; call llm_perf(...) first")
+    if problems:
+        raise ConfigurationError(*problems)
+    pairs = zip(_each(over), _each(under), strict=False)  # a measurement of more runs than the other has some to spare
+    return [one / other for one, other in pairs if one > 0 and other > 0]
+
+
+def _each(figure: float) -> Sequence[float]:
+    return figure.runs if isinstance(figure, Statistic) else (float(figure),)
 
 
 def _check_client(result: PerfResult, criteria: Sequence[Criterion]) -> None:

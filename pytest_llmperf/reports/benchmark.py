@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest_benchmark.plugin
 import pytest_benchmark.stats
@@ -19,10 +19,9 @@ import pytest_benchmark.utils
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware
-from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.reports.figures import figures_json
+from pytest_llmperf.reports.figures import figures_json, ratio_json
 from pytest_llmperf.result_file import NO_DAY, SCHEMA_VERSION, comparable
-from pytest_llmperf.results import PerfResult
+from pytest_llmperf.results import Judged, PerfResult, RatioResult
 from pytest_llmperf.verdicts import Finding, Judgement
 
 if TYPE_CHECKING:
@@ -58,29 +57,32 @@ class _Fixture:
     has_error: bool = False
 
 
-def rows(item: pytest.Item, result: PerfResult, criteria: Sequence[Criterion]) -> list[Row]:
+def rows(item: pytest.Item, result: Judged, criteria: Sequence[Criterion]) -> list[Row]:
     """One row per gated metric that every run has; none for an invalid measurement, or one without a run."""
-    if not result.validity or not result.records:
+    if not result.validity:
         return []
     made = []
-    figures = figures_json(result)
+    figures = figures_json(result) if isinstance(result, PerfResult) else ratio_json(cast("RatioResult", result))
     for criterion in criteria:
-        metric = METRICS[criterion.metric]
-        values = [value for value in result.value(metric) if value is not None and value > 0]
-        if len(values) == len(result.records):
+        metric = result.quantity(criterion.metric)
+        measured = result.values(metric.name)
+        values = [value for value in measured if value is not None and value > 0]
+        if values and len(values) == len(measured):
             made.append(_row(item, result, figures, criterion, [metric.stored(value) for value in values]))
     return made
 
 
 def _row(
-    item: pytest.Item, result: PerfResult, figures: dict[str, Any], criterion: Criterion, stored: Sequence[float]
+    item: pytest.Item, result: Judged, figures: dict[str, Any], criterion: Criterion, stored: Sequence[float]
 ) -> Row:
-    metric, provenance = METRICS[criterion.metric], result.provenance
+    metric, provenance = result.quantity(criterion.metric), result.provenance
     callspec = getattr(item, "callspec", None)
-    suffix = metric.name if provenance.name is None else f"{provenance.name}::{metric.name}"
+    # A ratio is its measurement's only metric, and its name is the measurement's.
+    names = dict.fromkeys(name for name in (provenance.name, metric.name) if name is not None)
+    suffix = "::".join(names)
     fixture = _Fixture(
         name=f"{item.name}::{suffix}",
-        fullname=f"{provenance.measurement}::{metric.name}",
+        fullname="::".join((provenance.test, *names)),
         group=metric.name,
         param=None if callspec is None else callspec.id,
         params=None if callspec is None else dict(callspec.params),

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS
-from pytest_llmperf.results import Figures, Latencies, PerfResult
+from pytest_llmperf.results import Figures, Latencies, PerfResult, RatioResult
 from pytest_llmperf.stats import Sample
 
 
@@ -17,12 +17,17 @@ def result_json(result: PerfResult) -> dict[str, Any]:
     return {**about, "provenance": asdict(result.provenance), **figures_json(result)}
 
 
+def ratio_json(result: RatioResult) -> dict[str, Any]:
+    """What there is to a ratio beside its stored values."""
+    return {"runs": [{result.name: value} for value in result.ratios], "doubts": list(result.doubts)}
+
+
 def figures_json(result: PerfResult) -> dict[str, Any]:
     """The figures under the names that tests know; what was not measured is left out."""
     return _known(
         {
             **_latencies_json(result),
-            **{name: getattr(result, name) for name in _SCALARS},
+            **{name: _plain(getattr(result, name)) for name in _SCALARS},
             "requests": result.requests,
             "input_tokens": _known(asdict(result.input_tokens)),
             "output_tokens": _known(asdict(result.output_tokens)),
@@ -50,7 +55,12 @@ def _latencies_json(source: Figures | Latencies) -> dict[str, Any]:
 def _sample_json(sample: Sample) -> dict[str, Any] | None:
     if not sample.count:
         return None
-    return {"count": sample.count, **{name: statistic(sample) for name, statistic in STATISTICS.items()}}
+    return {"count": sample.count, **{name: float(statistic(sample)) for name, statistic in STATISTICS.items()}}
+
+
+def _plain(value: float | None) -> float | None:
+    """The number alone, which every writer of JSON knows."""
+    return None if value is None else float(value)
 
 
 def _run_json(run: Figures) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pytest_llmperf.verdicts import Verdict
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llmperf.results import PerfResult
+    from pytest_llmperf.results import Judged
 
 _FAILING = {
     GateMode.FAIL: (Verdict.REGRESSED,),
@@ -21,7 +21,7 @@ _FAILING = {
 }
 
 
-def fails(result: PerfResult, mode: GateMode) -> bool:
+def fails(result: Judged, mode: GateMode) -> bool:
     """Whether a verdict fails its test; INVALID_RUN is an error in every mode."""
     return result.verdict in _FAILING.get(mode, ())
 
@@ -29,7 +29,7 @@ def fails(result: PerfResult, mode: GateMode) -> bool:
 def apply(
     report: pytest.TestReport,
     excinfo: pytest.ExceptionInfo[BaseException] | None,
-    results: Sequence[PerfResult],
+    results: Sequence[Judged],
     mode: GateMode,
     awaited: Collection[str] = (),
 ) -> None:
@@ -79,5 +79,5 @@ def make_failure(report: pytest.TestReport) -> None:
     report.when = "call"
 
 
-def _texts(results: Sequence[PerfResult]) -> str:
+def _texts(results: Sequence[Judged]) -> str:
     return "\n".join(line for result in results for line in text.measurement(result))

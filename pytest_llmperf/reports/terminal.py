@@ -14,7 +14,7 @@ from pytest_llmperf.verdicts import Verdict
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llmperf.results import PerfResult
+    from pytest_llmperf.results import Judged
     from pytest_llmperf.suite import Suite
 
 _TTY_CHARACTERS = 79
@@ -87,7 +87,7 @@ def summary(reporter: pytest.TerminalReporter, suite: Suite, saved: Sequence[Pat
         reporter.write_line(f"records and server logs: {suite.output}")
 
 
-def _measurement(reporter: pytest.TerminalReporter, result: PerfResult) -> None:
+def _measurement(reporter: pytest.TerminalReporter, result: Judged) -> None:
     first, *rest = text.measurement(result)
     colour = {} if result.verdict is None else _COLOURS.get(result.verdict, {"yellow": True})
     reporter.write_line(first, **colour)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_llmperf import units
 from pytest_llmperf.gate.files import Change
-from pytest_llmperf.results import Figures, PerfResult
+from pytest_llmperf.results import Figures, Judged, PerfResult
 from pytest_llmperf.stats import Sample
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
@@ -18,13 +18,14 @@ _ROUNDS_SHOWN = 12
 _CHARACTERS = 80
 
 
-def measurement(result: PerfResult) -> Iterator[str]:
+def measurement(result: Judged) -> Iterator[str]:
     """All that the terminal says of one measurement, line by line."""
     yield verdict_line(result)
     found = result.judgement
     yield from (f"  {line}" for line in findings_table(found.findings if found is not None else ()))
-    yield from (f"  {line}" for line in figures(result))
-    yield from (f"  {line}" for line in roofline(result))
+    if isinstance(result, PerfResult):
+        yield from (f"  {line}" for line in figures(result))
+        yield from (f"  {line}" for line in roofline(result))
     if found is None:
         yield from (f"  doubt: {doubt}" for doubt in result.doubts)
         return
@@ -45,10 +46,15 @@ def _remarks(judgement: Judgement, doubts: Sequence[str]) -> Iterator[str]:
         yield f"what to do: {judgement.advice}"
 
 
-def assumptions(results: Sequence[PerfResult]) -> Iterator[str]:
+def assumptions(results: Sequence[Judged]) -> Iterator[str]:
     """What the shares of the roofline were computed with, each once."""
-    for assumed in dict.fromkeys(result.ceiling.assumptions for result in results if result.ceiling is not None):
+    for assumed in dict.fromkeys(filter(None, map(_assumed, results))):
         yield from textwrap.wrap(f"roofline of {assumed}", _CHARACTERS, subsequent_indent="  ")
+
+
+def _assumed(result: Judged) -> str:
+    ceiling = result.ceiling if isinstance(result, PerfResult) else None
+    return "" if ceiling is None else ceiling.assumptions
 
 
 def _notes(findings: Sequence[Finding]) -> Iterator[str]:
@@ -58,15 +64,15 @@ def _notes(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"{names}: {note}"
 
 
-def verdict_line(result: PerfResult) -> str:
+def verdict_line(result: Judged) -> str:
     """`REGRESSED perf_tests/test_x.py::test_y, against 0001_main.json (5 + 5 runs)`."""
     judgement, name = result.judgement, result.provenance.measurement
     if not result.validity:
         return f"INVALID_RUN {name}: {result.validity}"
     if judgement is None:
-        return f"not judged {name} ({units.count(len(result.records), 'run')})"
+        return f"not judged {name} ({units.count(len(result), 'run')})"
     if judgement.against is None:
-        return f"{judgement.verdict} {name} ({units.count(len(result.records), 'run')})"
+        return f"{judgement.verdict} {name} ({units.count(len(result), 'run')})"
     return _judged_line(name, judgement)
 
 
