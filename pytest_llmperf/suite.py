@@ -263,6 +263,8 @@ class Suite:
             result = measured.result
             before = result.verdict
             measurement = result.provenance.measurement
+            if measurement not in final:
+                continue  # a ratio, which has no base build to be held against
             result.judgement = final[measurement]
             if measurement in self._confirmations:
                 result.judgement = confirmed(result.judgement, self._confirmations[measurement])

@@ -142,6 +142,17 @@ class TestInTurn:
 
         assert 1 == len(list(pytester.path.glob(".llmperf/*/records/*.jsonl")))
 
+    def test_a_ratio_is_recorded_and_not_judged(self, run, pytester):
+        """It has no base build to be held against, which ends nothing."""
+        measured = "llm_perf(llm_engine, users, load=round_robin())"
+        ratio = "llm_perf.ratio('r', result.e2e.p50, result.ttft.p50)"
+        pytester.makepyfile(test_it=TEST.replace(measured, f"result = {measured}\n    {ratio}"))
+
+        result = run("--llmperf-base", "prefix_caching=true")
+
+        result.assert_outcomes(passed=1)
+        result.stdout.fnmatch_lines([f"PASS {NAME}, against the base build in turn *"])
+
     # With three runs the base comes first, with five the head.
     @pytest.mark.parametrize(
         ("number", "runs", "servers"), [(0, 3, "both"), (0, 3, "fresh"), (0, 5, "fresh"), (8, 5, "both")]
