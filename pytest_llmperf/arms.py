@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,9 +112,10 @@ class _Turns:
         pass
 
     def __exit__(self, *_: object) -> None:
-        for measurement in self._measurements.values():
-            measurement.close()
-        self._arms[BASE].engine.stop()
+        with ExitStack() as ending:  # a record file that cannot be finished keeps no engine up
+            ending.callback(self._arms[BASE].engine.stop)
+            for measurement in self._measurements.values():
+                ending.callback(measurement.close)
 
     def run(self, name: str) -> bool:
         """The next run of one build; False if it was spoiled."""

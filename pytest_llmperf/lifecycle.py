@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,7 +141,7 @@ class Lifecycle:
         if call.excinfo is not None:  # also where an xfail mark makes light of it
             self.suite.failed.add(item.nodeid)
         results: list[Judged] = item.stash.get(_RESULTS_KEY, [])
-        outcome.apply(report, call.excinfo, results, self.options.gate)
+        outcome.apply(report, call.excinfo, results, self.options.gate, self.suite.awaited)
         self._progress.clear()
 
     def test_done(self, item: pytest.Item) -> None:
@@ -155,8 +155,7 @@ class Lifecycle:
         finally:
             self.suite.close()
         self._notes += self.suite.unconfirmed
-        late = self.suite.review()
-        for result in late:
+        for result in self._late():
             self._turn_red(session, result)
         made = [row for rows in self._rows.values() for row in rows]
         judgements = {
@@ -169,10 +168,17 @@ class Lifecycle:
             session.testsfailed += 1  # what was asked for is not there: not an exit code of 0
         self._restore_sigterm()
 
-    def _turn_red(self, session: pytest.Session, result: Judged) -> None:
-        """A test that had passed is found regressed once all comparisons of the session are known.
+    def _late(self) -> Iterable[Judged]:
+        """What fails its test only now, each once."""
+        late = self.suite.review()
+        late += [result for result in self.suite.settled if outcome.fails(result, self.options.gate)]
+        return {result.provenance.measurement: result for result in late}.values()
 
-        Holm's rule grants the smallest p-values first, so a borderline one may need a later test's.
+    def _turn_red(self, session: pytest.Session, result: Judged) -> None:
+        """A test that had passed is found wanting once all comparisons of the session are known.
+
+        Holm's rule grants the smallest p-values first, so a borderline one may need a later test's;
+        and what stored nights flag is measured again in the end.
         """
         if self.options.gate not in (GateMode.FAIL, GateMode.STRICT):
             return

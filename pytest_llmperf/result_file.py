@@ -8,11 +8,11 @@ measurement of one metric, `time`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
+import reprlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -32,6 +32,11 @@ UNKNOWN_KEY = "unknown"
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _AHEAD = timedelta(days=1)
 """Clocks of test machines differ, by a time zone at most."""
+_SMALLEST, _LARGEST = 1e-300, 1e300
+"""Beyond these a value's inverse or a mean of several is no number any more."""
+_STORED_AS = ("value", "1/value")
+_DEEPEST = 8
+"""Levels of lists and objects in the words of an engine; deeper ones cannot be compared or printed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +90,7 @@ class ResultFile:
         """A metric that was measured beside the gated ones; None if it was not, in some run."""
         of = next((entry for entry in self.entries if entry.measurement == measurement), None)
         values = [run.get(metric) for run in self.figures.get(measurement, ())]
-        known = [value for value in values if isinstance(value, (int, float)) and 0 < value < math.inf]
+        known = [value for value in values if isinstance(value, (int, float)) and _SMALLEST <= value <= _LARGEST]
         if of is None or metric not in METRICS or not values or len(known) < len(values):
             return None
         quantity = METRICS[metric]
@@ -120,13 +125,15 @@ def unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 # Where an engine is, and the simulated night that it is: not what it is.
-_NO_DIFFERENCE = {"url", "executable", "noise_seed"}
+_NO_DIFFERENCE = frozenset({"url", "executable", "noise_seed"})
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = _NO_DIFFERENCE
+) -> tuple[str, ...]:
     """How the engine's words differ, for the reader: `prefix_caching True -> False`."""
     now = json.loads(json.dumps(now, default=repr))  # as a file holds it: tuples have become lists
-    words = sorted((set(before) | set(now)) - _NO_DIFFERENCE)
+    words = sorted((set(before) | set(now)) - set(ignored))
     return tuple(
         f"{word} {before.get(word)!r} -> {now.get(word)!r}" for word in words if before.get(word) != now.get(word)
     )
@@ -144,24 +151,25 @@ def read(path: Path) -> ResultFile:
 def parsed(path: Path, text: str) -> ResultFile:
     """The same of a file's text, wherever it lies; `path` is what errors call it."""
     document = _document(path, text)
-    about = document.get("machine_info", {}).get("llmperf") if isinstance(document.get("machine_info"), dict) else None
-    saved_at = str(document.get("datetime", ""))
+    machine = _mapping(document.get("machine_info"))
+    is_ours = "llmperf" in machine
+    key = _hardware_key(path, machine["llmperf"]) if is_ours else UNKNOWN_KEY
+    saved_at = document.get("datetime")
+    saved_at = saved_at if isinstance(saved_at, str) else ""
     _check_date(path, saved_at)
-    if isinstance(about, dict):
-        _check_version(path, about.get("schema_version"))
-        entries = tuple(_entry(path, saved_at, row) for row in document["benchmarks"])
-    else:
-        entries = tuple(_plain_entry(path, saved_at, row) for row in document["benchmarks"])
+    entries = tuple(
+        _plain_entry(path, saved_at, row) if _is_plain(path, row, is_ours=is_ours) else _entry(path, saved_at, row)
+        for row in document["benchmarks"]
+    )
     _check_unique(path, entries)
     about_commit = _mapping(document.get("commit_info"))
-    key = about.get("hardware_key") if isinstance(about, dict) else None
     return ResultFile(
         path=path,
-        hardware_key=key if isinstance(key, str) else UNKNOWN_KEY,
+        hardware_key=key,
         saved_at=saved_at,
         entries=entries,
-        is_ours=isinstance(about, dict),
-        figures=_figures(document["benchmarks"]) if isinstance(about, dict) else {},
+        is_ours=is_ours,
+        figures=_figures(document["benchmarks"]),
         commit=_commit(about_commit),
         is_dirty=about_commit.get("dirty") is True,
     )
@@ -217,6 +225,30 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def _hardware_key(path: Path, about: Any) -> str:
+    """What a file of ours was measured on."""
+    if not isinstance(about, dict):
+        raise BaselineError(f"{path}: machine_info.llmperf is not what pytest-llmperf stores; measure again")
+    _check_version(path, about.get("schema_version"))
+    key = about.get("hardware_key")
+    if not isinstance(key, str) or len(key.splitlines()) > 1:
+        raise BaselineError(f"{path} does not say what it was measured on (hardware_key); measure again")
+    return key
+
+
+def _is_plain(path: Path, row: Any, *, is_ours: bool) -> bool:
+    """Whether a benchmark is of another plugin's test, which a session may hold beside ours."""
+    extra = row.get("extra_info") if isinstance(row, dict) else None
+    has_ours = isinstance(extra, dict) and "llmperf" in extra
+    if has_ours and not is_ours:
+        msg = (
+            f"{path} holds results of pytest-llmperf but not what they were measured on (machine_info.llmperf); "
+            "measure again"
+        )
+        raise BaselineError(msg)
+    return not has_ours and (isinstance(extra, dict) or not is_ours)
+
+
 def _check_version(path: Path, version: object) -> None:
     if version != SCHEMA_VERSION:
         msg = (
@@ -264,17 +296,16 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             saved_at=saved_at,
             measurement=_text(about["measurement"]),
             quantity=_quantity(about),
-            stored_values=tuple(float(value) for value in row["stats"]["data"]),
-            comparable=dict(about["comparable"]),
-            engine_words=dict(about["engine_words"]),
-            criterion={name: float(value) for name, value in about.get("criterion", {}).items()},
+            stored_values=_numbers(row["stats"]["data"]),
+            comparable=_words(about["comparable"]),
+            engine_words=_words(about["engine_words"]),
+            criterion={name: _share(value) for name, value in about.get("criterion", {}).items()},
             simulated=bool(about["comparable"].get("simulated")),
             provenance=_mapping(about.get("provenance")),
             judgement=_mapping(about.get("judgement")),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        name = row.get("fullname", "?") if isinstance(row, dict) else "?"
-        msg = f"{path}: the benchmark {name} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        msg = f"{path}: the benchmark {_name(row)} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
         raise BaselineError(msg) from None
     return _checked(entry)
 
@@ -282,7 +313,8 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
 def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {}
     for row in rows:
-        about = row["extra_info"]["llmperf"]
+        extra = row.get("extra_info")
+        about = extra.get("llmperf", {}) if isinstance(extra, dict) else {}
         result = about.get("result")
         runs = result.get("runs") if isinstance(result, dict) else None
         if isinstance(runs, list) and all(isinstance(run, dict) for run in runs):
@@ -297,15 +329,14 @@ def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:
             saved_at=saved_at,
             measurement=_text(row["fullname"]),
             quantity=Quantity("time", units.SECONDS, higher_is_better=False),
-            stored_values=tuple(float(value) for value in row["stats"]["data"]),
+            stored_values=_numbers(row["stats"]["data"]),
             comparable={},
             engine_words={},
             criterion={},
         )
-    except (KeyError, TypeError, ValueError) as error:
-        name = row.get("fullname", "?") if isinstance(row, dict) else "?"
+    except (KeyError, TypeError, OverflowError) as error:
         msg = (
-            f"{path}: the benchmark {name} has no values of single runs ({type(error).__name__}: {error}); "
+            f"{path}: the benchmark {_name(row)} has no values of single runs ({type(error).__name__}: {error}); "
             "pytest-benchmark keeps them with --benchmark-json or --benchmark-save-data"
         )
         raise BaselineError(msg) from None
@@ -313,16 +344,60 @@ def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:
 
 
 def _checked(entry: Entry) -> Entry:
-    if not entry.stored_values or not all(0 < value < math.inf for value in entry.stored_values):
+    if not entry.stored_values or not all(_SMALLEST <= value <= _LARGEST for value in entry.stored_values):
         msg = f"{entry.path}: {entry.metric} of {entry.measurement} holds values that are not positive numbers"
         raise BaselineError(msg)
     return entry
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected a name, got {value!r}")
+    if not isinstance(value, str) or len(value.splitlines()) != 1:
+        raise TypeError(f"expected a name, got {reprlib.repr(value)}")
     return value
+
+
+def _name(row: Any) -> str:
+    """What an error calls a benchmark that is not as it has to be."""
+    try:
+        return _text(row["fullname"])
+    except (KeyError, TypeError):
+        return "?"
+
+
+def _number(value: Any) -> float:
+    """A JSON number. Raises `TypeError` for what is none, `OverflowError` for too many digits."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"expected a number, got {reprlib.repr(value)}")
+    return float(value)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"expected a list of numbers, got {reprlib.repr(values)}")
+    return tuple(map(_number, values))
+
+
+def _share(value: Any) -> float:
+    share = _number(value)
+    if not 0 <= share < 1:
+        raise ValueError(f"expected a share from 0 to 1, got {share}")
+    return share
+
+
+def _words(value: Any) -> dict[str, Any]:
+    """An object that is going to be compared and printed."""
+    if not isinstance(value, dict):
+        raise TypeError(f"expected words with their values, got {reprlib.repr(value)}")
+    _check_depth(value, _DEEPEST)
+    return value
+
+
+def _check_depth(value: Any, levels: int) -> None:
+    if levels == 0:
+        raise ValueError(f"words of an engine are nested {_DEEPEST} levels deep at most")
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        _check_depth(part, levels - 1)
 
 
 def _quantity(about: Mapping[str, Any]) -> Quantity:
@@ -330,7 +405,8 @@ def _quantity(about: Mapping[str, Any]) -> Quantity:
     name = _text(about["metric"])
     if name in METRICS:
         return METRICS[name]
-    unit = _text(about["unit"])
-    if unit not in units.FORMATS:
-        raise ValueError(f"unknown unit {unit!r}; accepted: {', '.join(units.FORMATS)}")
-    return Quantity(name, unit, higher_is_better=about["stored_as"] == "1/value")
+    unit, stored_as = _text(about["unit"]), _text(about["stored_as"])
+    if unit not in units.FORMATS or stored_as not in _STORED_AS:
+        accepted = f"{', '.join(units.FORMATS)}, and {' or '.join(_STORED_AS)}"
+        raise ValueError(f"{name} is in {unit!r}, stored as {stored_as!r}; accepted: {accepted}")
+    return Quantity(name, unit, higher_is_better=stored_as == "1/value")

@@ -81,6 +81,8 @@ class Suite:
         """Tests whose own assertions failed: nothing of theirs becomes a baseline."""
         self.unconfirmed: list[str] = []
         """What was flagged and could not be measured again, with the reason."""
+        self.settled: list[PerfResult] = []
+        """What was flagged, now that it has been measured again or could not be."""
         self._flagged: list[_Flagged] = []
         self._confirmations: dict[str, Judgement] = {}
         self.hardware_by_key: dict[str, Hardware] = {}
@@ -147,7 +149,7 @@ class Suite:
     def measure(self, nodeid: str, engine: Engine, request: Request) -> PerfResult:
         """Measure, record, and judge as far as it can be judged now."""
         self._check_unused(nodeid, request.name)
-        in_turn = self._second.is_given and self.options.confirm is None and self.recording
+        in_turn = self._second.is_given and self.options.confirm is None and self.gate is not None
         hardware = self.hardware_of(engine.spec)
         self.hardware_by_key[hardware.key] = hardware
         deadline_ns = self._deadline_ns(engine.clock, request)
@@ -188,12 +190,18 @@ class Suite:
             self.measured.append(Measured(result=result, criteria=criteria))
         return result
 
+    @property
+    def awaited(self) -> set[str]:
+        """Measurements that are flagged: they are measured again before they can fail their test."""
+        return {one.result.provenance.measurement for one in self._flagged}
+
     def confirm(self) -> None:
         """Measure what the stored nights flagged against the base build, and settle those judgements.
 
         An engine that fails leaves its measurement unconfirmed, and says so.
         """
         flagged, self._flagged = self._flagged, []
+        self.settled = [one.result for one in flagged]
         if self.gate is None or not flagged or self.options.confirm is None:
             return
         criteria = {
@@ -206,7 +214,7 @@ class Suite:
             request = replace(one.request, budget=Budget((self.options.confirm,)))
             try:
                 head, base = self._in_turn(about.test, one.engine, request)
-            except LLMPerfError as error:
+            except (LLMPerfError, OSError) as error:  # a full disk takes no verdict of the session away
                 self.unconfirmed.append(f"not confirmed: {about.measurement}: {error}")
                 continue
             finally:
@@ -255,6 +263,8 @@ class Suite:
             result = measured.result
             before = result.verdict
             measurement = result.provenance.measurement
+            if measurement not in final:
+                continue  # a ratio, which has no base build to be held against
             result.judgement = final[measurement]
             if measurement in self._confirmations:
                 result.judgement = confirmed(result.judgement, self._confirmations[measurement])

@@ -350,7 +350,7 @@ def test_how_the_engine_differs_is_told_and_does_not_prevent_a_comparison(folder
         (document({"fullname": "x"}), "the benchmark x lacks what pytest-llmperf stores (KeyError: 'extra_info')"),
         (document("text"), "the benchmark ? lacks what pytest-llmperf stores (TypeError: "),
         (document({**row(), "stats": {}}), "lacks what pytest-llmperf stores (KeyError: 'data')"),
-        (document(row(values=("fast",))), "lacks what pytest-llmperf stores (ValueError: "),
+        (document(row(values=("fast",))), "lacks what pytest-llmperf stores (TypeError: "),
         (document(row(values=())), f"ttft_p50 of {TEST} holds values that are not positive numbers"),
         (document(row(values=(0.1, 0.0))), f"ttft_p50 of {TEST} holds values that are not positive numbers"),
         (document(row(values=(0.1, -0.1))), f"ttft_p50 of {TEST} holds values that are not positive numbers"),

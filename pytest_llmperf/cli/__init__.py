@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -40,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, module in SUBCOMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
     parsed = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path or a name may hold what the terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
+    code: int = exit_codes.OK
     try:
-        code: int = SUBCOMMANDS[parsed.command].run(parsed, sys.stdout)
+        code = SUBCOMMANDS[parsed.command].run(parsed, sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exit_codes.OK
     return code

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pytest_llmperf.baselines import Match
+from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.gate.criterion import ALPHA, DETECT, NIGHT_SPREAD, Criterion
 from pytest_llmperf.gate.family import Family
 from pytest_llmperf.gate.stored import SIMULATED_RESOLUTION, judgement
@@ -60,13 +62,15 @@ class FileComparison:
 
 
 def compared(base: Sequence[ResultFile], new: ResultFile, terms: Terms) -> FileComparison:
-    """Compare a result with one or more of earlier nights, newest first."""
+    """Compare a result with one or more of earlier nights, newest first.
+
+    Raises `BaselineError` where the new names would give two measurements of the base one name.
+    """
     wanted = {(entry.measurement, entry.metric): entry for entry in new.entries if _is_asked(entry, terms)}
     stored: dict[_Pair, list[Entry]] = {}
     for file in base:
-        for entry in file.entries:
-            if _is_asked(entry, terms):
-                stored.setdefault((_renamed(entry.measurement, terms), entry.metric), []).append(entry)
+        for pair, entry in _by_new_name(file, terms).items():
+            stored.setdefault(pair, []).append(entry)
     wanted |= _beside(stored, wanted, new)
     common = [pair for pair in wanted if pair in stored]
     refusals = tuple(dict.fromkeys([*_other_hardware(base, new), *_unlike(common, stored, wanted)]))
@@ -77,6 +81,17 @@ def compared(base: Sequence[ResultFile], new: ResultFile, terms: Terms) -> FileC
         vanished=tuple(_vanished(stored, wanted)),
         appeared=tuple(_appeared(stored, wanted)),
     )
+
+
+def _by_new_name(file: ResultFile, terms: Terms) -> dict[_Pair, Entry]:
+    found: dict[_Pair, Entry] = {}
+    for entry in filter(partial(_is_asked, terms=terms), file.entries):
+        name = _renamed(entry.measurement, terms)
+        other = found.setdefault((name, entry.metric), entry)
+        if other is not entry:
+            msg = f"--rename gives {other.measurement} and {entry.measurement} of {file.path} one name, {name}"
+            raise BaselineError(msg)
+    return found
 
 
 def _beside(
@@ -114,11 +129,23 @@ def _unlike(
     """What differs, each with how many measurements it is so for."""
     names: dict[str, set[str]] = {}
     for pair in common:
-        for difference in unlike(stored[pair][0].comparable, wanted[pair].comparable):
+        for difference in _apart(stored[pair][0], wanted[pair]):
             names.setdefault(difference, set()).add(pair[0])
     for difference, measurements in names.items():
         first, *others = sorted(measurements)
         yield f"{difference} ({first}{f' and {len(others)} more' if others else ''})"
+
+
+def _apart(before: Entry, now: Entry) -> list[str]:
+    """What forbids comparing two entries. Either may be the older file, so words that one lacks are None there."""
+    found = unlike(before.comparable, {**dict.fromkeys(before.comparable), **now.comparable})
+    if before.quantity != now.quantity:
+        found.append(f"{now.metric} was {_in_words(before.quantity)}, is {_in_words(now.quantity)}")
+    return found
+
+
+def _in_words(quantity: Quantity) -> str:
+    return f"in {quantity.unit}, {'higher' if quantity.higher_is_better else 'lower'} is better"
 
 
 def _judged(
@@ -144,7 +171,7 @@ def _judged(
 
 
 def _alike(stored: Sequence[Entry], now: Entry) -> tuple[Entry, ...]:
-    return tuple(entry for entry in stored if not unlike(entry.comparable, now.comparable))
+    return tuple(entry for entry in stored if not _apart(entry, now))
 
 
 def _spreads(matches: Mapping[_Pair, Match], terms: Terms) -> dict[str, NightSpread | None]:

@@ -61,8 +61,9 @@ class Gate:
         self._bases.pop(key, None)
         if base is not None:
             self._bases[key] = base
-        compared = [self._compared(key, result, criterion) for criterion in criteria] if result.validity else []
-        self._family.put(key, compared)
+        # A build that is invalid ended the other's runs, too, perhaps before its first.
+        comparable = result.validity and (base is None or base.validity)
+        self._family.put(key, [self._compared(key, result, one) for one in criteria] if comparable else [])
         return self._judgement(key)
 
     def is_clear(self, result: Judged, criteria: Sequence[Criterion], base: Judged | None = None) -> bool:
@@ -128,7 +129,7 @@ class Gate:
         if base is not None:
             measured = base.values(metric.name)
             values = [metric.stored(value) for value in measured if value]
-            if not base.validity or len(values) < len(measured) or not values:
+            if len(values) < len(measured) or not values:
                 return f"the base build has no {metric.name} in some run"
             history = History((tuple(map(math.log, values)),))
             return Base(name=_IN_TURN, history=history, spread=None, resolution=resolution)
@@ -151,7 +152,8 @@ class Gate:
         accepted = [sentence for match in self._matches[key].values() for sentence in match.accepted]
         against = ", ".join(dict.fromkeys(match.name for match in matches.values()))
         if base is not None:
-            words = differences(result.provenance.engine_words, base.provenance.engine_words)
+            # Two builds may differ by where they are, and by nothing else that their words say.
+            words = differences(base.provenance.engine_words, result.provenance.engine_words, ignored={"noise_seed"})
             against = f"{_IN_TURN} ({'; '.join(words) or 'the same words'})"
         return judgement(
             [_flag(finding) for finding in findings] if self._family.is_screen else findings,

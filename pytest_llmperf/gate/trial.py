@@ -123,8 +123,10 @@ def tried(
     now = typical(new, quantity)
     try:
         comparison = base.compared(new)
-    except NoSamplesError:
-        note = "one run each has no spread to compare with; use --llmperf-runs 2 or more, better 5"
+    except NoSamplesError as error:
+        each_has_one = len(base.history.runs) == len(new) == 1
+        reason = "one run each has no spread to compare with" if each_has_one else str(error)
+        note = f"{reason}; use --llmperf-runs 2 or more, better 5"
         level = typical(base.history.runs, quantity)
         return Finding(metric=quantity, verdict=Verdict.INCONCLUSIVE, baseline=level, now=now, note=note)
     return Trial(quantity=quantity, criterion=criterion, base=base, comparison=comparison, now=now, looks=looks)

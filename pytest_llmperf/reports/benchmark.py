@@ -58,7 +58,7 @@ class _Fixture:
 
 
 def rows(item: pytest.Item, result: Judged, criteria: Sequence[Criterion]) -> list[Row]:
-    """One row per gated metric that every run has; none for an invalid measurement."""
+    """One row per gated metric that every run has; none for an invalid measurement, or one without a run."""
     if not result.validity:
         return []
     made = []

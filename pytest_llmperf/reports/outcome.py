@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import ConfigurationError, EngineError
@@ -21,20 +21,26 @@ _FAILING = {
 }
 
 
+def fails(result: Judged, mode: GateMode) -> bool:
+    """Whether a verdict fails its test; INVALID_RUN is an error in every mode."""
+    return result.verdict in _FAILING.get(mode, ())
+
+
 def apply(
     report: pytest.TestReport,
     excinfo: pytest.ExceptionInfo[BaseException] | None,
     results: Sequence[Judged],
     mode: GateMode,
+    awaited: Collection[str] = (),
 ) -> None:
-    """Turn the report of a test's call into what its measurements make of it.
+    """Turn the report of a test's call into what its measurements make of it, except the `awaited` ones.
 
     An engine that failed and a measurement that is invalid are errors: the code under test was not
     found wanting, it was not measured. They come before an assertion that failed on such figures.
     """
     error = None if excinfo is None else excinfo.value
     invalid = [result for result in results if not result.validity or result.verdict is Verdict.INVALID_RUN]
-    failing = [result for result in results if result.verdict in _FAILING.get(mode, ())]
+    failing = [one for one in results if fails(one, mode) and one.provenance.measurement not in awaited]
     if isinstance(error, EngineError):
         make_error(report, f"{type(error).__name__}: {error}")
     elif invalid:

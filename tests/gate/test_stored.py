@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.baselines import Baselines
-from pytest_llmperf.gate import ALPHA, Criterion, Gate
+from pytest_llmperf.gate import ALPHA, SCREEN, Criterion, Gate, confirmed
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.records import CacheCounters, Phase, RequestRecord, RunRecord
 from pytest_llmperf.result_file import SCHEMA_VERSION, comparable
@@ -659,3 +659,118 @@ def test_simulated_nights_do_not_differ(store):
 
     assert Verdict.REGRESSED is judgement.verdict
     assert [] == list(gate.spreads())
+
+
+class TestInTurn:
+    """A measurement against the same of another build, measured in turn with it."""
+
+    def judged(self, store, head, base, **words):
+        return store.gate(1).judge(head, [TTFT], base, **words)
+
+    @pytest.mark.parametrize(
+        ("now", "expected"), [(0.1, Verdict.PASS), (0.105, Verdict.REGRESSED), (0.095, Verdict.IMPROVED)]
+    )
+    def test_it_is_judged_by_the_other_build_alone(self, store, now, expected):
+        """What is stored is neither looked for nor missed."""
+        store.add(runs_of(0.2, 0.01))
+
+        judgement = self.judged(store, ttft(runs_of(now, 0.005)), ttft(runs_of(0.1, 0.005)))
+
+        assert expected is judgement.verdict
+        assert "the base build in turn (the same words)" == judgement.against
+
+    def test_what_differs_is_told_with_it(self, store):
+        """From the base to what is measured, as its change is told; also where only the place differs."""
+        base, head = (
+            ttft(runs_of(0.1, 0.005), engine_words={"kind": "vllm", "executable": path, "noise_seed": path})
+            for path in ("/main", "/mine")
+        )
+
+        judgement = self.judged(store, head, base)
+
+        assert "the base build in turn (executable '/main' -> '/mine')" == judgement.against
+
+    def test_an_invalid_base_is_an_invalid_measurement(self, store):
+        """Whose fault it was is told."""
+        base = ttft([0.1], reasons=("1 of 4 requests failed",))
+
+        judgement = self.judged(store, ttft([0.1]), base)
+
+        assert (Verdict.INVALID_RUN, ()) == (judgement.verdict, judgement.findings)
+        assert ("the base build: 1 of 4 requests failed",) == judgement.doubts
+
+    def test_a_head_whose_turn_never_came_is_no_error(self, store):
+        """The base was spoiled before: there is no value whose mean could be taken."""
+        judgement = self.judged(store, result(), ttft([0.1], reasons=("spoiled",)))
+
+        assert Verdict.INVALID_RUN is judgement.verdict
+
+    def test_a_metric_that_the_base_did_not_measure(self, store):
+        """It says which build has none."""
+        judgement = self.judged(store, ttft([0.1, 0.1]), ttft([0.1, None]))
+
+        assert Verdict.NO_BASELINE is judgement.verdict
+        assert "the base build has no ttft_p50 in some run" == judgement.findings[0].note
+
+    def test_measured_again_without_it_the_stored_nights_count(self, store):
+        """A second attempt owes nothing to the first."""
+        store.add(runs_of(0.1, 0.01))
+        gate = store.gate()
+        gate.judge(ttft(runs_of(0.2, 0.01)), [TTFT], ttft(runs_of(0.2, 0.01)))
+
+        assert Verdict.REGRESSED is gate.judge(ttft(runs_of(0.2, 0.01)), [TTFT]).verdict
+
+
+class TestScreen:
+    """Stored nights that flag what is to be measured again."""
+
+    def screen(self, store):
+        return Gate(store.baselines, 1, night_spread=0.0, is_screen=True)
+
+    @pytest.mark.parametrize(("p", "flagged"), [(SCREEN * 0.9, (TTFT,)), (SCREEN * 1.1, ()), (0.999999, ())])
+    def test_it_flags_at_its_level(self, store, p, flagged):
+        """And calls nothing regressed, nor improved."""
+        store.add(runs_of(0.1, 0.01))
+        gate = self.screen(store)
+
+        judgement = gate.judge(ttft(at_p(p)), [TTFT])
+
+        assert flagged == gate.flagged("test_it")
+        assert (Verdict.INCONCLUSIVE if flagged else Verdict.PASS) is judgement.verdict
+        assert bool(flagged) == ("to be measured against the base build" in (judgement.findings[0].note or ""))
+
+    def test_a_gate_that_is_no_screen_flags_nothing(self, store):
+        store.add(runs_of(0.1, 0.01))
+        gate = store.gate()
+        gate.judge(ttft(runs_of(0.2, 0.01)), [TTFT])
+
+        assert () == gate.flagged("test_it")
+
+    @pytest.mark.parametrize(("base", "expected"), [(0.1, Verdict.REGRESSED), (0.12, Verdict.PASS)])
+    def test_what_the_confirmation_finds_takes_its_place(self, store, base, expected):
+        """The other metrics stay as they were."""
+        store.add(runs_of(0.1, 0.01))
+        store.add(runs_of(100.0, 0.01), "output_throughput", name="second")
+        slow = ttft(runs_of(0.12, 0.01))
+        screened = self.screen(store).judge(slow, [TTFT, THROUGHPUT])
+        confirmation = Gate(store.baselines, 1).judge(slow, [TTFT], ttft(runs_of(base, 0.01)))
+
+        judgement = confirmed(screened, confirmation)
+
+        assert expected is judgement.verdict
+        assert ["ttft_p50", "output_throughput"] == [finding.metric.name for finding in judgement.findings]
+        assert base == pytest.approx(judgement.findings[0].baseline, rel=1e-3)
+        assert judgement.findings[1] == screened.findings[1]
+        assert judgement.against.startswith(f"{screened.against}, then the base build in turn")
+
+    def test_a_spoiled_confirmation_confirms_nothing_and_is_told(self, store):
+        """The flag stays, and why it does."""
+        store.add(runs_of(0.1, 0.01))
+        slow = ttft(runs_of(0.12, 0.01))
+        screened = self.screen(store).judge(slow, [TTFT])
+        confirmation = Gate(store.baselines, 1).judge(slow, [TTFT], ttft([0.1], reasons=("spoiled",)))
+
+        judgement = confirmed(screened, confirmation)
+
+        assert (Verdict.INCONCLUSIVE, screened.findings) == (judgement.verdict, judgement.findings)
+        assert ("the base build: spoiled",) == judgement.doubts
