@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from pytest_llmperf.baselines import Match
 from pytest_llmperf.errors import BaselineError
@@ -78,7 +79,7 @@ def compared(base: Sequence[ResultFile], new: ResultFile, terms: Terms) -> FileC
         judgements={} if refusals else _judged(common, stored, wanted, terms),
         changes=_changes(common, stored, wanted),
         refusals=refusals,
-        vanished=tuple(_vanished(stored, wanted)),
+        vanished=tuple(_vanished(stored, wanted, base[0].path)),
         appeared=tuple(_appeared(stored, wanted)),
     )
 
@@ -229,11 +230,11 @@ def _changes(
     return {measurement: tuple(changes) for measurement, changes in found.items()}
 
 
-def _vanished(stored: Mapping[_Pair, Sequence[Entry]], wanted: Mapping[_Pair, Entry]) -> Iterator[str]:
-    """What the base has and the new result has not, with the name under which it may be found now."""
+def _vanished(stored: Mapping[_Pair, Sequence[Entry]], wanted: Mapping[_Pair, Entry], newest: Path) -> Iterator[str]:
+    """What the newest night has and the new result has not, with the name under which it may be found now."""
     missing: dict[str, list[Entry]] = {}
     for pair, entries in stored.items():
-        if pair not in wanted:
+        if pair not in wanted and entries[0].path == newest:
             missing.setdefault(pair[0], []).append(entries[0])
     known = {name for name, _ in stored}
     unknown = [entry for entry in wanted.values() if entry.measurement not in known and entry.comparable]
