@@ -70,6 +70,7 @@ class Baselines:
         self._loaded: dict[str, list[Entry]] = {}
         self._matches: dict[tuple[str, str], dict[str, list[Entry]]] = {}
         self._spreads: dict[tuple[str, str], NightSpread | None] = {}
+        self._answers: dict[tuple[str, str, str], tuple[dict[str, Any], dict[str, Any], Match | str]] = {}
 
     def keys(self) -> list[str]:
         """The hardware of which something is stored."""
@@ -128,9 +129,17 @@ class Baselines:
 
     def find(self, provenance: Provenance, metric: str) -> Match | str:
         """The newest comparable nights, or a sentence on why there are none."""
+        asked = (provenance.hardware_key, metric, provenance.measurement)
+        wanted = comparable(provenance)
+        known = self._answers.get(asked)
+        if known is None or known[0] != wanted or known[1] != provenance.engine_words:
+            known = (wanted, provenance.engine_words, self._found(provenance, metric, wanted))
+            self._answers[asked] = known
+        return known[2]
+
+    def _found(self, provenance: Provenance, metric: str, wanted: Mapping[str, Any]) -> Match | str:
         key = provenance.hardware_key
         stored = self._of(key, metric).get(provenance.measurement, [])
-        wanted = comparable(provenance)
         entries = tuple(entry for entry in stored if not unlike(entry.comparable, wanted))[: self.nights]
         if entries:
             return Match(entries, differences(entries[0].engine_words, provenance.engine_words))

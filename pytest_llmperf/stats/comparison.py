@@ -6,6 +6,7 @@ follows from the noncentral t distribution.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,11 +68,14 @@ class Comparison:
 
         On each side, where the base can be run again; else of the new side alone.
         """
-        for runs in range(2, MANY_RUNS + 1):
-            variance, degrees = self._with(runs)
-            if math.sqrt(variance) * _noncentrality(alpha, _coarse(degrees)) <= effect:
-                return runs
-        return None
+        runs = range(2, MANY_RUNS + 1)
+        fewest = bisect.bisect_left(runs, True, key=lambda number: self._finds(effect, alpha, number))
+        return runs[fewest] if fewest < len(runs) else None
+
+    def _finds(self, effect: float, alpha: float, runs: int) -> bool:
+        """Whether so many runs would find the effect; more always do if fewer would."""
+        variance, degrees = self._with(runs)
+        return math.sqrt(variance) * _noncentrality(alpha, _coarse(degrees)) <= effect
 
     def _with(self, runs: int) -> tuple[float, float]:
         """Variance and degrees of freedom of the effect with so many runs."""
