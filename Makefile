@@ -30,8 +30,10 @@ perf: perf-$(ENGINE)
 perf-sim: .venv/complete
 	@start=$$(date +%s); code=0; \
 	for part in $(if $(filter all,$(PART)),$(SIMULATED),$(PART)); do \
-	  $(BIN)/pytest perf_tests --llmperf-hardware sim:$$part $(NOISE) $(ARGS) || code=$$?; \
+	  $(BIN)/pytest perf_tests $(if $(filter all,$(PART)),--ignore $(FLEET)) \
+	    --llmperf-hardware sim:$$part $(NOISE) $(ARGS) || code=$$?; \
 	done; \
+	$(if $(filter all,$(PART)),$(BIN)/pytest $(FLEET) $(NOISE) $(ARGS) || code=$$?;) \
 	echo "wall time: $$(($$(date +%s) - start)) s"; exit $$code
 
 perf-vllm: .venv/complete engine

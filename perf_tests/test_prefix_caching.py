@@ -27,6 +27,7 @@ def test_cached_context(llm_engine, llm_perf):
 )
 # Looks for caching that is lost, a factor of 30, on machines as noisy as a laptop: not for a few percent.
 @pytest.mark.llm_gate(metric="ttft_p50", detect=1.0, min_effect=0.1)
+@pytest.mark.llm_gate(metric="ratio:prefix_caching_gain", detect=1.0, min_effect=0.1)
 def test_cached_context_on_a_processor(llm_engine, llm_perf, gpu):
     """With their contexts cached, users wait at least ten times less for the first token."""
     if gpu.gpus:
@@ -43,4 +44,5 @@ def cold_and_primed(llm_engine, llm_perf):
     primed = llm_perf(
         llm_engine, multi_round(rounds=5, **USERS), load=round_robin(), prefill_context=True, name="primed"
     )
+    llm_perf.ratio("prefix_caching_gain", cold.ttft.p50, primed.ttft.p50)
     return cold, primed

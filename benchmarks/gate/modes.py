@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -120,7 +120,7 @@ def sequential(mode_of: Callable[[Machine, np.random.Generator, Array, float], t
         bases, tonight = mode_of(machine, random, sds, slower)
         for number in LOOKS:
             seen = [
-                base if base.spread is not None else Base(base.name, History((base.history.runs[:number],)), None)
+                base if base.spread is not None else replace(base, history=History((base.history.runs[:number],)))
                 for base in bases
             ]
             trials = _trials(seen, tonight[:, :number], Looks(LOOKS))

@@ -122,8 +122,8 @@ def main() -> None:
         for number, found in enumerate(pool.imap(cell, list(tasks(arguments.sessions)))):
             cells.append(found)
             sys.stderr.write(f"\r{number + 1}  ")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(cells, indent=1) + "\n")
+            if arguments.json:
+                arguments.json.write_text(json.dumps(cells, indent=1) + "\n")
     print("\n".join(table(cells)))
 
 
