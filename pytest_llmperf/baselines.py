@@ -20,8 +20,8 @@ from typing import Any
 from pytest_llmperf.acknowledged import Acknowledgement, expected, read_acknowledged
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError, ConfigurationError
+from pytest_llmperf.judged import RATIO_PREFIX, Provenance
 from pytest_llmperf.result_file import Entry, ResultFile, comparable, differences, drafted, encoded, read, unlike
-from pytest_llmperf.results import RATIO_PREFIX, Provenance
 from pytest_llmperf.stats import History, NightSpread, shared_spread
 
 NIGHTS = 30

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llmperf.engines import Engine
+    from pytest_llmperf.judged import Judged
     from pytest_llmperf.load import Load
-    from pytest_llmperf.results import Judged, PerfResult
+    from pytest_llmperf.results import PerfResult
     from pytest_llmperf.workloads import Workload
 
 _UNMET_KEY = pytest.StashKey[str]()

@@ -11,9 +11,9 @@ from pytest_llmperf.engines.sim.settings import DEFAULT_LIKE, LIKE
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.gate import DETECT, Criterion
 from pytest_llmperf.hardware import MARKS, Hardware, Requirement, requirement_of, simulated, simulated_part
+from pytest_llmperf.judged import RATIO_PREFIX
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.options import Options
-from pytest_llmperf.results import RATIO_PREFIX
 
 if TYPE_CHECKING:
     import pytest

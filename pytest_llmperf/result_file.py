@@ -21,8 +21,8 @@ from typing import Any
 from pytest_llmperf import units
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS, Quantity
-from pytest_llmperf.results import Provenance
 
 SCHEMA_VERSION = 1
 NO_DAY = "1970-01-01T00:00:00+00:00"

@@ -19,11 +19,12 @@ from pytest_llmperf.driver import Driven, Job, LocalTeam, Team
 from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
+from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.load import Load, round_robin
 from pytest_llmperf.record_file import RecordFile
 from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, RequestRecord, RunRecord
 from pytest_llmperf.request import Request
-from pytest_llmperf.results import PerfResult, Provenance, Validity
+from pytest_llmperf.results import PerfResult
 from pytest_llmperf.workloads import Session, Turn
 from pytest_llmperf.workloads.base import TokenSource
 

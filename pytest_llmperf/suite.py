@@ -24,11 +24,12 @@ from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import BaselineError, ConfigurationError, LLMPerfError
 from pytest_llmperf.gate import Criterion, Gate, confirmed
 from pytest_llmperf.hardware.detect import Hardware, remote
+from pytest_llmperf.judged import Judged, RatioResult, Validity
 from pytest_llmperf.marks import resolved_spec, simulated_hardware
 from pytest_llmperf.metrics import METRICS, gated_by_default
 from pytest_llmperf.options import Budget, GateMode, Options
 from pytest_llmperf.request import Request
-from pytest_llmperf.results import Judged, PerfResult, RatioResult, Validity
+from pytest_llmperf.results import PerfResult
 from pytest_llmperf.selfcheck import excesses, tolerated
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.stats import Statistic

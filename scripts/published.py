@@ -16,9 +16,9 @@ from typing import Any
 
 from pytest_llmperf.foreign.document import Figure, Measurement, document
 from pytest_llmperf.foreign.imported import digest
+from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.result_file import write
-from pytest_llmperf.results import Provenance
 
 FOLDER = Path(__file__).resolve().parents[1] / "baselines" / "published"
 RATIO = "ratio:"

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pytest_llmperf.baselines import Baselines, Match, check_name, number_of
 from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.errors import BaselineError, ConfigurationError
+from pytest_llmperf.judged import Provenance
 from pytest_llmperf.result_file import SCHEMA_VERSION, comparable, read
-from pytest_llmperf.results import Provenance
 from pytest_llmperf.stats import KNOWN_NIGHTS
 
 KEY = "NVIDIA-GH200-96GB"

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from result_files import COMPARABLE, KEY, TEST, benchmark, document, plain, plain_benchmark, written
 
 from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS, Quantity
 from pytest_llmperf.result_file import UNKNOWN_KEY, comparable, differences, drafted, encoded, read, unlike, write
-from pytest_llmperf.results import Provenance
 
 PROVENANCE = Provenance(
     test=TEST,

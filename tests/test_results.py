@@ -12,6 +12,7 @@ import pytest
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.ceiling import Ceiling
 from pytest_llmperf.errors import NoSamplesError
+from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.records import CacheCounters, ClientStats, Failure, Phase, Remark, RequestRecord, RunRecord, Window
 from pytest_llmperf.reports.figures import figures_json, result_json
@@ -21,9 +22,7 @@ from pytest_llmperf.results import (
     Figures,
     LoadResult,
     PerfResult,
-    Provenance,
     Tokens,
-    Validity,
 )
 from pytest_llmperf.verdicts import Judgement, Verdict
 

@@ -16,9 +16,9 @@ from scipy import stats
 
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.gate import Criterion, Gate
+from pytest_llmperf.judged import Judged, Provenance, Validity
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.result_file import SCHEMA_VERSION, comparable
-from pytest_llmperf.results import Judged, Provenance, Validity
 
 RESULTS, NIGHTS, RUNS = 1000, 6, 5
 METRIC_NAMES = tuple(METRICS)

@@ -11,8 +11,8 @@ import pytest_benchmark
 import pytest_benchmark.stats
 
 from pytest_llmperf.errors import ForeignResultError
+from pytest_llmperf.judged import Provenance
 from pytest_llmperf.result_file import SCHEMA_VERSION, comparable
-from pytest_llmperf.results import Provenance
 
 NO_DAY = "1970-01-01T00:00:00+00:00"
 

@@ -12,8 +12,8 @@ from pytest_llmperf.foreign import TOOLS
 from pytest_llmperf.foreign.document import Figure, Measurement
 from pytest_llmperf.foreign.runs import ForeignRun, family
 from pytest_llmperf.foreign.source import printable
+from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.results import Provenance
 
 # Answers of runs of the same work may differ in length by as much before it is said.
 _OUTPUT_SPREAD = 0.05

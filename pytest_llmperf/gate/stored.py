@@ -11,9 +11,9 @@ from pytest_llmperf.baselines import Baselines, Match
 from pytest_llmperf.gate.criterion import ALPHA, NIGHT_SPREAD, SCREEN, Criterion
 from pytest_llmperf.gate.family import Family, worst
 from pytest_llmperf.gate.trial import Base, Trial, tried, typical
+from pytest_llmperf.judged import Judged
 from pytest_llmperf.metrics import Quantity
 from pytest_llmperf.result_file import differences
-from pytest_llmperf.results import Judged
 from pytest_llmperf.stats import KNOWN_NIGHTS, History, Looks, NightSpread, assumed
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 

@@ -19,9 +19,10 @@ import pytest_benchmark.utils
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware
+from pytest_llmperf.judged import Judged, RatioResult
 from pytest_llmperf.reports.figures import figures_json, ratio_json
 from pytest_llmperf.result_file import NO_DAY, SCHEMA_VERSION, comparable
-from pytest_llmperf.results import Judged, PerfResult, RatioResult
+from pytest_llmperf.results import PerfResult
 from pytest_llmperf.verdicts import Finding, Judgement
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from pytest_llmperf.judged import RatioResult
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS
-from pytest_llmperf.results import Figures, Latencies, PerfResult, RatioResult
+from pytest_llmperf.results import Figures, Latencies, PerfResult
 from pytest_llmperf.stats import Sample
 
 

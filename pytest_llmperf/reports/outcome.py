@@ -13,7 +13,7 @@ from pytest_llmperf.verdicts import Verdict
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llmperf.results import Judged
+    from pytest_llmperf.judged import Judged
 
 _FAILING = {
     GateMode.FAIL: (Verdict.REGRESSED,),

@@ -14,7 +14,7 @@ from pytest_llmperf.verdicts import Verdict
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llmperf.results import Judged
+    from pytest_llmperf.judged import Judged
     from pytest_llmperf.suite import Suite
 
 _TTY_CHARACTERS = 79

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from pytest_llmperf import units
 from pytest_llmperf.gate.files import Change
-from pytest_llmperf.results import Figures, Judged, PerfResult
+from pytest_llmperf.judged import Judged
+from pytest_llmperf.results import Figures, PerfResult
 from pytest_llmperf.stats import Sample
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 

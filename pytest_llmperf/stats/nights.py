@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pytest_llmperf.errors import NoSamplesError
@@ -165,15 +165,7 @@ def against_nights(history: History, new: Sequence[float], spread: NightSpread) 
 
 def _settled(comparison: Comparison, history: History) -> Comparison:
     """A pooled comparison with nights that are over: only tonight can be run again."""
-    return Comparison(
-        base_count=comparison.base_count,
-        new_count=comparison.new_count,
-        effect=comparison.effect,
-        standard_error=comparison.standard_error,
-        degrees=comparison.degrees,
-        run_variance=comparison.run_variance,
-        floor=comparison.run_variance / len(history.runs),
-    )
+    return replace(comparison, floor=comparison.run_variance / len(history.runs))
 
 
 def _estimated(spread: NightSpread, history: History, runs: float) -> float:

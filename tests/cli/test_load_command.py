@@ -18,11 +18,12 @@ from servers import CompletionsServer
 
 from pytest_llmperf.arrivals import Arrivals
 from pytest_llmperf.cli import load, main
+from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.origin import OriginProcess
 from pytest_llmperf.record_file import read_requests
 from pytest_llmperf.records import ClientStats, Failure, Phase, RequestRecord, RunRecord, Window
 from pytest_llmperf.reports.serving import summary
-from pytest_llmperf.results import PerfResult, Provenance, Validity
+from pytest_llmperf.results import PerfResult
 
 KEY = "sk-of-nobody-in-particular"
 WAIT_S = 10.0

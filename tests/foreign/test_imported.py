@@ -179,7 +179,7 @@ class TestDocument:
         baselines = Baselines(tmp_path / "baselines")
         content = json.loads((folder / "0001_main.json").read_text())
         words = content["benchmarks"][0]["extra_info"]["llmperf"]["provenance"]
-        from pytest_llmperf.results import Provenance
+        from pytest_llmperf.judged import Provenance
 
         found = baselines.find(Provenance(**words), "ttft_p50")
         assert "imported was 'vllm', is None" in found

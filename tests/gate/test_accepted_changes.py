@@ -13,9 +13,10 @@ from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.gate import Criterion, Gate
 from pytest_llmperf.gate.files import Terms, compared
+from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.records import CacheCounters, Phase, RequestRecord, RunRecord
 from pytest_llmperf.result_file import read
-from pytest_llmperf.results import PerfResult, Provenance, Validity
+from pytest_llmperf.results import PerfResult
 from pytest_llmperf.verdicts import Verdict
 
 TODAY, OVER = date(2026, 11, 21), date(2027, 1, 1)

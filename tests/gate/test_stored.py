@@ -15,10 +15,11 @@ from scipy import stats as scipy_stats
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.gate import ALPHA, SCREEN, Criterion, Gate, confirmed
+from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.records import CacheCounters, Phase, RequestRecord, RunRecord
 from pytest_llmperf.result_file import SCHEMA_VERSION, comparable
-from pytest_llmperf.results import PerfResult, Provenance, Validity
+from pytest_llmperf.results import PerfResult
 from pytest_llmperf.verdicts import Verdict
 
 KEY = "NVIDIA-TEST"
