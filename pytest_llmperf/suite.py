@@ -179,13 +179,14 @@ class Suite:
 
     def ratio(self, nodeid: str, name: str, over: float, under: float, *, higher_is_better: bool) -> RatioResult:
         """One figure over another of what the test has measured, recorded and judged like a metric."""
-        parts = [m.result for m in self.measured if m.result.provenance.test == nodeid]
+        measured = [m.result for m in self.measured if m.result.provenance.test == nodeid]
+        parts = [result for result in measured if isinstance(result, PerfResult)]
         ratios = _ratios(name, over, under, parts)
         result = RatioResult(name, ratios, higher_is_better=higher_is_better, parts=parts)
         self._check_unused(nodeid, result.provenance.name)
         asked = self._tests[nodeid].criteria if nodeid in self._tests else ()
         criteria = tuple(one for one in asked if one.metric == result.name) or (Criterion(result.name),)
-        if self.gate is not None and not (self._second.is_given and self.options.confirm is None):
+        if self.gate is not None and not self._second.is_given:  # a build in turn has no ratio to compare with
             result.judgement = self.gate.judge(result, criteria)
         if self.recording:
             self.measured.append(Measured(result=result, criteria=criteria))
