@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_llmperf.engines import Engine, EngineSpec, with_words
@@ -38,25 +38,32 @@ class SecondBuild:
     words: Mapping[str, Any]
     servers: str | None
     """`fresh`, `both`, or None: both stay up where we start neither, or both are simulated."""
+    is_given: bool = True
+    """Whether there is one: it may differ only by what it lacks of the head's words."""
 
-    @property
-    def is_given(self) -> bool:
-        return bool(self.words)
+    def spec_of(self, plain: EngineSpec) -> EngineSpec:
+        """The base build's specification, from that of both builds without what only one has.
 
-    def spec_of(self, spec: EngineSpec) -> EngineSpec:
-        """The base build's specification. Raises `ConfigurationError` for words that the engine does not know."""
+        Raises `ConfigurationError` for words that the engine does not know.
+        """
         words = dict(self.words)
-        if spec.kind == "sim" and "noise_seed" not in words:
-            words["noise_seed"] = (spec.noise_seed or 0) + 1  # else both builds would have the same luck
-        return with_words(spec, words)
+        if plain.kind == "sim" and "noise_seed" not in words:
+            words["noise_seed"] = (plain.noise_seed or 0) + 1  # else both builds would have the same luck
+        return with_words(plain, words)
 
-    def problems(self, specs: Iterable[EngineSpec]) -> Iterator[str]:
-        """What is wrong with the words, for the engines that are going to be measured."""
-        for spec in dict.fromkeys(specs) if self.is_given else ():
+    def problems(self, builds: Iterable[tuple[EngineSpec, EngineSpec]]) -> Iterator[str]:
+        """What is wrong with the words; `builds`: of each engine that is going to be measured, head and plain."""
+        for head, plain in dict.fromkeys(builds) if self.is_given else ():
             try:
-                self.spec_of(spec)
+                base = self.spec_of(plain)
             except ConfigurationError as error:
                 yield from (f"--llmperf-base: {problem}" for problem in error.problems)
+                continue
+            if replace(base, noise_seed=head.noise_seed) == head:
+                yield (
+                    f"--llmperf-base: {head} would be compared with itself; say what only the base has with "
+                    "--llmperf-base, and what only the head has with --llmperf-head (--llmperf-set changes both)"
+                )
 
     def stays_up(self, head: Engine, base: Engine) -> bool:
         """Whether both engines run all the time."""

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,21 @@ from pytest_llmperf.acknowledged import Acknowledgement, expected, read_acknowle
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.judged import RATIO_PREFIX, Provenance
-from pytest_llmperf.result_file import Entry, ResultFile, comparable, differences, drafted, encoded, read, unlike
+from pytest_llmperf.result_file import (
+    Entry,
+    ResultFile,
+    comparable,
+    differences,
+    drafted,
+    encoded,
+    moment,
+    read,
+    unlike,
+)
 from pytest_llmperf.stats import History, NightSpread, shared_spread
 
+NIGHT = timedelta(hours=6)
+"""Files that were stored no further apart are of one night; those without a date are of a night each."""
 NIGHTS = 30
 """How many nights a history holds at most, unless an option says otherwise."""
 _NUMBERED = re.compile(r"(\d{4,})_(.+)\.json")
@@ -45,7 +57,9 @@ class Match:
     @cached_property
     def history(self) -> History:
         """Logarithms of the stored values at the level expected now, so that up is worse."""
-        return History(tuple(tuple(math.log(v) + entry.shift for v in entry.stored_values) for entry in self.entries))
+        return History(
+            tuple(tuple(value for one in night for value in _levels(one)) for night in _nights(self.entries))
+        )
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -55,8 +69,8 @@ class Match:
     @property
     def name(self) -> str:
         """`0007_main.json`, or `12 nights up to 0012_main.json`."""
-        count = len(self.entries)
-        return self.newest.path.name if count == 1 else f"{count} nights up to {self.newest.path.name}"
+        count = self.history.count
+        return self.newest.path.name if len(self.entries) == 1 else f"{count} nights up to {self.newest.path.name}"
 
 
 class Baselines:
@@ -199,6 +213,23 @@ class Baselines:
                     found.setdefault(entry.measurement, []).append(entry)
             self._matches[key] = found
         return self._matches[key]
+
+
+def _levels(entry: Entry) -> list[float]:
+    return [math.log(value) + entry.shift for value in entry.stored_values]
+
+
+def _nights(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """What was stored within a few hours is one night, in however many files: it had one night's luck."""
+    nights: list[list[Entry]] = []
+    for entry in entries:
+        saved = moment(entry.saved_at)
+        newest = moment(nights[-1][0].saved_at) if nights else None
+        if saved is not None and newest is not None and abs(newest - saved) <= NIGHT:
+            nights[-1].append(entry)
+        else:
+            nights.append([entry])
+    return nights
 
 
 def number_of(path: Path) -> int:

@@ -86,7 +86,9 @@ class Lifecycle:
                 spec = marks.engine_spec(item, self.options) if wants_engine else None
                 if spec is not None:
                     problems += [f"{item.nodeid}: {problem}" for problem in _elsewhere(spec, hardware)]
-                planned.append(PlannedTest(nodeid=item.nodeid, spec=spec, criteria=marks.criteria(item)))
+                plain = marks.engine_spec(item, self.options, is_head=False) if wants_engine else None
+                criteria = marks.criteria(item)
+                planned.append(PlannedTest(nodeid=item.nodeid, spec=spec, plain=plain, criteria=criteria))
             except ConfigurationError as error:
                 problems += [f"{item.nodeid}: {problem}" for problem in error.problems]
         return planned

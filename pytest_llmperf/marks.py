@@ -41,17 +41,20 @@ def requirement(item: pytest.Item) -> Requirement:
     return requirement_of(names, [(mark.args, mark.kwargs) for mark in item.iter_markers("gpu")])
 
 
-def engine_spec(item: pytest.Item, options: Options) -> EngineSpec:
+def engine_spec(item: pytest.Item, options: Options, *, is_head: bool = True) -> EngineSpec:
     """The engine that the closest `llm_engine` mark names, as the options change it.
 
     An option that puts another kind in place of the mark's own keeps the words that this kind
-    knows. Raises `ConfigurationError` listing every mistake.
+    knows. `is_head`: with the words that only the build under test has. Raises `ConfigurationError`
+    listing every mistake.
     """
     mark = item.get_closest_marker("llm_engine")
-    return resolved_spec(_marked_kind(mark), mark.kwargs if mark else {}, options)
+    return resolved_spec(_marked_kind(mark), mark.kwargs if mark else {}, options, is_head=is_head)
 
 
-def resolved_spec(marked_kind: str | None, given: Mapping[str, Any], options: Options) -> EngineSpec:
+def resolved_spec(
+    marked_kind: str | None, given: Mapping[str, Any], options: Options, *, is_head: bool = True
+) -> EngineSpec:
     """The specification that kind and words of a mark, or of a call, become by the options."""
     kind = _kind(marked_kind, options)
     if kind is None:
@@ -67,7 +70,8 @@ def resolved_spec(marked_kind: str | None, given: Mapping[str, Any], options: Op
         words = {word: value for word, value in words.items() if word in accepted or word not in known}
     if kind == "sim":
         words |= _simulation_words(marked_kind, given, options)
-    words |= {word: value for word, value in options.overrides.items() if word in accepted}
+    overrides = {**options.overrides, **(options.head if is_head else {})}
+    words |= {word: value for word, value in overrides.items() if word in accepted}
     words |= {word: value for word, value in (("url", options.url), ("model", options.model)) if value is not None}
     return make_spec(kind, words)
 

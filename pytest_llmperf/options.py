@@ -92,6 +92,12 @@ OPTIONS = (
         "list",
     ),
     Option(
+        "head",
+        "a word that only the build under test has, and not the one of --llmperf-base; --llmperf-set changes both",
+        "WORD=VALUE",
+        "list",
+    ),
+    Option(
         "base-servers",
         "fresh: one server at a time, a fresh one for every run; both: both stay up (default: both where neither is "
         "started by us, else fresh)",
@@ -170,6 +176,8 @@ class Options:
     night_spread: float
     base: dict[str, Any]
     """What the build to compare with has in place of the engine's own words; empty where there is none."""
+    head: dict[str, Any]
+    """What only the build under test has."""
     base_servers: str | None
     confirm: int | None
     """Runs of each build that confirm what the stored nights flag; None: all is measured in turn, or nothing."""
@@ -224,6 +232,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         nights=reader.checked("nights", _whole(1), 30),
         night_spread=reader.checked("night-spread", _share, 0.02),
         base=reader.words("base"),
+        head=reader.words("head"),
         base_servers=reader.checked("base-servers", _servers, None),
         confirm=reader.checked("confirm", _whole(2), None),
         save_baseline=reader.checked("save-baseline", _baseline_name, None),
@@ -242,7 +251,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         reader.problems.append(
             f"--llmperf-hardware {options.hardware} goes with the simulated engine, not with {other}"
         )
-    if options.confirm is not None and not options.base:
+    if options.confirm is not None and not (options.base or options.head):
         reader.problems.append("--llmperf-confirm needs the build to compare with: --llmperf-base WORD=VALUE")
     if reader.problems:
         raise ConfigurationError(*reader.problems)

@@ -258,14 +258,19 @@ def _check_version(path: Path, version: object) -> None:
         raise BaselineError(msg)
 
 
-def _check_date(path: Path, saved_at: str) -> None:
+def moment(saved_at: str) -> datetime | None:
+    """When a file was saved; None where it does not say, or owes nothing to the day."""
     try:
         saved = datetime.fromisoformat(saved_at.replace("Z", "+00:00"))
     except ValueError:
-        return  # no date, or one in another form: nothing is decided by it
-    if saved.tzinfo is None:
-        saved = saved.replace(tzinfo=timezone.utc)
-    if saved > timestamp() + _AHEAD:
+        return None
+    saved = saved if saved.tzinfo is not None else saved.replace(tzinfo=timezone.utc)
+    return None if saved <= datetime.fromisoformat(NO_DAY) else saved
+
+
+def _check_date(path: Path, saved_at: str) -> None:
+    saved = moment(saved_at)  # no date, or one in another form: nothing is decided by it
+    if saved is not None and saved > timestamp() + _AHEAD:
         raise BaselineError(f"{path} is from the future ({saved_at}); set the clock of this machine, or of that one")
 
 

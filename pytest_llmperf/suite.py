@@ -42,6 +42,8 @@ class PlannedTest:
 
     nodeid: str
     spec: EngineSpec | None
+    plain: EngineSpec | None = None
+    """The engine without the words that only the build under test has."""
     criteria: tuple[Criterion, ...]
 
 
@@ -80,6 +82,8 @@ class Suite:
         self.measured: list[Measured] = []
         self.failed: set[str] = set()
         """Tests whose own assertions failed: nothing of theirs becomes a baseline."""
+        self._seen: dict[str, list[PerfResult]] = {}
+        """By test what was measured, recorded or not."""
         self.unconfirmed: list[str] = []
         """What was flagged and could not be measured again, with the reason."""
         self.settled: list[PerfResult] = []
@@ -90,7 +94,10 @@ class Suite:
         """What was measured on, in this session."""
         self._tests = {test.nodeid: test for test in tests}
         self._progress = progress
-        self._second = SecondBuild(options.base, options.base_servers)
+        self._second = SecondBuild(options.base, options.base_servers, is_given=bool(options.base or options.head))
+        self._plain: dict[tuple[str, EngineSpec], EngineSpec] = {
+            (test.nodeid, test.spec): test.plain for test in tests if test.spec is not None and test.plain is not None
+        }
         self._team = team_of(options.workers, clock)
         self._baselines = Baselines(options.baselines, options.nights)
         self.pool = EnginePool(
@@ -106,7 +113,7 @@ class Suite:
             [test.spec for test in tests if test.spec is not None],
         )
         self.gate: Gate | None = None
-        found = [*problems, *self._second.problems(test.spec for test in tests if test.spec is not None)]
+        found = [*problems, *self._second.problems(_builds(tests))]
         if options.gate is not GateMode.OFF and recording:
             try:
                 self.gate = Gate(
@@ -134,7 +141,9 @@ class Suite:
 
             def start(kind: str, **words: object) -> Engine:
                 check_kind(kind)
-                engine = self.pool.make(resolved_spec(kind, words, self.options))
+                spec = resolved_spec(kind, words, self.options)
+                self._plain[_ANY_TEST, spec] = resolved_spec(kind, words, self.options, is_head=False)
+                engine = self.pool.make(spec)
                 engines.callback(engine.stop)
                 engine.start()
                 return engine
@@ -173,14 +182,14 @@ class Suite:
             result.judgement = self.gate.judge(result, criteria, base)
             if self.gate.flagged(result.provenance.measurement):
                 self._flagged.append(_Flagged(result=result, engine=engine, request=request))
+        self._seen.setdefault(nodeid, []).append(result)
         if self.recording:
             self.measured.append(Measured(result=result, criteria=criteria))
         return result
 
     def ratio(self, nodeid: str, name: str, over: float, under: float, *, higher_is_better: bool) -> RatioResult:
         """One figure over another of what the test has measured, recorded and judged like a metric."""
-        measured = [m.result for m in self.measured if m.result.provenance.test == nodeid]
-        parts = [result for result in measured if isinstance(result, PerfResult)]
+        parts = self._seen.get(nodeid, [])
         ratios = _ratios(name, over, under, parts)
         result = RatioResult(name, ratios, higher_is_better=higher_is_better, parts=parts)
         self._check_unused(nodeid, result.provenance.name)
@@ -234,7 +243,9 @@ class Suite:
         is_enough: Callable[[PerfResult, PerfResult], bool] | None = None,
     ) -> tuple[PerfResult, PerfResult]:
         """The result of the engine, and that of the base build, measured in turn with it."""
-        base = self.pool.make(self._second.spec_of(engine.spec))
+        spec = engine.spec
+        plain = self._plain.get((nodeid, spec)) or self._plain.get((_ANY_TEST, spec)) or spec
+        base = self.pool.make(self._second.spec_of(plain))
         head_arm = Arm(engine, replace(self._setting(nodeid, engine), arm=HEAD))
         base_arm = Arm(base, replace(self._setting(nodeid, base), arm=BASE))
         together = self._second.stays_up(engine, base)
@@ -279,6 +290,7 @@ class Suite:
         dropped = [m.result.provenance.measurement for m in self.measured if m.result.provenance.test == nodeid]
         self.measured = [m for m in self.measured if m.result.provenance.test != nodeid]
         self.failed.discard(nodeid)
+        self._seen.pop(nodeid, None)
         for measurement in dropped:
             if self.gate is not None:
                 self.gate.forget(measurement)
@@ -354,6 +366,17 @@ class _Flagged:
     result: PerfResult
     engine: Engine
     request: Request
+
+
+_ANY_TEST = ""
+"""Whose engines of a factory are: their tests are not known when they are made."""
+
+
+def _builds(tests: Sequence[PlannedTest]) -> Iterator[tuple[EngineSpec, EngineSpec]]:
+    """Of each planned engine, the build under test and what both builds share."""
+    for test in tests:
+        if test.spec is not None:
+            yield test.spec, test.plain or test.spec
 
 
 def _ratios(name: str, over: float, under: float, parts: Sequence[Judged]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date, timedelta
 
 KEY = "NVIDIA-GH200-96GB"
 TEST = "perf_tests/test_it.py::test_rounds[4]"
@@ -38,10 +39,11 @@ def document(*rows, key=KEY, day="2025-11-01"):
     }
 
 
-def put(folder, number, *rows, key=KEY, name="main", day="2025-11-01"):
+def put(folder, number, *rows, key=KEY, name="main", day=None):
     """A night in a folder of baselines, under the number that is asked for."""
     path = folder / key / f"{number:04d}_{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    day = day or (date(2025, 1, 1) + timedelta(days=number)).isoformat()
     path.write_text(json.dumps(document(*rows, key=key, day=day)), encoding="utf-8")
     return path
 

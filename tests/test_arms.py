@@ -358,9 +358,9 @@ class TestSecondBuild:
     """What the other build is, from the words that were given."""
 
     def test_without_words_there_is_none(self):
-        build = SecondBuild({}, None)
+        build = SecondBuild({}, None, is_given=False)
 
-        assert (False, []) == (build.is_given, list(build.problems([VLLM])))
+        assert [] == list(build.problems([(VLLM, VLLM)]))
 
     def test_the_words_take_the_place_of_the_engine_s(self):
         """The rest stays."""
@@ -380,10 +380,19 @@ class TestSecondBuild:
 
     def test_problems_are_told_once_for_each_engine(self):
         """With what is accepted."""
-        problems = list(SecondBuild({"slow": "decode:+1%"}, None).problems([VLLM, VLLM, SIM]))
+        problems = list(SecondBuild({"slow": "decode:+1%"}, None).problems([(VLLM, VLLM), (VLLM, VLLM), (SIM, SIM)]))
 
         assert 1 == len(problems)
         assert problems[0].startswith("--llmperf-base: vllm: unknown word 'slow'; ")
+
+    def test_a_build_that_is_the_other_is_a_problem(self):
+        """Whichever way it comes about; luck is no difference."""
+        noisy = replace(SIM, run_noise=0.01, slow="decode:+1%")
+
+        (problem,) = SecondBuild({"slow": "decode:+1%"}, None).problems([(noisy, noisy)])
+
+        assert "would be compared with itself" in problem
+        assert [] == list(SecondBuild({}, None).problems([(noisy, replace(noisy, slow=None))]))
 
     @pytest.mark.parametrize(("servers", "expected"), [("both", True), ("fresh", False), (None, None)])
     @pytest.mark.parametrize(

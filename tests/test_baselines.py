@@ -60,7 +60,7 @@ def document(*rows, key=KEY, version=SCHEMA_VERSION):
     return {
         "machine_info": {"llmperf": {"schema_version": version, "hardware_key": key}},
         "benchmarks": list(rows),
-        "datetime": "2026-11-21T01:02:03+00:00",
+        "datetime": "",
     }
 
 
@@ -85,7 +85,8 @@ def stored(folder):
 
 def test_what_was_saved_is_found_again(folder):
     """A measurement's values come back exactly, with the file they lie in."""
-    path = Baselines(folder).save("main", KEY, document(row(values=(0.1, 1 / 3, 1e-7))))
+    content = {**document(row(values=(0.1, 1 / 3, 1e-7))), "datetime": "2026-11-21T01:02:03+00:00"}
+    path = Baselines(folder).save("main", KEY, content)
 
     found = Baselines(folder).find(PROVENANCE, "ttft_p50")
 
@@ -575,3 +576,16 @@ def test_the_newest_of_each_test_with_what_it_may_be_compared_with(folder):
 
     assert {TEST: [3, 1]} == {name: [number_of(e.path) for e in match.entries] for name, match in matches.items()}
     assert {} == baselines.newest(KEY, "e2e_p99")
+
+
+@pytest.mark.parametrize(("hours", "nights"), [(0, 1), (5, 1), (7, 2)])
+def test_files_of_a_few_hours_are_one_night(folder, hours, nights):
+    """Six sessions of one afternoon say nothing about how nights differ."""
+    baselines = Baselines(folder)
+    for hour in (0, hours):
+        when = f"2026-11-21T{1 + hour:02d}:02:03+00:00"
+        baselines.save("night", KEY, {**document(row(values=(0.1, 0.2))), "datetime": when})
+
+    history = baselines.find(PROVENANCE, "ttft_p50").history
+
+    assert (nights, 4) == (history.count, len(history.runs))

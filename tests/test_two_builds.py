@@ -119,20 +119,32 @@ class TestInTurn:
 
         assert "IMPROVED" == judgement()["verdict"]
 
+    def test_what_only_the_head_has_is_not_the_base_s(self, run):
+        """Else a slowdown would be put into both builds, and none be found."""
+        run("--llmperf-base", "gpu_memory_fraction=0.9", "--llmperf-head", "slow=decode:+20%").assert_outcomes(failed=1)
+        run("--llmperf-head", "slow=decode:+20%").assert_outcomes(failed=1)
+
+    def test_a_build_is_not_compared_with_itself(self, run):
+        """That would pass whatever is wrong with it."""
+        result = run("--llmperf-base", "slow=decode:+20%", "--llmperf-set", "slow=decode:+20%")
+
+        assert pytest.ExitCode.USAGE_ERROR == result.ret
+        result.stderr.fnmatch_lines(["*--llmperf-base: * would be compared with itself; *"])
+
     def test_a_healthy_build_passes(self, run, judgement):
         """The base has the same words and its own luck."""
-        run("--llmperf-base", "prefix_caching=true").assert_outcomes(passed=1)
+        run("--llmperf-base", "slow=decode:+0%").assert_outcomes(passed=1)
 
         judged = judgement()
         assert {"PASS"} == {judged["verdict"], *verdicts(judged).values()}
-        assert "the base build in turn (the same words)" == judged["against"]
+        assert "the base build in turn (slow 'decode:+0%' -> None)" == judged["against"]
         assert all(finding["baseline"] != finding["now"] for finding in judged["findings"])
 
     def test_a_stored_night_does_not_count(self, run, judgement):
         """What is measured in turn owes nothing to other nights."""
         run("--llmperf-save-baseline", "n1", "--llmperf-gate", "off", *SLOWER)
 
-        run("--llmperf-base", "prefix_caching=true").assert_outcomes(passed=1)
+        run("--llmperf-base", "slow=decode:+0%").assert_outcomes(passed=1)
 
         assert "PASS" == judgement()["verdict"]
 
@@ -148,7 +160,7 @@ class TestInTurn:
         ratio = "llm_perf.ratio('r', result.e2e.p50, result.ttft.p50)"
         pytester.makepyfile(test_it=TEST.replace(measured, f"result = {measured}\n    {ratio}"))
 
-        result = run("--llmperf-base", "prefix_caching=true")
+        result = run("--llmperf-base", "slow=decode:+0%")
 
         result.assert_outcomes(passed=1)
         result.stdout.fnmatch_lines([f"PASS {NAME}, against the base build in turn *"])
@@ -194,7 +206,7 @@ class TestConfirmation:
     @pytest.mark.usefixtures("night")
     def test_what_is_not_confirmed_stays_green(self, run, judgement):
         """The night was slow, for both builds."""
-        result = run(*SLOWER, "--llmperf-base", "prefix_caching=true", "--llmperf-confirm", "5")
+        result = run(*SLOWER, "--llmperf-base", "gpu_memory_fraction=0.9", "--llmperf-confirm", "5")
 
         result.assert_outcomes(passed=1, warnings=1)
         assert pytest.ExitCode.OK == result.ret
@@ -204,7 +216,7 @@ class TestConfirmation:
 
     @pytest.mark.usefixtures("night")
     @pytest.mark.parametrize(
-        ("base", "outcome"), [("slow=decode:+0%", {"failed": 1}), ("prefix_caching=true", {"passed": 1})]
+        ("base", "outcome"), [("slow=decode:+0%", {"failed": 1}), ("gpu_memory_fraction=0.9", {"passed": 1})]
     )
     def test_the_strict_gate_waits_for_the_confirmation(self, run, base, outcome):
         """Being flagged fails nothing by itself, and what is confirmed fails once."""

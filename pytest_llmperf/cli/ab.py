@@ -60,16 +60,16 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         return exit_codes.USAGE
     out.flush()
     with tempfile.TemporaryDirectory(prefix="llmperf-ab-") as folder:
+        folders = {"base": Path(folder, "base"), "head": Path(folder, "head")} if arguments.checkout else {}
         try:
-            folders = _checked_out(arguments, Path(folder))
+            _check_out(arguments, folders)
+            result = arguments.json or Path(folder, "result.json")
+            code = subprocess.run(_command(arguments, folders, result.resolve()), check=False).returncode
+            verdicts = _verdicts(result)
         except subprocess.CalledProcessError as error:
             command = error.cmd if isinstance(error.cmd, str) else shlex.join(error.cmd)
             sys.stderr.write(f"pytest-llmperf ab: {command} ended with exit code {error.returncode}; mend it first\n")
             return exit_codes.INVALID
-        try:
-            result = arguments.json or Path(folder, "result.json")
-            code = subprocess.run(_command(arguments, folders, result.resolve()), check=False).returncode
-            verdicts = _verdicts(result)
         finally:
             _remove(arguments, folders)
     out.write(f"{_tally(verdicts)}\n")
@@ -84,10 +84,18 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
         yield "--install needs the checkout to install from: --checkout DIR --base-rev REV --head-rev REV"
     if arguments.checkout is not None and not (arguments.checkout / ".git").exists():
         yield f"--checkout {arguments.checkout} is no git checkout"
+    elif all(revisions):
+        yield from (
+            f"{arguments.checkout} has no revision {revision!r}"
+            for revision in dict.fromkeys(revisions[1:])
+            if not _has_revision(arguments.checkout, revision)
+        )
     words = [*arguments.base, *arguments.head]
     yield from (f"{word!r}: expected WORD=VALUE, such as prefix_caching=false" for word in words if "=" not in word)
-    if not arguments.base and not arguments.checkout:
-        yield "the builds do not differ; say what the base has with --base WORD=VALUE"
+    if not words and not arguments.checkout:
+        yield "the builds do not differ; say what one has with --base WORD=VALUE or --head WORD=VALUE"
+    if "no:benchmark" in arguments.pytest:
+        yield "the verdicts are read from pytest-benchmark's file; leave out -p no:benchmark"
     if arguments.checkout is not None and not any(_BUILD in word for word in arguments.base):
         example = f"--base executable={_BUILD}/.venv/bin/python"
         yield f"no word of the base has {_BUILD}, the folder of its revision; as in {example}"
@@ -95,32 +103,36 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
         yield f"{_BUILD} is the folder of a revision; give --checkout DIR --base-rev REV --head-rev REV"
 
 
-def _checked_out(arguments: argparse.Namespace, folder: Path) -> dict[str, Path]:
-    """A folder for each revision, installed; nothing where there are none."""
-    if arguments.checkout is None:
-        return {}
-    folders = {"base": folder / "base", "head": folder / "head"}
-    for name, revision in (("base", arguments.base_rev), ("head", arguments.head_rev)):
-        where = str(folders[name])
-        git = ["git", "-C", str(arguments.checkout)]
-        subprocess.run([*git, "worktree", "add", "--detach", where, revision], check=True, stdout=subprocess.DEVNULL)
+def _has_revision(checkout: Path, revision: str) -> bool:
+    wanted = ("--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    command = ["git", "-C", str(checkout), "rev-parse", *wanted]
+    return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def _check_out(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:
+    """Each revision in its folder, installed. Raises `CalledProcessError` where that cannot be."""
+    for name, where in folders.items():
+        revision = getattr(arguments, f"{name}_rev")
+        command = ["git", "-C", str(arguments.checkout), "worktree", "add", "--detach", str(where), revision]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         if arguments.install:
             sys.stdout.write(f"installing {name} ({revision}): {arguments.install}\n")
             sys.stdout.flush()
             subprocess.run(arguments.install, shell=True, cwd=where, check=True)
-    return folders
 
 
 def _remove(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:
+    """Leave nothing of ours in the checkout."""
     for where in folders.values():
-        command = ["git", "-C", str(arguments.checkout), "worktree", "remove", "--force", str(where)]
-        subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+        if where.exists():
+            command = ["git", "-C", str(arguments.checkout), "worktree", "remove", "--force", str(where)]
+            subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
 
 
 def _command(arguments: argparse.Namespace, folders: dict[str, Path], result: Path) -> list[str]:
     """pytest, in a process of its own, with the two builds as options."""
     options = [f"--llmperf-runs={arguments.runs}", f"--benchmark-json={result}"]
-    for name, option in (("base", "--llmperf-base"), ("head", "--llmperf-set")):
+    for name, option in (("base", "--llmperf-base"), ("head", "--llmperf-head")):
         for word in getattr(arguments, name):
             filled = word.replace(_BUILD, str(folders[name])) if name in folders else word
             is_url = name == "head" and filled.startswith("url=")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from pytest_llmperf.baselines import Match
 from pytest_llmperf.errors import BaselineError
@@ -79,7 +78,7 @@ def compared(base: Sequence[ResultFile], new: ResultFile, terms: Terms) -> FileC
         judgements={} if refusals else _judged(common, stored, wanted, terms),
         changes=_changes(common, stored, wanted),
         refusals=refusals,
-        vanished=tuple(_vanished(stored, wanted, base[0].path)),
+        vanished=tuple(_vanished(stored, wanted, base)),
         appeared=tuple(_appeared(stored, wanted)),
     )
 
@@ -230,11 +229,14 @@ def _changes(
     return {measurement: tuple(changes) for measurement, changes in found.items()}
 
 
-def _vanished(stored: Mapping[_Pair, Sequence[Entry]], wanted: Mapping[_Pair, Entry], newest: Path) -> Iterator[str]:
-    """What the newest night has and the new result has not, with the name under which it may be found now."""
+def _vanished(
+    stored: Mapping[_Pair, Sequence[Entry]], wanted: Mapping[_Pair, Entry], base: Sequence[ResultFile]
+) -> Iterator[str]:
+    """What the newest night or most nights have and the new result has not, with the name that it may have now."""
     missing: dict[str, list[Entry]] = {}
     for pair, entries in stored.items():
-        if pair not in wanted and entries[0].path == newest:
+        is_kept = entries[0].path == base[0].path or len(entries) >= len(base) / 2
+        if pair not in wanted and is_kept:
             missing.setdefault(pair[0], []).append(entries[0])
     known = {name for name, _ in stored}
     unknown = [entry for entry in wanted.values() if entry.measurement not in known and entry.comparable]

@@ -183,12 +183,19 @@ def confirmed(screened: Judgement, confirmation: Judgement) -> Judgement:
     again = {finding.metric.name: finding for finding in confirmation.findings}
     if confirmation.verdict is Verdict.INVALID_RUN and not again:
         return replace(screened, doubts=(*screened.doubts, *confirmation.doubts))
-    findings = [again.get(finding.metric.name, finding) for finding in screened.findings]
+    findings = [_again(again[f.metric.name]) if f.metric.name in again else f for f in screened.findings]
     return judgement(
         findings,
         against=f"{screened.against}, then {confirmation.against}",
         doubts=tuple(dict.fromkeys((*screened.doubts, *confirmation.doubts))),
     )
+
+
+def _again(finding: Finding) -> Finding:
+    """A finding that says by what it was settled."""
+    runs = "" if finding.base_runs is None else f" ({finding.base_runs} + {finding.new_runs} runs)"
+    note = f"flagged by the stored nights, settled in turn with the base build{runs}"
+    return replace(finding, note=note if finding.note is None else f"{note}: {finding.note}")
 
 
 def _spread_in_words(known: NightSpread | None, taken: NightSpread, nights: int) -> str:

@@ -10,9 +10,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
+from pytest_llmperf.acknowledged import FILE_NAME
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.history.series import StoredFile
-from pytest_llmperf.result_file import ResultFile, parsed, read
+from pytest_llmperf.result_file import moment, parsed, read
 
 _NUMBER = re.compile(r"(\d{4,})_.+\.json")
 # What a simulation writes in place of a date: it owes nothing to the day on which it ran.
@@ -71,7 +72,7 @@ def _files_of(given: Path) -> list[Path]:
         return [given]
     if not given.is_dir():
         raise BaselineError(f"{given} is not there; give a folder of result files, such as baselines, or the files")
-    found = sorted(given.glob("*.json")) or sorted(given.glob("*/*.json"))
+    found = _json_in(given, "*.json") or _json_in(given, "*/*.json")
     if not found:
         raise BaselineError(
             f"{given} has no result file: expected files such as 0001_main.json in it; "
@@ -80,18 +81,14 @@ def _files_of(given: Path) -> list[Path]:
     return found
 
 
+def _json_in(folder: Path, pattern: str) -> list[Path]:
+    """Result files; what was accepted lies beside them and is none."""
+    return sorted(path for path in folder.glob(pattern) if path.name != FILE_NAME)
+
+
 def _placed_by_date(path: Path) -> StoredFile:
     file = read(path)
-    return StoredFile(file=file, at=_date(file), commit=file.commit)
-
-
-def _date(file: ResultFile) -> datetime | None:
-    try:
-        date = datetime.fromisoformat(file.saved_at.replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    date = date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)
-    return date if date > _NO_DAY else None
+    return StoredFile(file=file, at=moment(file.saved_at), commit=file.commit)
 
 
 def _number(path: Path) -> int | None:
