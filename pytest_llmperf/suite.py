@@ -192,6 +192,8 @@ class Suite:
         parts = self._seen.get(nodeid, [])
         ratios = _ratios(name, over, under, parts)
         result = RatioResult(name, ratios, higher_is_better=higher_is_better, parts=parts)
+        if not (isinstance(over, Statistic) and isinstance(under, Statistic)):
+            result.doubts = (_PLAIN_NUMBER,)
         self._check_unused(nodeid, result.provenance.name)
         asked = self._tests[nodeid].criteria if nodeid in self._tests else ()
         criteria = tuple(one for one in asked if one.metric == result.name) or (Criterion(result.name),)
@@ -200,6 +202,20 @@ class Suite:
         if self.recording:
             self.measured.append(Measured(result=result, criteria=criteria))
         return result
+
+    def unrecorded(self, nodeid: str) -> str | None:
+        """A sentence on ratios that the test's marks name and it did not record; None if there are none."""
+        test = self._tests.get(nodeid)
+        named = {one.metric for one in test.criteria if one.metric not in METRICS} if test is not None else set()
+        own = [m.result for m in self.measured if m.result.provenance.test == nodeid]
+        recorded = {result.name for result in own if isinstance(result, RatioResult)}
+        missing = sorted(named - recorded)
+        if not missing or not self.recording:
+            return None
+        return (
+            f"llm_gate names {', '.join(missing)}, which the test did not record; "
+            f"it recorded {', '.join(sorted(recorded)) or 'no ratio'} (llm_perf.ratio)"
+        )
 
     @property
     def awaited(self) -> set[str]:
@@ -368,6 +384,7 @@ class _Flagged:
     request: Request
 
 
+_PLAIN_NUMBER = "made of a plain number, so of one value: give statistics as they are, whose runs are known"
 _ANY_TEST = ""
 """Whose engines of a factory are: their tests are not known when they are made."""
 

@@ -85,6 +85,23 @@ def test_a_gain_that_is_gone_is_a_regression_of_the_ratio(run):
     gone.stdout.fnmatch_lines(["REGRESSED *::test_gain::ratio:gain, against *", "*ratio:gain * -8?.? % * REGRESSED"])
 
 
+def test_a_mark_of_a_ratio_that_is_not_recorded_is_an_error(run):
+    """A misspelt name would else gate nothing."""
+    misspelt = GAIN.format(more="").replace(
+        "def test_gain", "@pytest.mark.llm_gate(metric='ratio:gian', detect=0.05)\ndef test_gain"
+    )
+
+    result = run(misspelt, "--llmperf-gate", "off")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["llm_gate names ratio:gian, which the test did not record; it recorded ratio:gain*"])
+
+
+def test_where_nothing_is_recorded_a_ratio_is_still_a_number(run):
+    """With benchmarks disabled each workload runs once."""
+    run(GAIN.format(more=""), "--benchmark-disable").assert_outcomes(passed=1, warnings=3)
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
