@@ -5,7 +5,8 @@
 #   make perf PART=all                              on every part that a test is for, one after another
 #   make perf ENGINE=vllm                           on the real vLLM and this machine
 #   make perf ARGS="-k prefix --llmperf-runs 3"     options for pytest
-#   make test ARGS="-m 'not vllm'"
+#   make test-fast                                  the tests without a real vLLM
+#   make test ARGS="-k gate"                        options for pytest
 #   make baselines                                  the simulated and the published ones anew
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ SIMULATED := gh200 h100 h200 4x-a100 4x-rtx4090
 # Brings its own eight GPUs, whatever the others run on.
 FLEET := perf_tests/test_prefix_routing.py
 
-.PHONY: perf perf-sim perf-vllm baselines simulation test lint engine clean
+.PHONY: perf perf-sim perf-vllm baselines simulation test test-fast test-vllm lint engine clean
 
 perf: perf-$(ENGINE)
 
@@ -52,8 +53,15 @@ baselines: .venv/complete
 simulation: .venv/complete
 	$(BIN)/python benchmarks/sim/page.py
 
-test: .venv/complete engine
-	LLMPERF_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest $(ARGS)
+test: test-fast test-vllm
+
+# Side by side on all processors; what finds nothing to run is no failure (pytest's exit code 5).
+test-fast: .venv/complete
+	$(BIN)/pytest -n logical -m "not vllm" $(ARGS) || [ $$? -eq 5 ]
+
+# One after another: a real engine needs the processors for itself.
+test-vllm: .venv/complete engine
+	LLMPERF_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(ARGS) || [ $$? -eq 5 ]
 
 lint: .venv/complete
 	$(BIN)/ruff format --check .

@@ -179,6 +179,11 @@ class Baselines:
         stored = self._of(hardware_key, metric)
         return {measurement: Match(_alike(entries)[: self.nights]) for measurement, entries in stored.items()}
 
+    def newest_tests(self, hardware_key: str) -> set[str]:
+        """The node ids of the tests that the newest file holds."""
+        entries = self.entries(hardware_key)
+        return {entry.test for entry in entries if entry.path == entries[0].path}
+
     def next_number(self, hardware_key: str) -> int:
         """What the next file of this hardware is called."""
         return _next_number(self.directory / hardware_key)

@@ -161,6 +161,8 @@ class Lifecycle:
         finally:
             self.suite.close()
         self._notes += self.suite.unconfirmed
+        if _is_whole(self._config):
+            self._notes += self.suite.vanished({item.nodeid for item in session.items})
         for result in self._late():
             self._turn_red(session, result)
         made = [row for rows in self._rows.values() for row in rows]
@@ -234,6 +236,12 @@ class Lifecycle:
 
     def summarise(self, reporter: pytest.TerminalReporter) -> None:
         terminal.summary(reporter, self.suite, self._saved, self._notes)
+
+
+def _is_whole(config: pytest.Config) -> bool:
+    """Whether the session runs all tests of the files that it was given."""
+    chosen = config.getoption("keyword") or config.getoption("markexpr") or config.getoption("lf", default=False)
+    return not chosen and not any("::" in str(argument) for argument in config.invocation_params.args)
 
 
 def _elsewhere(spec: EngineSpec, hardware: Hardware) -> Iterator[str]:

@@ -68,6 +68,12 @@ class Entry:
     def metric(self) -> str:
         return self.quantity.name
 
+    @property
+    def test(self) -> str:
+        """The test's node id, of which the measurement's name is not a part."""
+        known = self.provenance.get("test")
+        return known if isinstance(known, str) else self.measurement
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultFile:
@@ -132,11 +138,17 @@ def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = _NO_DIFFERENCE
 ) -> tuple[str, ...]:
     """How the engine's words differ, for the reader: `prefix_caching True -> False`."""
-    now = json.loads(json.dumps(now, default=repr))  # as a file holds it: tuples have become lists
+    before, now = _as_stored(before), _as_stored(now)
     words = sorted((set(before) | set(now)) - set(ignored))
     return tuple(
         f"{word} {before.get(word)!r} -> {now.get(word)!r}" for word in words if before.get(word) != now.get(word)
     )
+
+
+def _as_stored(words: Mapping[str, Any]) -> dict[str, Any]:
+    """As a file holds them: tuples have become lists."""
+    known: dict[str, Any] = json.loads(json.dumps(words, default=repr))
+    return known
 
 
 def read(path: Path) -> ResultFile:

@@ -6,7 +6,7 @@ unreadable baseline, and the number of comparisons that share the error rate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,6 +216,17 @@ class Suite:
             f"llm_gate names {', '.join(missing)}, which the test did not record; "
             f"it recorded {', '.join(sorted(recorded)) or 'no ratio'} (llm_perf.ratio)"
         )
+
+    def vanished(self, collected: Collection[str]) -> Iterator[str]:
+        """A sentence on each stored test that is gone from a file of which tests were collected."""
+        if self.gate is None:
+            return
+        files = {nodeid.partition("::")[0] for nodeid in collected}
+        for key in self.hardware_by_key:
+            newest = self._baselines.newest_tests(key)
+            for test in sorted(newest - set(collected)):
+                if test.partition("::")[0] in files:
+                    yield f"MISSING: {test} is stored for {key} and is not there any more; was it renamed?"
 
     @property
     def awaited(self) -> set[str]:

@@ -142,6 +142,18 @@ def test_a_large_slowdown_ends_a_measurement(run, pytester):
     assert len(row(pytester, "tpot_p50")["stats"]["data"]) < 20
 
 
+def test_a_stored_test_that_is_gone_is_missed(run, pytester):
+    """A renamed test would else lose its baseline silently; a part of the tests that is chosen misses nothing."""
+    run(ONE + ONE.replace("test_it", "test_other"), "--llmperf-save-baseline", "main", "--llmperf-gate", "off")
+
+    whole = run(ONE, seed=2)
+    chosen = run(ONE, "-k", "test_it", seed=2)
+
+    missing = "MISSING: test_it.py::test_other is stored for sim-gh200 and is not there any more; was it renamed?"
+    whole.stdout.fnmatch_lines([missing])
+    chosen.stdout.no_fnmatch_line("MISSING*")
+
+
 def test_without_a_baseline_there_is_nothing_to_be_clear_about(run, pytester):
     """As many runs as are measured by default make a first baseline."""
     run(ONE, "--llmperf-runs", "auto").assert_outcomes(passed=1, warnings=1)
