@@ -51,25 +51,29 @@ class SecondBuild:
             words["noise_seed"] = (plain.noise_seed or 0) + 1  # else both builds would have the same luck
         return with_words(plain, words)
 
-    def problems(self, builds: Iterable[tuple[EngineSpec, EngineSpec]]) -> Iterator[str]:
-        """What is wrong with the words; `builds`: of each engine that is going to be measured, head and plain."""
-        for head, plain in dict.fromkeys(builds) if self.is_given else ():
+    def problems(self, plain: Iterable[EngineSpec]) -> Iterator[str]:
+        """What is wrong with the words, for the engines that are going to be measured."""
+        for spec in dict.fromkeys(plain) if self.is_given else ():
             try:
-                base = self.spec_of(plain)
+                self.spec_of(spec)
             except ConfigurationError as error:
                 yield from (f"--llmperf-base: {problem}" for problem in error.problems)
-                continue
-            if replace(base, noise_seed=head.noise_seed) == head:
-                yield (
-                    f"--llmperf-base: {head} would be compared with itself; say what only the base has with "
-                    "--llmperf-base, and what only the head has with --llmperf-head (--llmperf-set changes both)"
-                )
 
     def stays_up(self, head: Engine, base: Engine) -> bool:
         """Whether both engines run all the time."""
         if self.servers is not None:
             return self.servers == "both"
         return head.is_simulated or (head.spec.url is not None and base.spec.url is not None)
+
+
+def sameness(head: EngineSpec, base: EngineSpec) -> tuple[str, ...]:
+    """A doubt where a build is compared with itself, which passes whatever is wrong with it; luck is no difference."""
+    if replace(base, noise_seed=head.noise_seed) != head:
+        return ()
+    return (
+        "both builds have the same words; what only the base has is said with --llmperf-base, what only the head has "
+        "with --llmperf-head (--llmperf-set changes both)",
+    )
 
 
 def order(runs: int, seed: int = _SEED) -> Iterator[str]:

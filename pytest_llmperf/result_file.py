@@ -376,9 +376,10 @@ def _text(value: Any) -> str:
 def _name(row: Any) -> str:
     """What an error calls a benchmark that is not as it has to be."""
     try:
-        return _text(row["fullname"])
+        name = _text(row["fullname"])
     except (KeyError, TypeError):
         return "?"
+    return name if name.isprintable() else repr(name)
 
 
 def _number(value: Any) -> float:

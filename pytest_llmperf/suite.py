@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_llmperf.arms import BASE, HEAD, Arm, SecondBuild, measure_in_turn
+from pytest_llmperf.arms import BASE, HEAD, Arm, SecondBuild, measure_in_turn, sameness
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.ceiling import ceiling_of, roof_of
 from pytest_llmperf.client import Address, Limits
@@ -113,7 +113,7 @@ class Suite:
             [test.spec for test in tests if test.spec is not None],
         )
         self.gate: Gate | None = None
-        found = [*problems, *self._second.problems(_builds(tests))]
+        found = [*problems, *self._second.problems(test.plain or test.spec for test in tests if test.spec is not None)]
         if options.gate is not GateMode.OFF and recording:
             try:
                 self.gate = Gate(
@@ -276,7 +276,9 @@ class Suite:
         head_arm = Arm(engine, replace(self._setting(nodeid, engine), arm=HEAD))
         base_arm = Arm(base, replace(self._setting(nodeid, base), arm=BASE))
         together = self._second.stays_up(engine, base)
-        return measure_in_turn(head_arm, base_arm, request, together=together, is_enough=is_enough)
+        result, of_base = measure_in_turn(head_arm, base_arm, request, together=together, is_enough=is_enough)
+        result.doubts += sameness(spec, base.spec)
+        return result, of_base
 
     @staticmethod
     def _deadline_ns(clock: Clock, request: Request) -> int | None:
@@ -398,13 +400,6 @@ class _Flagged:
 _PLAIN_NUMBER = "made of a plain number, so of one value: give statistics as they are, whose runs are known"
 _ANY_TEST = ""
 """Whose engines of a factory are: their tests are not known when they are made."""
-
-
-def _builds(tests: Sequence[PlannedTest]) -> Iterator[tuple[EngineSpec, EngineSpec]]:
-    """Of each planned engine, the build under test and what both builds share."""
-    for test in tests:
-        if test.spec is not None:
-            yield test.spec, test.plain or test.spec
 
 
 def _ratios(name: str, over: float, under: float, parts: Sequence[Judged]) -> list[float]:

@@ -19,6 +19,7 @@ def options(**given):
             "hardware": None,
             "is_simulated": False,
             "overrides": {},
+            "head": {},
             **given,
         }
     )

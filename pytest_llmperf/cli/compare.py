@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         _check_metrics(terms, [*base, new])
         comparison = compared(base, new, terms)
     except (BaselineError, ConfigurationError) as error:
-        sys.stderr.writelines(f"pytest-llmperf compare: {line}\n" for line in str(error).splitlines())
+        sys.stderr.writelines(f"pytest-llmperf compare: {line}\n" for line in str(error).split("\n"))
         return exit_codes.USAGE if isinstance(error, ConfigurationError) else exit_codes.INVALID
     if arguments.subset:
         comparison = replace(comparison, vanished=())

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         _complain(*error.problems)
         return exit_codes.USAGE
     except BaselineError as error:
-        _complain(*str(error).splitlines())
+        _complain(*str(error).split("\n"))
         return exit_codes.INVALID
 
 

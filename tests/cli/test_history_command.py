@@ -248,7 +248,9 @@ def tools(tmp_path_factory):
     command = "-c 'import sys; from pytest_llmperf.cli import main; sys.exit(main())'"
     for name, words in (("python", ""), ("pytest-llmperf", command)):
         save(folder, f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n', name).chmod(0o755)
-    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    # A pytest that believes to be a worker of ours records nothing.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return inherited | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @pytest.fixture(scope="module")

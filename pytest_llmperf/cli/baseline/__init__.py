@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     except ConfigurationError as error:
         return _complain(arguments, error.problems, exit_codes.USAGE)
     except BaselineError as error:
-        return _complain(arguments, str(error).splitlines(), exit_codes.INVALID)
+        return _complain(arguments, str(error).split("\n"), exit_codes.INVALID)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
