@@ -47,13 +47,13 @@ class TestReading:
 
     def test_a_metric_of_ours(self, reading):
         """Values as they are stored, the words that decide about a comparison, and what the test asked."""
-        file = reading(document(benchmark([0.1, 0.2], words={"args": ["--x"]}, criterion={"detect": 0.05})))
+        file = reading(document(benchmark([0.1, 0.2], words={"args": ["--x"]}, criterion={"detect": 3.0})))
 
         (entry,) = file.entries
         assert (KEY, True, "") == (file.hardware_key, file.is_ours, file.saved_at)
         assert (TEST, METRICS["ttft_p50"], (0.1, 0.2)) == (entry.measurement, entry.quantity, entry.stored_values)
         assert {"kind": "vllm", "model": "m", "args": ["--x"]} == entry.engine_words
-        assert ({"detect": 0.05, "min_effect": 0.0}, False) == (dict(entry.criterion), entry.simulated)
+        assert ({"detect": 3.0, "min_effect": 0.0}, False) == (dict(entry.criterion), entry.simulated)
 
     def test_a_test_that_only_pytest_benchmark_knows(self, reading):
         """Its one metric is its time; the file does not say what it was measured on."""
@@ -164,9 +164,9 @@ def nested(levels):
         (having(["a"], *OURS, "metric"), "expected a name, got ['a']"),
         (having({**FOREIGN, "unit": "furlongs"}, *OURS), "goodput is in 'furlongs', stored as 'value'; accepted: s, "),
         (having({**FOREIGN, "stored_as": "log"}, *OURS), "goodput is in 's', stored as 'log'; accepted: s, "),
-        (having(float("nan"), *OURS, "criterion", "detect"), "expected a share from 0 to 1, got nan"),
-        (having(-3, *OURS, "criterion", "detect"), "expected a share from 0 to 1, got -3"),
-        (having(-0.5, *OURS, "criterion", "min_effect"), "expected a share from 0 to 1, got -0.5"),
+        (having(float("nan"), *OURS, "criterion", "detect"), "expected a share of at least 0, got nan"),
+        (having(-3, *OURS, "criterion", "detect"), "expected a share of at least 0, got -3"),
+        (having(-0.5, *OURS, "criterion", "min_effect"), "expected a share of at least 0, got -0.5"),
         (having("10 %", *OURS, "criterion", "detect"), "expected a number, got '10 %'"),
         (having(None, *OURS, "criterion"), "(AttributeError: "),
         (having([], *DATA), f"ttft_p50 of {TEST} holds values that are not positive numbers"),
