@@ -1,8 +1,8 @@
 """Stored results by hardware: `baselines/<hardware key>/NNNN_<name>.json`.
 
 The files lie as pytest-benchmark's storage lays them, so that `pytest-benchmark list` and `compare
---storage` read them. Each file is one night; a measurement's history is what the newest of them say
-of it, as long as they may be compared. Accepted changes lie beside them (`acknowledged.py`).
+--storage` read them. What was stored within hours is one night; a history is what the newest nights say
+of a measurement, as long as they may be compared. Accepted changes lie beside them (`acknowledged.py`).
 """
 
 from __future__ import annotations
