@@ -10,15 +10,19 @@ every request), it is off; everything else is at the tool's default. A new clien
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 Command = list[str]
 REPOSITORY = Path(__file__).resolve().parents[2]
+READER = Path(__file__).with_name("reader.c")
 MODEL = "origin"
 
 AIPERF = "aiperf==0.13.0"
@@ -112,6 +116,11 @@ def _vllm_alone(folder: Path) -> Sequence[Command]:
     return [[sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), VLLM_RUST]]
 
 
+def _compiled(folder: Path) -> Sequence[Command]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return [[os.environ.get("CC", "cc"), "-O2", "-o", str(folder / "reader"), str(READER)]]
+
+
 # How each is called
 
 
@@ -196,6 +205,13 @@ def _guidellm(job: Job) -> Command:
         "--output": f"kind=json,path={job.output / 'result.json'}",
     }
     return [str(job.environment / "bin" / "guidellm"), "run", *_words(options), "--disable-console"]
+
+
+def _reader(job: Job) -> Command:
+    """Its result is what it prints; the shell puts that where the others write theirs."""
+    port = urlsplit(job.url).port
+    program = [str(job.environment / "reader"), str(port), str(job.streams), str(job.requests), str(job.output_tokens)]
+    return ["sh", "-c", f"{shlex.join(program)} > {shlex.quote(str(job.output / 'result.json'))}"]
 
 
 def _words(options: Mapping[str, object]) -> Command:
@@ -285,6 +301,22 @@ def _read_guidellm(output: Path) -> Report:
     )
 
 
+def _read_reader(output: Path) -> Report:
+    """Seconds. It notes only the first and last bytes of an answer, so its ITL is its TPOT."""
+    result = _json(output / "result.json")
+    return Report(
+        ttft_mean_s=result["ttft_mean"],
+        ttft_p50_s=result["ttft_p50"],
+        ttft_p99_s=result["ttft_p99"],
+        itl_mean_s=result["tpot_mean"],
+        tpot_mean_s=result["tpot_mean"],
+        tokens_per_second=result["tokens_per_second"],
+        requests=result["requests"],
+        failed=0,
+        remarks=("it reads without parsing: no load generator, but the most that one could reach here",),
+    )
+
+
 def _json(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
@@ -341,6 +373,15 @@ CLIENTS: dict[str, Client] = {
         command=_guidellm,
         read=_read_guidellm,
         variables=_OFFLINE,
+    ),
+    "reader": Client(
+        title="no client: reads only (C)",
+        distributions=(),
+        installed="reader",
+        install=_compiled,
+        command=_reader,
+        read=_read_reader,
+        variables={},
     ),
 }
 """Name, which is that of its environment's folder, too: client."""

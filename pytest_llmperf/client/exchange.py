@@ -18,6 +18,7 @@ from pytest_llmperf.records import Failure
 _MAX_HEADERS = 200
 _MAX_HEAD_BYTES = 1 << 20
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
+_LAST_CHUNK_BYTES = len(_LAST_CHUNK)
 
 
 @dataclass(slots=True)
@@ -45,14 +46,14 @@ class Exchange:
     """Whether the connection can carry another request after this one."""
     by_segment: bool = False
     """Whether each read was one segment, so that its stamp is that of all its bytes."""
-    reads: int = 0
-    """How often something was read."""
     filled: bool = False
     """Whether a read took all that it could, and so perhaps not the whole of a segment."""
     _reads: list[tuple[int, int, bytes]] = field(default_factory=list)
     _fragments: list[Fragment] = field(default_factory=list)
     _parser: httptools.HttpResponseParser | None = None
     _reading: tuple[int, int] = (0, 0)
+    _parsed: int = 0
+    """How many reads have been parsed."""
     _head_bytes: int = 0
     _header_lines: int = 0
     _began: bool = False
@@ -64,6 +65,11 @@ class Exchange:
     def began(self) -> bool:
         """Whether anything has come back."""
         return self._began
+
+    @property
+    def reads(self) -> int:
+        """How often something was read."""
+        return self._parsed + len(self._reads)
 
     @property
     def pieces(self) -> int:
@@ -95,14 +101,12 @@ class Exchange:
         Raises `httptools.HttpParserError`.
         """
         self._reads.append((at_ns, since_ns, data))
-        self.reads += 1
-        if len(data) >= READ_BYTES:
+        size = len(data)
+        if size >= READ_BYTES:
             self.filled = True
         if not self._streams:
             return self.parse()
-        if len(data) >= len(_LAST_CHUNK) and not data.endswith(b"\r\n\r\n"):
-            return False
-        return self._may_have_ended()
+        return (size < _LAST_CHUNK_BYTES or data[-4:] == b"\r\n\r\n") and self._may_have_ended()
 
     def parse(self) -> bool:
         """Parse all that was read; True if the response has ended. Raises `httptools.HttpParserError`."""
@@ -111,6 +115,7 @@ class Exchange:
             parser = self._parser = httptools.HttpResponseParser(self)
         fragments, stamped = self._fragments, self.stamped
         reads, self._reads = self._reads, []
+        self._parsed += len(reads)
         self._began = self._began or bool(reads)
         for at_ns, since_ns, data in reads:
             self._reading = at_ns, since_ns

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from pytest_llmperf.client.sockets import (
     ANCILLARY_BYTES,
     READ_BYTES,
     PlainSocket,
+    Received,
     TlsSocket,
     wall_stamp_ns,
 )
@@ -64,8 +65,13 @@ class _Connection:
     events: int = 0
     segments: int = 0
     """Segments with data that it has brought before this exchange."""
+    receive: Callable[[int, int], Received] = field(init=False)
+    """The socket's `recvmsg`."""
     streaming: bool = False
     """Watched among the streams, of which only the last token's time may become inexact."""
+
+    def __post_init__(self) -> None:
+        self.receive = self.socket.recvmsg
 
 
 class HttpClient:
@@ -315,7 +321,7 @@ class HttpClient:
         if exchange is None:
             return self._serve_one(connection, READ, look)
         try:
-            data, ancillary, _, _ = connection.socket.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+            data, ancillary, _, _ = connection.receive(READ_BYTES, ANCILLARY_BYTES)
         except BlockingIOError:
             return 0
         if not data:
@@ -339,7 +345,7 @@ class HttpClient:
         if exchange is None or not connection.ready:
             self._read_unasked(connection)
             return at_ns
-        receive, hides_bytes = connection.socket.recvmsg, connection.socket.hides_bytes
+        receive, hides_bytes = connection.receive, connection.socket.hides_bytes
         for _ in range(connection.socket.most_reads):
             try:
                 data, ancillary, _, _ = receive(READ_BYTES, ANCILLARY_BYTES)

@@ -30,7 +30,7 @@ _SLICE = 64
 # Between the kernel's look at the sockets and ours at the clock; covers the reading of a long list of them.
 _LOOK_NS = NS_PER_MS
 _MOST_FD = 1024
-"""`select` takes no descriptor from here on."""
+"""`select` takes no descriptor from here on, and `poll` no microseconds."""
 
 
 class Look:
@@ -60,8 +60,6 @@ class Lookout:
         self._first = selectors.DefaultSelector()
         # Without epoll all sockets are equal.
         self._streams = _Streams() if hasattr(select, "epoll") else None
-        if self._streams is not None:
-            self._first.register(self._streams.fileno(), READ)
         self._looked_ns: dict[Any, int] = dict.fromkeys((self._first, self._streams), clock.now_ns())
         self._stepped: set[Any] = set()
         """Selectors that have not been looked at since the wall clock was set."""
@@ -102,17 +100,13 @@ class Lookout:
         if in_flight > FEW and self._rests and timeout_s > _REST_S:
             self._clock.sleep(_REST_S)
             timeout_s -= _REST_S
-        look = self._look(self._first, timeout_s, waiting=waiting)
-        nested = self._without_streams(look)
-        yield look
-        if not nested or self._streams is None:
+        yield self._look(self._first, timeout_s, waiting=waiting)
+        if self._streams is None:
             return
         streams = self._look(self._streams, 0, waiting=False)
         for start in range(0, len(streams.ready), _SLICE):
             if start:
-                urgent = self._look(self._first, 0, waiting=waiting)
-                self._without_streams(urgent)
-                yield urgent
+                yield self._look(self._first, 0, waiting=waiting)
             trusted = streams.trusted and self._streams not in self._stepped
             ready = streams.ready[start : start + _SLICE]
             yield Look(ready, streams.since_ns, streams.woke_ns, streams.offset_ns, trusted=trusted)
@@ -130,7 +124,7 @@ class Lookout:
         if isinstance(selector, _Streams):
             ready = selector.ready()
         else:
-            ready = [(key.data, mask) for key, mask in selector.select(self._waited(selector, timeout_s))]
+            ready = [(key.data, mask) for key, mask in selector.select(self._waited(timeout_s))]
         woke_ns = self._woke_ns = self._clock.now_ns()
         self._looked_ns[selector] = max(call_ns, woke_ns - _LOOK_NS)
         if self.wall.refresh():
@@ -140,21 +134,23 @@ class Lookout:
         self._stepped.discard(selector)
         return Look(ready, since_ns, woke_ns, self.wall.offset_ns, trusted=trusted)
 
-    def _waited(self, selector: Any, timeout_s: float) -> float:
-        """Wait for the selector, which itself rounds up to milliseconds; returns how long it still has to."""
-        if timeout_s <= 0 or self._streams is None or selector.fileno() >= _MOST_FD:
-            return timeout_s
-        select.select([selector], [], [], timeout_s)
-        return 0
+    def _waited(self, timeout_s: float) -> float:
+        """Wait until a socket has something; returns how long the selector, which knows of no streams, still has to.
 
-    @staticmethod
-    def _without_streams(look: Look) -> bool:
-        """Take out the entry that stands for the streams; whether there was one."""
-        for index, (data, _) in enumerate(look.ready):
-            if data is None:
-                del look.ready[index]
-                return True
-        return False
+        Both are waited for side by side. With one inside the other the kernel would pass on each arrival
+        at once, on the processor and in the time of whoever sends: 5 to 8 % of its rate over loopback.
+        """
+        if timeout_s <= 0 or self._streams is None:
+            return timeout_s
+        watched = [self._first.fileno(), self._streams.fileno()]
+        if max(watched) < _MOST_FD:
+            select.select(watched, [], [], timeout_s)
+        else:
+            poll = select.poll()
+            for descriptor in watched:
+                poll.register(descriptor, select.POLLIN)
+            poll.poll(timeout_s * 1000)
+        return 0
 
 
 class _Streams:

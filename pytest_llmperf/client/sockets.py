@@ -38,6 +38,7 @@ _RX_SOFTWARE = 1 << 3
 _SOFTWARE = 1 << 4
 _STAMP = struct.Struct("@qq32x")
 """A `scm_timestamping`: three timespecs, of which the first is the software stamp."""
+_unpacked: Callable[[bytes], tuple[int, int]] = _STAMP.unpack
 ANCILLARY_BYTES = socket.CMSG_SPACE(_STAMP.size)
 # `tcpi_data_segs_in` of Linux 4.6 and later: `struct tcp_info` only ever grows at its end.
 _SEGMENTS, _SEGMENTS_AT = struct.Struct("@I"), 152
@@ -65,8 +66,8 @@ def wall_stamp_ns(ancillary: _Ancillary) -> int:
     """The kernel's stamp among the ancillary data of a read, nanoseconds of the wall clock; 0 if there is none."""
     if not ancillary:
         return 0
-    seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])  # nothing else was asked for
-    return int(seconds * NS_PER_S + nanoseconds)
+    seconds, nanoseconds = _unpacked(ancillary[0][2])  # nothing else was asked for
+    return seconds * NS_PER_S + nanoseconds
 
 
 class PlainSocket:
