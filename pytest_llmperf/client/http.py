@@ -17,6 +17,7 @@ from typing import Any
 import httptools
 
 from pytest_llmperf.client.address import Address
+from pytest_llmperf.client.descriptors import check_descriptors
 from pytest_llmperf.client.exchange import Exchange, not_http
 from pytest_llmperf.client.lookout import FEW, READ, WRITE, Look, Lookout
 from pytest_llmperf.client.sockets import (
@@ -102,7 +103,11 @@ class HttpClient:
         return len(self._active)
 
     def open(self, count: int) -> None:
-        """Have `count` idle connections, as far as the server accepts them; what fails shows when it is needed."""
+        """Have `count` idle connections, as far as the server accepts them; what fails shows when it is needed.
+
+        Raises `ConfigurationError` if this process may not open so many.
+        """
+        check_descriptors(count - len(self._connections))
         now_ns = self._clock.now_ns()
         with suppress(OSError):
             while len(self._connections) < count:
