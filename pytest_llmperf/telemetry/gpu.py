@@ -1,0 +1,219 @@
+"""What one GPU says of itself, by NVML: asked often, so that only what it offers is asked.
+
+Field values are preferred to calls: one call reads many, and the counters among them have no gaps
+between samples. Left out are what blocks (PCIe throughput, 20 ms) and per-process bandwidth, which
+NVML has not in a form to rely on. A deprecated call is made only where the driver lacks its heir.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from pytest_llmperf.readings import GpuSample
+
+_Reader = Callable[[ModuleType, Any], Any]
+"""Asks NVML, given as its binding, about a device's handle."""
+
+_CALLS: dict[str, tuple[_Reader, ...]] = {
+    "sm_clock_mhz": (lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),),
+    "memory_clock_mhz": (lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),),
+    "temperature_c": (
+        lambda nvml, gpu: nvml.nvmlDeviceGetTemperatureV(gpu, nvml.NVML_TEMPERATURE_GPU),
+        lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+    ),
+    "utilisation": (lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,),
+    "memory_used_bytes": (
+        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu, version=nvml.nvmlMemory_v2).used,
+        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used,
+    ),
+    "clock_reasons": (
+        lambda nvml, gpu: nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu),
+        lambda nvml, gpu: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu),
+    ),
+    "power_w": (lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,),
+    "energy_j": (lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000,),
+}
+"""Calls by what they tell, the preferred one first; made where no field value tells it."""
+
+_RARE_CALLS: dict[str, tuple[_Reader, ...]] = {
+    "pcie_generation": (lambda nvml, gpu: nvml.nvmlDeviceGetCurrPcieLinkGeneration(gpu),),
+    "pcie_width": (lambda nvml, gpu: nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu),),
+    "processes": (
+        lambda nvml, gpu: {one.pid: one.usedGpuMemory for one in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)},
+    ),
+}
+"""The same of what changes slowly."""
+
+
+class _Field(NamedTuple):
+    """A field value of NVML and where it goes."""
+
+    number: int
+    name: str
+    part: str | None = None
+    """Under which name within `name`, where that holds several."""
+    scale: float | int = 1
+    """From NVML's unit to ours."""
+    scope: int = 0
+
+
+_ALL_LINKS = 0xFFFFFFFF
+_KIB = 1024
+_FIELDS = (
+    _Field(186, "power_w", scale=1e-3),
+    _Field(185, "power_w", scale=1e-3),
+    _Field(83, "energy_j", scale=1e-3),
+    _Field(74, "throttled_ns", "sw_power_cap"),
+    _Field(75, "throttled_ns", "thermal"),
+    _Field(76, "throttled_ns", "sync_boost"),
+    _Field(77, "throttled_ns", "board_limit"),
+    _Field(78, "throttled_ns", "low_utilisation"),
+    _Field(79, "throttled_ns", "reliability"),
+    _Field(269, "throttled_ns", "sw_thermal"),
+    _Field(270, "throttled_ns", "hw_thermal"),
+    _Field(271, "throttled_ns", "hw_power_brake"),
+)
+"""Of two for one place the first that is offered is read: power at the moment before its average."""
+_RARE_FIELDS = (
+    _Field(197, "pcie_tx_bytes"),
+    _Field(198, "pcie_rx_bytes"),
+    _Field(138, "nvlink_tx_bytes", scale=_KIB, scope=_ALL_LINKS),
+    _Field(139, "nvlink_rx_bytes", scale=_KIB, scope=_ALL_LINKS),
+    _Field(3, "ecc", "corrected"),
+    _Field(4, "ecc", "uncorrected"),
+    _Field(5, "ecc", "corrected_lifetime"),
+    _Field(6, "ecc", "uncorrected_lifetime"),
+    _Field(142, "ecc", "rows_remapped_corrected"),
+    _Field(143, "ecc", "rows_remapped_uncorrected"),
+    _Field(144, "ecc", "row_remap_pending"),
+    _Field(145, "ecc", "row_remap_failed"),
+)
+_UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+"""The member that holds a value, by NVML's value type."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuAddress:
+    """Which GPU: NVML's index of it, its UUID where it tells one, its name."""
+
+    gpu: int
+    uuid: str | None = None
+    name: str | None = None
+
+
+class GpuSensor:
+    """One GPU, opened; what it offers is found out once."""
+
+    def __init__(self, nvml: ModuleType, address: GpuAddress) -> None:
+        """Within a session of NVML. A GPU that cannot be opened is `lost` from the beginning."""
+        self.address = address
+        self.lost: str | None = None
+        """NVML's error with which it went away; nothing is asked any more."""
+        self._nvml = nvml
+        self._calls: dict[str, _Reader] = {}
+        self._rare_calls: dict[str, _Reader] = {}
+        self._fields: tuple[_Field, ...] = ()
+        self._all_fields: tuple[_Field, ...] = ()
+        self._gone = (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED)
+        try:
+            self._handle = _handle(nvml, address)
+            self._find_what_is_offered()
+        except nvml.NVMLError as error:
+            self.lost = str(error)
+
+    def read(self, at_ns: int, *, everything: bool) -> GpuSample | None:
+        """A sample; with what changes slowly if `everything`. None from when the GPU is lost."""
+        if self.lost is not None:
+            return None
+        values: dict[str, Any] = {}
+        try:
+            self._read_fields(values, self._all_fields if everything else self._fields)
+            self._read_calls(values, self._calls)
+            if everything:
+                self._read_calls(values, self._rare_calls)
+        except self._nvml.NVMLError as error:
+            self.lost = str(error)
+            return None
+        return GpuSample(at_ns=at_ns, gpu=self.address.gpu, **values)
+
+    def _find_what_is_offered(self) -> None:
+        """Ask everything once; what is refused is not asked again."""
+        self._fields = tuple(self._first_of_each(self._offered_fields(_FIELDS)))
+        self._all_fields = self._fields + tuple(self._offered_fields(_RARE_FIELDS))
+        known = {field.name for field in self._fields}
+        self._calls = self._offered_calls({name: ways for name, ways in _CALLS.items() if name not in known})
+        self._rare_calls = self._offered_calls(_RARE_CALLS)
+
+    def _offered_fields(self, fields: Sequence[_Field]) -> list[_Field]:
+        values = self._field_values(fields)
+        return [field for field, value in zip(fields, values, strict=False) if value.nvmlReturn == 0]
+
+    @staticmethod
+    def _first_of_each(fields: Iterable[_Field]) -> list[_Field]:
+        found: dict[tuple[str, str | None], _Field] = {}
+        for field in fields:
+            found.setdefault((field.name, field.part), field)
+        return list(found.values())
+
+    def _offered_calls(self, calls: Mapping[str, Sequence[_Reader]]) -> dict[str, _Reader]:
+        found = {}
+        for name, ways in calls.items():
+            way = next((way for way in ways if self._is_offered(way)), None)
+            if way is not None:
+                found[name] = way
+        return found
+
+    def _is_offered(self, call: _Reader) -> bool:
+        """Whether it may be made again; raises if the GPU is gone."""
+        try:
+            call(self._nvml, self._handle)
+        except AttributeError:  # an older binding
+            return False
+        except self._nvml.NVMLError as error:
+            if error.value in self._gone:
+                raise
+            return False
+        return True
+
+    def _field_values(self, fields: Sequence[_Field]) -> Sequence[Any]:
+        """Nothing where the driver has no field values; raises if the GPU is gone."""
+        if not fields:
+            return ()
+        wanted = [(field.number, field.scope) for field in fields]
+        try:
+            values: Sequence[Any] = self._nvml.nvmlDeviceGetFieldValues(self._handle, wanted)
+        except self._nvml.NVMLError as error:
+            if error.value in self._gone:
+                raise
+            return ()
+        for value in values:
+            if value.nvmlReturn in self._gone:
+                raise self._nvml.NVMLError(value.nvmlReturn)
+        return values
+
+    def _read_fields(self, values: dict[str, Any], fields: Sequence[_Field]) -> None:
+        for field, value in zip(fields, self._field_values(fields), strict=False):
+            if value.nvmlReturn != 0:
+                continue
+            number = getattr(value.value, _UNION[value.valueType]) * field.scale
+            if field.part is None:
+                values[field.name] = number
+            else:
+                values.setdefault(field.name, {})[field.part] = number
+
+    def _read_calls(self, values: dict[str, Any], calls: Mapping[str, _Reader]) -> None:
+        for name, call in calls.items():
+            try:
+                values[name] = call(self._nvml, self._handle)
+            except self._nvml.NVMLError as error:
+                if error.value in self._gone:
+                    raise
+
+
+def _handle(nvml: ModuleType, address: GpuAddress) -> Any:
+    if address.uuid is None:
+        return nvml.nvmlDeviceGetHandleByIndex(address.gpu)
+    return nvml.nvmlDeviceGetHandleByUUID(address.uuid)
