@@ -126,7 +126,13 @@ def test_the_fingerprint_holds_all_that_the_driver_says(machine, found_on):
 
 def test_what_the_driver_does_not_say_is_absent(machine, found_on):
     """A call that is not supported, or not permitted, leaves its field out; a link that is not supported is none."""
-    gpu = {"name": "NVIDIA L4", "memory_mib": "error 3", "uuid": "error 4", "cc": "error 3", "c2c": "error 3"}
+    gpu = {
+        "name": "NVIDIA L4",
+        "memory_mib": {"error": 3},
+        "uuid": {"error": 4},
+        "cc": {"error": 3},
+        "c2c": {"error": 3},
+    }
 
     fingerprint = found_on(machine(gpu, driver=None, cuda=None))["fingerprint"]
 
@@ -136,7 +142,7 @@ def test_what_the_driver_does_not_say_is_absent(machine, found_on):
 
 def test_a_link_that_is_off_is_told_from_one_that_is_unknown(machine, found_on):
     """C2C is false where the driver says so or does not support it, and absent where one may not ask."""
-    hidden = {"name": "NVIDIA L4", "c2c": "error 4"}
+    hidden = {"name": "NVIDIA L4", "c2c": {"error": 4}}
 
     gpus = found_on(machine("gh200", "h200", "l4", hidden))["fingerprint"]["gpus"]
 
@@ -191,7 +197,7 @@ def test_a_driver_that_fails_is_a_problem_with_a_reason(machine, found_on, lines
 
 def test_a_lost_gpu_is_a_problem_with_a_reason(machine, found_on):
     """A GPU that fell off the bus is said, not passed over, and NVML is shut down all the same."""
-    lost = {"name": "NVIDIA H200", "memory_mib": "error 15"}
+    lost = {"name": "NVIDIA H200", "memory_mib": {"error": 15}}
 
     found = found_on(machine("h200", lost))
 
@@ -200,7 +206,7 @@ def test_a_lost_gpu_is_a_problem_with_a_reason(machine, found_on):
 
 def test_a_withheld_gpu_does_not_hide_the_others(machine, found_on):
     """NVML counts devices that a container withholds and then refuses their handles; the rest is found."""
-    withheld = {"handle": "error 4", "name": "NVIDIA H200"}
+    withheld = {"handle": {"error": 4}, "name": "NVIDIA H200"}
 
     found = found_on(machine(withheld, "h200", withheld))
 
@@ -208,7 +214,7 @@ def test_a_withheld_gpu_does_not_hide_the_others(machine, found_on):
     assert [gpu["uuid"] for gpu in found["fingerprint"]["gpus"]] == ["GPU-1"]
 
 
-@pytest.mark.parametrize("gpus", [(), ({"handle": "error 4", "name": "NVIDIA H200"},)], ids=["none", "withheld"])
+@pytest.mark.parametrize("gpus", [(), ({"handle": {"error": 4}, "name": "NVIDIA H200"},)], ids=["none", "withheld"])
 def test_a_driver_without_a_device_is_a_problem_with_a_reason(machine, found_on, gpus):
     """A driver that offers this process no device is told apart from a missing driver."""
     found = found_on(machine(*gpus))
