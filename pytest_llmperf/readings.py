@@ -105,6 +105,15 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
+class BusyClock:
+    """The SM clock of a GPU in the samples in which it had work: over a run, and over its halves by time. MHz."""
+
+    mean: float
+    first_half: float
+    second_half: float
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessSeen:
     """A compute process that was on the GPU in some sample of the run."""
 
@@ -126,6 +135,7 @@ class GpuSummary:
     duration_s: float
     """Between the first and the last sample within the run."""
     sm_clock_mhz: Spread | None = None
+    busy_clock: BusyClock | None = None
     memory_clock_mhz: Spread | None = None
     power_w: Spread | None = None
     temperature_c: Course | None = None
@@ -223,6 +233,7 @@ def _summary(value: Any) -> TelemetrySummary:
 
 _GPU_PARTS: dict[str, type] = {
     "sm_clock_mhz": Spread,
+    "busy_clock": BusyClock,
     "memory_clock_mhz": Spread,
     "power_w": Spread,
     "temperature_c": Course,
