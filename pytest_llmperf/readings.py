@@ -41,7 +41,7 @@ class GpuSample:
     at_ns: int
     """By the monotonic clock that requests are stamped with."""
     gpu: int
-    """Its index, as NVML counts."""
+    """Its number among the GPUs that this process may see."""
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     power_w: float | None = None
@@ -128,7 +128,7 @@ class GpuSummary:
     """One GPU over the part of a run that counts."""
 
     gpu: int
-    """Its index, as NVML counts."""
+    """Its number among the GPUs that this process may see; the UUID tells it from all others."""
     uuid: str | None = None
     name: str | None = None
     samples: int

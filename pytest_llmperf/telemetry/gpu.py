@@ -97,9 +97,11 @@ _UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 @dataclass(frozen=True, slots=True)
 class GpuAddress:
-    """Which GPU: NVML's index of it, its UUID where it tells one, its name."""
+    """Which GPU: its number among those that this process may see, its UUID, its name."""
 
     gpu: int
+    index: int | None = None
+    """NVML's own number, to open it by where there is no UUID."""
     uuid: str | None = None
     name: str | None = None
 
@@ -215,5 +217,5 @@ class GpuSensor:
 
 def _handle(nvml: ModuleType, address: GpuAddress) -> Any:
     if address.uuid is None:
-        return nvml.nvmlDeviceGetHandleByIndex(address.gpu)
+        return nvml.nvmlDeviceGetHandleByIndex(address.gpu if address.index is None else address.index)
     return nvml.nvmlDeviceGetHandleByUUID(address.uuid)
