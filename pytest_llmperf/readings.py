@@ -7,7 +7,7 @@ what they gained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -201,6 +201,12 @@ class TelemetrySummary:
         """Plain values; what was not measured is left out."""
         found: dict[str, Any] = _known(asdict(self))
         return found
+
+
+def working_clock(runs: Iterable[TelemetrySummary | None]) -> float | None:
+    """Mean SM clock of all GPUs in all runs while they had work, MHz; None where it is known of none."""
+    clocks = [gpu.busy_clock.mean for run in runs if run is not None for gpu in run.gpus if gpu.busy_clock is not None]
+    return sum(clocks) / len(clocks) if clocks else None
 
 
 def telemetry_from(value: object) -> TelemetrySummary | None:

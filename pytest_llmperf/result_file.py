@@ -24,7 +24,7 @@ from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS, Quantity
-from pytest_llmperf.readings import TelemetrySummary, telemetry_from
+from pytest_llmperf.readings import TelemetrySummary, telemetry_from, working_clock
 
 SCHEMA_VERSION = 1
 NO_DAY = "1970-01-01T00:00:00+00:00"
@@ -63,6 +63,8 @@ class Entry:
     """What is accepted of this metric, for the reader; the same for every night."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Of what it was measured, as the file has it; empty where it does not say."""
+    clock_mhz: float | None = None
+    """At which the GPUs worked; None where the file does not say."""
     judgement: Mapping[str, Any] = field(default_factory=dict)
     """What the session that wrote the file said of the measurement; empty where it judged nothing."""
 
@@ -324,6 +326,7 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             criterion={name: _share(value) for name, value in about.get("criterion", {}).items()},
             simulated=bool(about["comparable"].get("simulated")),
             provenance=_mapping(about.get("provenance")),
+            clock_mhz=working_clock(map(telemetry_from, _runs(about, "telemetry"))),
             judgement=_mapping(about.get("judgement")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -349,10 +352,15 @@ def _by_run(rows: Sequence[Any], word: str) -> Iterator[tuple[str, list[Any]]]:
     for row in rows:
         extra = row.get("extra_info")
         about = extra.get("llmperf", {}) if isinstance(extra, dict) else {}
-        result = about.get("result")
-        runs = result.get(word) if isinstance(result, dict) else None
-        if isinstance(runs, list):
+        runs = _runs(about, word)
+        if runs:
             yield about["measurement"], runs
+
+
+def _runs(about: Mapping[str, Any], word: str) -> list[Any]:
+    result = about.get("result")
+    runs = result.get(word) if isinstance(result, dict) else None
+    return runs if isinstance(runs, list) else []
 
 
 def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:

@@ -17,6 +17,7 @@ from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.gpu_result import GpuResult, gpu_result
 from pytest_llmperf.histogram import Histogram
 from pytest_llmperf.judged import Judged, Provenance, Validity
+from pytest_llmperf.readings import working_clock
 from pytest_llmperf.records import CacheCounters, ClientStats, RequestRecord, RunRecord
 from pytest_llmperf.stats import Sample, Statistic
 
@@ -266,6 +267,11 @@ class Figures:
                 node: (offset / NS_PER_S, error / NS_PER_S) for node, (offset, error) in stats.clock_offsets_ns.items()
             },
         )
+
+    @property
+    def clock_mhz(self) -> float | None:
+        """At which the GPUs worked; None where that was not sampled."""
+        return working_clock(run.telemetry for run in self.records)
 
     @property
     def gpu(self) -> GpuResult | None:

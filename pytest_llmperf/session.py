@@ -23,11 +23,12 @@ from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
 from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.load import Load, round_robin
 from pytest_llmperf.metrics import span
+from pytest_llmperf.readings import TelemetrySummary
 from pytest_llmperf.record_file import RecordFile
 from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, RequestRecord, RunRecord
 from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult
-from pytest_llmperf.telemetry import Plan, Sampler
+from pytest_llmperf.telemetry import Fault, Plan, Sampler, faults, own_processes, settle, unmoved
 from pytest_llmperf.workloads import Session, Turn
 from pytest_llmperf.workloads.base import TokenSource
 
@@ -60,6 +61,8 @@ class Setting:
     """Who sends the load."""
     telemetry: Plan | None = None
     """What is sampled beside each run."""
+    tolerated: frozenset[str] = frozenset()
+    """Rules on the hardware whose breach makes a doubt, and no run invalid."""
     arm: str | None = None
     """Which of several builds is measured, where there are several."""
 
@@ -129,7 +132,7 @@ class Measurement:
             provenance=self.provenance,
             validity=self.validity,
             slo=self._request.slo,
-            doubts=_doubts(self.engine, self._request, self.records),
+            doubts=(*_doubts(self.engine, self._request, self.records), *self._runs.tolerated),
             looks=self._request.budget.looks,
         )
 
@@ -145,6 +148,9 @@ class _Runs:
         self._setting = setting
         self._rows = rows
         self._sampler = sampler
+        self._telemetry: list[TelemetrySummary] = []
+        """Of the runs so far."""
+        self._tolerated: dict[str, None] = {}
         names = [name for name in (setting.arm, request.name) if name is not None]
         self._label = ": ".join([*names, "run"])
         # A server that is not ours may still hold what an earlier session sent it.
@@ -165,7 +171,9 @@ class _Runs:
             now_ns = self._setting.clock.now_ns()
             return RunRecord(index=index, phase=phase, start_ns=now_ns, end_ns=now_ns, requests=()), unprepared
         before = self._engine.cache_counters()
+        unsettled = None
         if self._sampler is not None:
+            unsettled = settle(self._sampler.look, self._setting.clock)
             self._sampler.begin(index)
         requests, driven = self._drive(index, phase, workload, self._request.load, title)
         if self._sampler is not None:
@@ -184,11 +192,32 @@ class _Runs:
         record = driven.run(requests, index=index, phase=phase, cache=cache)
         if self._sampler is not None:
             record = replace(record, telemetry=self._sampler.summary(span(record)))
+            spoiled += tuple(self._by_hardware(record, unsettled))
         if requests and not record.counted:
             spoiled += (
                 f"no request was meant to be sent within the window that counts ({self._request.load.describe()})",
             )
         return record, spoiled
+
+    @property
+    def tolerated(self) -> tuple[str, ...]:
+        """What the hardware did that would have made a run invalid, were it not tolerated."""
+        return tuple(self._tolerated)
+
+    def _by_hardware(self, record: RunRecord, unsettled: Fault | None) -> Iterator[str]:
+        """What the hardware spoiled."""
+        telemetry, plan = record.telemetry, self._setting.telemetry
+        assert telemetry is not None, "asked only with a sampler, which has a plan"
+        assert plan is not None
+        own = own_processes() if self._engine.is_ours else None
+        unproven = unmoved(telemetry, record.cache)
+        found = [*faults(telemetry, self._telemetry, plan.known, own), *filter(None, (unsettled, unproven))]
+        self._telemetry.append(telemetry)
+        for fault in found:
+            if fault.rule in self._setting.tolerated:
+                self._tolerated[f"tolerated: {fault}"] = None
+            else:
+                yield str(fault)
 
     def _look_after_engine(self) -> None:
         """Raise if it was the engine's end that made requests fail."""

@@ -123,6 +123,7 @@ class Suite:
                     options.alpha,
                     options.night_spread,
                     is_screen=options.confirm is not None,
+                    tolerated=options.tolerated,
                 )
             except BaselineError as error:
                 found += str(error).splitlines()
@@ -295,6 +296,7 @@ class Suite:
             progress=self._progress,
             team=LocalTeam(engine.clock) if engine.is_simulated else self._team,
             telemetry=planned(self.options.telemetry_hz, engine.spec, self.hardware_of(engine.spec)),
+            tolerated=self.options.tolerated,
         )
 
     def review(self) -> list[Judged]:

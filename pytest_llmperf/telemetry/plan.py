@@ -31,6 +31,8 @@ class Plan:
 
     rate_hz: float
     gpus: tuple[GpuAddress, ...] = ()
+    known: tuple[Gpu, ...] = ()
+    """What detection found them to be."""
 
     def start(self, clock: Clock, path: Path, header: Mapping[str, Any]) -> Sampler:
         """A sampler that has begun to open its sensors; `path`: its series file. Raises `OSError`."""
@@ -48,7 +50,7 @@ def planned(rate_hz: float | None, spec: EngineSpec, hardware: Hardware) -> Plan
     is_here = spec.url is None or Address.parse(spec.url).is_loopback
     if rate_hz is None or hardware.simulated or hardware.declared or not is_here:
         return None
-    return Plan(rate_hz, tuple(_addresses(spec, hardware.gpus)))
+    return Plan(rate_hz, tuple(_addresses(spec, hardware.gpus)), hardware.gpus)
 
 
 def _addresses(spec: EngineSpec, visible: Sequence[Gpu]) -> Iterator[GpuAddress]:

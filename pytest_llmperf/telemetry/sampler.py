@@ -110,6 +110,13 @@ class Sampler:
         """Why something is missing: one sentence each."""
         return tuple(self._problems)
 
+    def look(self) -> Sequence[GpuSample]:
+        """One sample of each GPU that is there, between runs; it is not kept."""
+        seen: list[GpuSample] = []
+        if self._opened.is_set() or self._wait(self._opened, _OPENING_S):
+            self._ask(lambda: seen.extend(self._read_gpus(everything=False)))
+        return tuple(seen)
+
     def begin(self, index: int) -> None:
         """Take the sample before a run, and sample from now on."""
         if not self._opened.is_set() and not self._wait(self._opened, _OPENING_S):
@@ -222,12 +229,16 @@ class Sampler:
         self._deadline_ns += self._period_ns * (1 + late_ns // self._period_ns)  # what was missed is left out
 
     def _sample(self, *, everything: bool) -> None:
+        for sample in self._read_gpus(everything=everything):
+            self._file.add(sample)
+        if everything and self._sensors.host is not None:
+            self._file.add(self._sensors.host.read(self._clock.now_ns()))
+
+    def _read_gpus(self, *, everything: bool) -> Iterator[GpuSample]:
         for gpu in self._sensors.gpus:
             sample = gpu.read(self._clock.now_ns(), everything=everything)
             if sample is not None:
-                self._file.add(sample)
-        if everything and self._sensors.host is not None:
-            self._file.add(self._sensors.host.read(self._clock.now_ns()))
+                yield sample
 
 
 @dataclass(slots=True)

@@ -23,8 +23,6 @@ CLOCK_BETWEEN_RUNS = 0.03
 """By how much the mean SM clock of a run's work may differ from the median of the runs before it."""
 CLOCK_WITHIN_RUN = 0.10
 """By how much it may differ between the halves of a run, of which one may have more prefill than the other."""
-CLOCK_BETWEEN_NIGHTS = 0.05
-"""By how much the mean SM clock may differ from that of the stored runs: the gate looks for 10 %."""
 FOREIGN_BYTES = units.GIB
 """Memory that may be taken by nobody knows whom: displays and monitoring agents hold some hundred MiB."""
 WORKING = 0.1
@@ -71,12 +69,12 @@ def faults(
 
     `earlier`: the runs of the same measurement before it. `own`: pids of the engine's processes and ours.
     """
-    known = {gpu.uuid: gpu for gpu in gpus if gpu.uuid is not None} | {gpu.index: gpu for gpu in gpus}
+    known = {gpu.uuid: gpu for gpu in gpus if gpu.uuid is not None}
     for now in telemetry.gpus:
         sight = Sight(
             now=now,
             before=[gpu for run in earlier for gpu in run.gpus if gpu.gpu == now.gpu],
-            gpu=known.get(now.uuid) or known.get(now.gpu),
+            gpu=known.get(now.uuid or ""),
             own=own,
         )
         for rule, look in RULES.items():
@@ -131,20 +129,6 @@ def _clocks(sight: Sight) -> Iterator[str]:
 
 
 _CLOCK_ADVICE = "warm up longer (warmup_runs), or lock the clocks (nvidia-smi --lock-gpu-clocks)"
-
-
-def clock_since(before_mhz: float | None, now_mhz: float | None) -> str | None:
-    """Why a measurement may not be held against a stored one: its GPUs worked at another clock; else None.
-
-    Mean SM clocks of all runs and GPUs.
-    """
-    if not before_mhz or not now_mhz or _off(now_mhz, before_mhz) <= CLOCK_BETWEEN_NIGHTS:
-        return None
-    return (
-        f"the GPUs worked at {now_mhz:.0f} MHz and at {before_mhz:.0f} MHz when the baseline was stored, off by "
-        f"{units.share(_off(now_mhz, before_mhz))} where {units.share(CLOCK_BETWEEN_NIGHTS)} is allowed; see power "
-        "limit, application clocks and cooling (pytest-llmperf doctor) [clocks]"
-    )
 
 
 def _processes(sight: Sight) -> Iterator[str]:
@@ -212,8 +196,8 @@ RULES: Mapping[str, Callable[[Sight], Iterator[str]]] = {
 }
 """By the name under which a rule can be tolerated."""
 
-OTHER_RULES = ("temperature", "offload")
-"""Rules that are looked at elsewhere in a run: `settle`, and `unmoved` here."""
+TOLERABLE = (*RULES, "temperature", "offload")
+"""What `--llmperf-tolerate` takes: these, that of `settle`, and that of `unmoved`."""
 
 
 def unmoved(telemetry: TelemetrySummary, cache: CacheCounters) -> Fault | None:

@@ -20,6 +20,7 @@ from pytest_llmperf.readings import (
     Spread,
     reasons_in,
 )
+from pytest_llmperf.telemetry.clocks import BusyFold
 from pytest_llmperf.telemetry.gpu import GpuAddress
 
 _LONGEST_GAP_NS = 2 * NS_PER_S
@@ -164,6 +165,7 @@ class _GpuFold:
         self._span = span
         self._at = _Values()
         self._values = {name: _Values() for name in (*_VALUES, *_WHENEVER)}
+        self._busy = BusyFold(span)
         self._energy = _Gain(span)
         self._power = _Integral(span, longest_gap_ns)
         self._links = {name: _Gain(span) for name in _LINKS}
@@ -182,6 +184,7 @@ class _GpuFold:
         if not self._span[0] <= sample.at_ns <= self._span[1]:
             return
         self._at.add(sample.at_ns)
+        self._busy.add(sample)
         for name in _VALUES:
             self._values[name].add(getattr(sample, name))
         if sample.clock_reasons is not None:
@@ -223,6 +226,7 @@ class _GpuFold:
             samples=self._at.count,
             duration_s=0.0 if at is None else (at.max - at.min) / NS_PER_S,
             sm_clock_mhz=values["sm_clock_mhz"].spread(),
+            busy_clock=self._busy.found(),
             memory_clock_mhz=values["memory_clock_mhz"].spread(),
             power_w=values["power_w"].spread(),
             temperature_c=values["temperature_c"].course(),

@@ -7,7 +7,7 @@ import pytest
 from pytest_llmperf.hardware import Gpu
 from pytest_llmperf.readings import BusyClock, GpuSummary, ProcessSeen, TelemetrySummary
 from pytest_llmperf.records import CacheCounters
-from pytest_llmperf.telemetry.spoiled import OTHER_RULES, RULES, clock_since, faults, unmoved
+from pytest_llmperf.telemetry.spoiled import RULES, TOLERABLE, faults, unmoved
 from pytest_llmperf.units import GIB
 
 H200 = Gpu(name="NVIDIA H200", index=0, uuid="GPU-0", pcie_generation_max=5, pcie_width_max=16)
@@ -85,7 +85,7 @@ def test_each_rule_broken_and_kept(case):
 
 def test_each_rule_has_a_case():
     assert {case.split()[0] for case in BROKEN} == set(RULES)
-    assert not set(RULES) & set(OTHER_RULES)
+    assert set(RULES) < set(TOLERABLE)
 
 
 def test_clocks_against_the_runs_before():
@@ -117,15 +117,6 @@ def test_sentences_say_what_was_seen_and_allowed():
     assert "GPU 0 worked at 1980 MHz in the first half of the run and at 990 MHz in the second" in str(fault)
     assert "off by 50 % where 10 % is allowed" in str(fault)
     assert str(fault).endswith("[clocks]")
-
-
-class TestClockSinceTheBaseline:
-    def test_off(self):
-        assert "at 1700 MHz and at 1980 MHz when the baseline was stored" in clock_since(1980, 1700)
-
-    @pytest.mark.parametrize("pair", [(1980, 1930), (None, 1700), (1980, None)])
-    def test_near_or_unknown(self, pair):
-        assert clock_since(*pair) is None
 
 
 class TestOffload:
