@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_llmperf import units
 
 ALLOWED = 0.05
-"""By how much mean SM clocks may differ: half of the change that the gate looks for, and more than a healthy GPU varies."""
+"""By how much mean SM clocks may differ: half of the change that the gate looks for."""
 
 
 def clock_since(before_mhz: float | None, now_mhz: float | None) -> str | None:
