@@ -101,7 +101,7 @@ class Measurement:
         path = setting.record_dir / f"{_file_stem(self.provenance.measurement, setting.arm)}.jsonl"
         about = {"measurement": self.provenance.measurement, "hardware_key": self.provenance.hardware_key}
         self._rows = RecordFile(path, about)
-        self._sampler = _sampler(setting, path.with_suffix(".telemetry.jsonl"), about)
+        self._sampler = _sampler(setting, path.with_suffix(".telemetry.ndjson"), about)
         self._runs = _Runs(engine, request, setting, self._rows, self._sampler)
 
     def __enter__(self) -> Measurement:

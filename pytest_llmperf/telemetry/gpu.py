@@ -42,7 +42,8 @@ _RARE_CALLS: dict[str, tuple[_Reader, ...]] = {
     "pcie_generation": (lambda nvml, gpu: nvml.nvmlDeviceGetCurrPcieLinkGeneration(gpu),),
     "pcie_width": (lambda nvml, gpu: nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu),),
     "processes": (
-        lambda nvml, gpu: {one.pid: one.usedGpuMemory for one in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)},
+        lambda nvml, gpu: _memory_by_pid(nvml.nvmlDeviceGetComputeRunningProcesses_v3(gpu)),
+        lambda nvml, gpu: _memory_by_pid(nvml.nvmlDeviceGetComputeRunningProcesses_v2(gpu)),
     ),
 }
 """The same of what changes slowly."""
@@ -213,6 +214,10 @@ class GpuSensor:
             except self._nvml.NVMLError as error:
                 if error.value in self._gone:
                     raise
+
+
+def _memory_by_pid(processes: Iterable[Any]) -> dict[int, int | None]:
+    return {process.pid: process.usedGpuMemory for process in processes}
 
 
 def _handle(nvml: ModuleType, address: GpuAddress) -> Any:
