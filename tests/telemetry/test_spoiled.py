@@ -115,7 +115,7 @@ def test_memory_of_processes_that_the_driver_does_not_tell():
 def test_sentences_say_what_was_seen_and_allowed():
     (fault,) = faults(telemetry(busy_clock=clock(1980, 990)))
     assert "GPU 0 worked at 1980 MHz in the first half of the run and at 990 MHz in the second" in str(fault)
-    assert "off by 50 % where 10 % is allowed" in str(fault)
+    assert "off by 50.0 % where 10.0 % is allowed" in str(fault)
     assert str(fault).endswith("[clocks]")
 
 
@@ -131,8 +131,8 @@ class TestOffload:
             telemetry(pcie_tx_bytes=1, pcie_rx_bytes=GIB), CacheCounters(offloaded_bytes=GIB, restored_bytes=GIB)
         )
         assert fault.rule == "offload"
-        assert "moved 2 GiB" in fault.sentence
-        assert "carried 1 GiB" in fault.sentence
+        assert "moved 2.00 GiB" in fault.sentence
+        assert "carried 1.00 GiB" in fault.sentence
 
     @pytest.mark.parametrize(
         ("gpu", "cache"),
