@@ -179,6 +179,8 @@ def _slice(nvml: ModuleType, handle: object, gpu: Gpu) -> Gpu:
         memory_bytes=None if memory is None else memory.total,
         uuid=offered(nvml, "nvmlDeviceGetUUID", handle),
         gpu_uuid=gpu.uuid or f"index {gpu.index}",
+        gpu_instance=offered(nvml, "nvmlDeviceGetGpuInstanceId", handle),
+        compute_instance=offered(nvml, "nvmlDeviceGetComputeInstanceId", handle),
         nvlinks=None if gpu.nvlinks is None else 0,
         nvlink_version=None,
     )

@@ -67,6 +67,7 @@ def test_slices_stand_in_place_of_their_gpu(nvml_here):
     assert [gpu.mig_profile for gpu in found] == ["1g.5gb", "1g.5gb", "3g.20gb", None]
     assert [gpu.gpu_uuid for gpu in found] == ["GPU-0"] * 3 + [None]
     assert [gpu.index for gpu in found] == [0, 0, 0, 1]
+    assert [(gpu.gpu_instance, gpu.compute_instance) for gpu in found] == [(7, 0), (8, 0), (9, 0), (None, None)]
     assert [gpu.nvlinks for gpu in found] == [0, 0, 0, 0]
     assert found[0].uuid != found[1].uuid
     assert found[0].memory_bytes == 4864 * 2**20
