@@ -8,6 +8,7 @@ from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.hardware import Gpu, Hardware, Requirement, requirement_of
 
 MIB = 2**20
+WORDS = "count, memory_gib, nvlink_c2c, compute_capability, nvlink"
 
 GH200 = Gpu(name="NVIDIA GH200 480GB", memory_bytes=97871 * MIB, nvlink_c2c=True)
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=81559 * MIB, nvlink_c2c=False)
@@ -167,7 +168,7 @@ def test_hardware_without_a_stated_problem_has_no_gpu():
         ({"memory_gib": float("nan")}, "gpu(memory_gib=nan): expected a positive number"),
         ({"nvlink_c2c": 1}, "gpu(nvlink_c2c=1): expected True or False"),
         ({"nvlink_c2c": None}, "gpu(nvlink_c2c=None): expected True or False"),
-        ({"cout": 2}, "gpu(cout=...): unknown word; accepted: count, memory_gib, nvlink_c2c"),
+        ({"cout": 2}, f"gpu(cout=...): unknown word; accepted: {WORDS}"),
     ],
     ids=str,
 )
@@ -187,6 +188,6 @@ def test_all_unusable_arguments_are_reported_together():
     assert caught.value.problems == (
         "gpu(2, 'h100'): the gpu mark takes keywords only, such as gpu(count=2)",
         "gpu(count=0): expected a whole number of at least 1",
-        "gpu(memory=...): unknown word; accepted: count, memory_gib, nvlink_c2c",
+        f"gpu(memory=...): unknown word; accepted: {WORDS}",
         "gpu(nvlink_c2c='yes'): expected True or False",
     )
