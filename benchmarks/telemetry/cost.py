@@ -10,54 +10,23 @@ The target is 1 % of a core for eight GPUs at 10 Hz.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from machines import here, stubbed
+
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.hardware import detect
 from pytest_llmperf.hardware.nvml import session
 from pytest_llmperf.telemetry import Plan
 from pytest_llmperf.telemetry.gpu import GpuAddress, GpuSensor
 
-TESTS = Path(__file__).resolve().parents[2] / "tests"
 TARGET = 0.01
 READS = 300
-
-
-def stubbed(folder: Path, gpus: int) -> tuple[GpuAddress, ...]:
-    """Puts the stub with so many H100s below the binding of this process."""
-    sys.path.insert(0, str(TESTS))
-    import nvml as stub  # noqa: PLC0415 - of the tests
-    import pynvml  # noqa: PLC0415
-
-    library = folder / stub.LIBRARY
-    compiler = shutil.which("gcc") or shutil.which("cc") or sys.exit("no C compiler (gcc, cc) to build the stub with")
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, stub.SOURCE], check=True)
-    script = folder / "machine.json"
-    busy = stub.GPUS["h100"] | {"processes": [{"pid": 1000 + number, "memory_mib": 70_000} for number in range(4)]}
-    script.write_text(stub.script(*[busy] * gpus), encoding="utf-8")
-    os.environ["NVML_STUB"] = str(script)
-    pynvml.nvmlLib = ctypes.CDLL(str(library))
-    return tuple(GpuAddress(number, uuid=f"GPU-{number}", name=busy["name"]) for number in range(gpus))
-
-
-def here() -> tuple[GpuAddress, ...]:
-    """The GPUs of this machine."""
-    hardware = detect()
-    if not hardware.gpus:
-        sys.exit(f"there is nothing to sample: {hardware.describe()}")
-    return tuple(
-        GpuAddress(number, index=gpu.index, uuid=gpu.uuid, name=gpu.name) for number, gpu in enumerate(hardware.gpus)
-    )
 
 
 def shares(gpus: Sequence[GpuAddress], rate_hz: float, seconds: float, folder: Path, repeats: int) -> list[float]:
