@@ -16,6 +16,7 @@ SECONDS = "s"
 TOKENS_PER_SECOND = "tokens/s"
 REQUESTS_PER_SECOND = "requests/s"
 JOULES_PER_TOKEN = "J/token"
+WATTS = "W"
 RATIO = "1"
 """A share of a whole."""
 FACTOR = "ratio"
@@ -82,6 +83,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     TOKENS_PER_SECOND: _in_unit("tok/s"),
     REQUESTS_PER_SECOND: _in_unit("req/s"),
     JOULES_PER_TOKEN: _in_unit("J/token"),
+    WATTS: _in_unit("W"),
     RATIO: share,
     FACTOR: lambda value: f"{_significant(value)}x",
 }

@@ -7,6 +7,7 @@ from test_results import request, result, run
 
 from pytest_llmperf.readings import Course, GpuSummary, HostSummary, Spread, TelemetrySummary
 from pytest_llmperf.records import RunRecord
+from pytest_llmperf.reports.text import figures
 
 
 def gpu(number=0, **values):
@@ -69,3 +70,15 @@ def test_without_gpus_there_is_nothing_to_see():
     assert result(sampled()).gpu is None
     assert result(run(request())).gpu is None
     assert result().gpu is None
+
+
+def test_the_summary_says_what_they_took_and_what_held_their_clocks():
+    """Idling is left out, as is what took no time; nothing is said where nothing was sampled."""
+    reasons = {"sw_power_cap": 0.125, "gpu_idle": 0.5, "hw_thermal": 0.0}
+    throttled = sampled(gpu(0, energy_j=5.0, power_w=Spread(655.4, 1, 2), reasons=reasons, lost="GPU is lost"))
+
+    assert list(figures(result(throttled)))[-1] == (
+        "gpu: 0.500 J/token, 655 W, sw_power_cap 12.5 %, lost GPU 0: GPU is lost"
+    )
+    for silent in (sampled(gpu(0)), sampled(), run(request())):
+        assert not [line for line in figures(result(silent)) if line.startswith("gpu")]

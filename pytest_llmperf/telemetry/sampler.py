@@ -101,6 +101,7 @@ class Sampler:
         self._rarely_ns = 0
         self._is_given_up = False
         self._has_ended = False
+        self._ending = threading.Lock()
         self._opened = threading.Event()
         self._thread = threading.Thread(target=self._work, name="llmperf-telemetry", daemon=True)
         self._thread.start()
@@ -148,10 +149,11 @@ class Sampler:
             self._give_up(_ANSWERING_S)
 
     def _ask(self, action: Callable[[], None]) -> None:
-        if self._is_given_up or self._has_ended:
-            return
         request = _Request(action)
-        self._requests.put(request)
+        with self._ending:
+            if self._is_given_up or self._has_ended:
+                return
+            self._requests.put(request)
         self._wait(request.done, _ANSWERING_S)
 
     def _wait(self, event: threading.Event, longest_s: float) -> bool:
@@ -187,8 +189,17 @@ class Sampler:
         except (OSError, LLMPerfError) as error:
             self._note(f"telemetry stopped: {error}")
         finally:
-            self._has_ended = True
+            self._refuse_all()
             self._opened.set()
+
+    def _refuse_all(self) -> None:
+        """Whoever waits for an answer waits no more."""
+        with self._ending:
+            self._has_ended = True
+        while not self._requests.empty():
+            request = self._requests.get()
+            if request is not None:
+                request.done.set()
 
     def _asked(self) -> Iterator[_Request]:
         """Requests as they come; samples are taken while none does."""

@@ -21,6 +21,8 @@ _SCHEMA = "pytest-llmperf-telemetry"
 _BATCH = 256
 """Rows kept before they are written: about three seconds of eight GPUs at 10 Hz, some 100 kB."""
 
+_AS_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+
 Sample = GpuSample | HostSample
 _ROW_OF: dict[type, str] = {GpuSample: "gpu", HostSample: "host"}
 
@@ -33,7 +35,7 @@ class SeriesFile:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream: IO[bytes] = path.open("wb", buffering=0)
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[Sample | dict[str, Any]] = []
         self._offset = 0
         self._waiting.append(
             {"schema": _SCHEMA, "version": SCHEMA_VERSION, **header, "gpus": [_known(asdict(gpu)) for gpu in gpus]}
@@ -41,8 +43,7 @@ class SeriesFile:
 
     def add(self, sample: Sample) -> None:
         """Keep a sample, and write those that are kept once there are enough."""
-        values = {name: getattr(sample, name) for name in sample.__slots__}
-        self._waiting.append({_ROW_OF[type(sample)]: _known(values)})
+        self._waiting.append(sample)
         if len(self._waiting) >= _BATCH:
             self.flush()
 
@@ -54,10 +55,8 @@ class SeriesFile:
 
     def flush(self) -> None:
         """Write what is kept. Raises `OSError`; what could not be written is then gone."""
-        rows, self._waiting = self._waiting, []
-        content = b"".join(
-            orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS) for row in rows
-        )
+        waiting, self._waiting = self._waiting, []
+        content = b"".join(orjson.dumps(_row(one), option=_AS_LINE) for one in waiting)
         self._stream.write(content)
         self._offset += len(content)
 
@@ -100,6 +99,13 @@ def _gpu_sample(row: dict[str, Any]) -> GpuSample:
     if processes is not None:
         row["processes"] = {int(pid): memory for pid, memory in processes.items()}
     return GpuSample(**row)
+
+
+def _row(one: Sample | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(one, dict):
+        return one
+    values = ((name, getattr(one, name)) for name in one.__slots__)
+    return {_ROW_OF[type(one)]: {name: value for name, value in values if value is not None}}
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

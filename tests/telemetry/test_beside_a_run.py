@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from importlib.resources import files
+from types import SimpleNamespace
 
 import jsonschema
 import orjson
@@ -18,12 +19,15 @@ from pytest_llmperf.clock import RealClock
 from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines.base import EngineSpec, Surroundings
 from pytest_llmperf.engines.openai import make
-from pytest_llmperf.hardware import detect
+from pytest_llmperf.gate import Criterion
+from pytest_llmperf.hardware import Hardware, detect
 from pytest_llmperf.load import constant
 from pytest_llmperf.metrics import output_tokens
 from pytest_llmperf.readings import telemetry_from
+from pytest_llmperf.reports.benchmark import document, rows
 from pytest_llmperf.reports.figures import figures_json
 from pytest_llmperf.request import checked_request
+from pytest_llmperf.result_file import read, write
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.telemetry import Plan, planned, read_samples
 from pytest_llmperf.workloads import single_turn
@@ -108,6 +112,25 @@ def test_the_record_and_the_result_hold_it(nvml_here, measured, tmp_path):
     (path,) = tmp_path.glob("*.jsonl")
     rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
     assert [telemetry_from(row["run"]["telemetry"]) for row in rows if "run" in row][-2:] == taken
+
+
+def test_it_is_stored_once_and_read_back(nvml_here, measured, tmp_path):
+    """Energy is gated like any metric; of a measurement's rows the first has the telemetry of its runs."""
+    nvml_here(STEADY, real_time=True)
+    result = measured()
+    criteria = [Criterion("ttft_p50"), Criterion("joules_per_token")]
+
+    made = rows(SimpleNamespace(name="test_it"), result, criteria)
+    write(document(made, Hardware(key="test")), tmp_path / "night.json")
+    stored = read(tmp_path / "night.json")
+
+    assert ["telemetry" in row.extra_info["llmperf"]["result"] for row in made] == [True, False]
+    assert stored.telemetry == {"test_it.py::test_it": [run.telemetry for run in result.records]}
+    energy = stored.entries[1]
+    assert (energy.metric, energy.quantity.unit) == ("joules_per_token", "J/token")
+    assert list(energy.stored_values) == result.values("joules_per_token")
+    schema = json.loads(files("pytest_llmperf.reports").joinpath("result.schema.json").read_text())
+    jsonschema.validate(json.loads((tmp_path / "night.json").read_text()), schema)
 
 
 def test_without_telemetry_there_is_nothing_of_it(measured, tmp_path):
