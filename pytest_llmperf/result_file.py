@@ -181,14 +181,16 @@ def parsed(path: Path, text: str) -> ResultFile:
     )
     _check_unique(path, entries)
     about_commit = _mapping(document.get("commit_info"))
+    telemetry = _telemetry(document["benchmarks"])
+    clocks = {measurement: working_clock(runs) for measurement, runs in telemetry.items()}
     return ResultFile(
         path=path,
         hardware_key=key,
         saved_at=saved_at,
-        entries=entries,
+        entries=tuple(replace(entry, clock_mhz=clocks.get(entry.measurement)) for entry in entries),
         is_ours=is_ours,
         figures=_figures(document["benchmarks"]),
-        telemetry=_telemetry(document["benchmarks"]),
+        telemetry=telemetry,
         commit=_commit(about_commit),
         is_dirty=about_commit.get("dirty") is True,
     )
@@ -326,7 +328,6 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             criterion={name: _share(value) for name, value in about.get("criterion", {}).items()},
             simulated=bool(about["comparable"].get("simulated")),
             provenance=_mapping(about.get("provenance")),
-            clock_mhz=working_clock(map(telemetry_from, _runs(about, "telemetry"))),
             judgement=_mapping(about.get("judgement")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from nvml import GPUS, over_time
 
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 IDLE, HEAT = 0x1, 0x40

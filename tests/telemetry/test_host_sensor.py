@@ -64,7 +64,7 @@ def test_every_field_in_our_units(proc):
         ({"cpu": None, "memory": None, "io": None}, {"cpu_pressure", "memory_pressure", "io_pressure"}),
         ({"io": ""}, {"io_pressure"}),
     ],
-    ids=str,
+    ids=["stat", "meminfo", "swap", "pressure", "io"],
 )
 def test_what_the_kernel_does_not_tell_is_absent(proc, missing, fields):
     """A kernel without pressure, a container without some files."""
