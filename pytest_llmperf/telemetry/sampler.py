@@ -227,7 +227,7 @@ class Sampler:
         assert self._deadline_ns is not None, "nothing is due between runs"
         is_rare = self._deadline_ns >= self._rarely_ns
         if is_rare:
-            self._rarely_ns += _RARELY_NS
+            self._rarely_ns = self._deadline_ns + _RARELY_NS
         self._sample(everything=is_rare)
         late_ns = max(0, self._clock.now_ns() - self._deadline_ns)
         self._deadline_ns += self._period_ns * (1 + late_ns // self._period_ns)  # what was missed is left out

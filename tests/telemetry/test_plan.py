@@ -13,6 +13,7 @@ from pytest_llmperf.hardware import declared, detect
 from pytest_llmperf.hardware.detect import remote
 from pytest_llmperf.telemetry import Plan, planned
 from pytest_llmperf.telemetry.gpu import GpuAddress
+from pytest_llmperf.telemetry.plan import sensors
 
 VLLM = {"kind": "vllm", "model": "m"}
 
@@ -77,6 +78,22 @@ def wait_for_samples(stub, more):
         if stub.asked("clock") >= until:
             return
         threading.Event().wait(0.005)
+
+
+def test_a_slice_is_sampled_as_itself(nvml_here):
+    """Slices of one GPU share NVML's number; they are told apart by UUID and by their place."""
+    nvml_here("a100 slices")
+    spec = EngineSpec(kind="openai", url="http://127.0.0.1:8000")
+
+    gpus = planned(10.0, spec, detect()).gpus
+
+    assert [(gpu.gpu, gpu.index) for gpu in gpus] == [(0, 0), (1, 0), (2, 0)]
+    assert all(gpu.uuid.startswith("MIG-") for gpu in gpus)
+    with sensors(gpus) as found:
+        samples = [gpu.read(0, everything=True) for gpu in found.gpus]
+    assert [(sample.gpu, sample.energy_j, sample.power_w) for sample in samples] == [
+        (number, None, None) for number in range(3)
+    ]
 
 
 @pytest.fixture
