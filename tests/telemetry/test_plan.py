@@ -129,6 +129,7 @@ def test_a_run_over_the_real_binding(sampled):
         "temperature": ramp((0, 40), (2, 60)),
         "fields": GPUS["h200"]["fields"] | {"83": ramp((0, 0), (2, 1_400_000))},
         "processes": over_time((0, []), (1, [{"pid": 11, "memory_mib": 5}])),
+        "xid": [[1.5, 94]],
     }
 
     summary = sampled(gpu, "h200", advances=(1.0, 1.0))
@@ -140,6 +141,7 @@ def test_a_run_over_the_real_binding(sampled):
     assert (first.energy_from, second.energy_from) == ("counter", "counter")
     assert [process.pid for process in first.processes] == [11]
     assert second.processes == ()
+    assert (first.xids, second.xids) == ((94,), ())
     assert summary.problems == ()
     assert summary.host is not None
 

@@ -62,7 +62,7 @@ def sampling(tmp_path):
 
         @contextmanager
         def opened():
-            yield Sensors(gpus, host, problems)
+            yield Sensors(gpus, host, None, problems)
             closed.set()
 
         made.append(
