@@ -29,6 +29,8 @@ class Gpu:
     """MIG is on: this is a slice, or a GPU that offers none."""
     gpu_uuid: str | None = None
     """Of a slice: the GPU's own UUID."""
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
     index: int | None = None
     """NVML's number, which counts in the order of the PCI bus, those that are withheld from us, too."""
     pci_bus_id: str | None = None

@@ -1,7 +1,7 @@
 """The one place that opens NVML, and what it says of each GPU.
 
 `pynvml` is imported here, and only when somebody asks. A call that the binding, the driver or the part
-does not offer, or that this user may not make, gives None.
+does not offer, or that this user may not make, gives None: one odd answer must not cost the whole GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ _MIG_ENABLED = 1
 _NODE_WORDS = 16
 """Room for 1,024 NUMA nodes, 64 in a word."""
 _C2C_LINK_COUNT = 170
+# Uninitialised, driver not loaded, GPU lost, reset required, driver and library of different versions.
+_BROKEN = frozenset({1, 9, 15, 16, 18})
+_NOT_SUPPORTED, _INVALID_ARGUMENT = 3, 2
 _ATS = 2
 """The addressing mode in which GPU and CPU share page tables: the link between them is coherent."""
 
@@ -81,17 +84,25 @@ def said(error: Any, index: int | None = None) -> str:
 
 
 def offered(nvml: ModuleType, function: str, *arguments: object, **words: object) -> Any:
-    """What the function of that name returns, or None where it is not offered or not allowed.
+    """What the function of that name returns, or None where it is not offered, not allowed, or fails by itself.
 
-    Other errors, such as that of a lost GPU, are raised as `pynvml.NVMLError`.
+    Errors of the whole GPU or driver, such as that of a lost GPU, are raised as `pynvml.NVMLError`.
     """
+    value, _ = _asked(nvml, function, *arguments, **words)
+    return value
+
+
+def _asked(nvml: ModuleType, function: str, *arguments: object, **words: object) -> tuple[Any, int | None]:
+    """What the function returns, or None and NVML's code, which is None where the binding lacks the function."""
     call = getattr(nvml, function, None)
     if call is None:
-        return None
+        return None, None
     try:
-        return call(*arguments, **words)
-    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
-        return None
+        return call(*arguments, **words), nvml.NVML_SUCCESS
+    except nvml.NVMLError as error:
+        if error.value in _BROKEN:
+            raise
+        return None, error.value
 
 
 def look() -> Findings:
@@ -113,10 +124,11 @@ def uses(uuids: Sequence[str]) -> dict[str, Use]:
 def _device(nvml: ModuleType, index: int) -> Iterator[Gpu]:
     """The GPU of this number, or its slices; nothing where a container withholds it, which NVML counts too."""
     try:
-        handle = offered(nvml, "nvmlDeviceGetHandleByIndex", index)
-        if handle is not None:
-            gpu = _gpu(nvml, handle, index)
-            yield from (_slices(nvml, handle, gpu) if gpu.mig else ()) or [gpu]
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        gpu = _gpu(nvml, handle, index)
+        yield from (_slices(nvml, handle, gpu) if gpu.mig else ()) or [gpu]
+    except nvml.NVMLError_NoPermission:
+        return
     except nvml.NVMLError as error:
         raise NvmlError(said(error, index)) from error
 
@@ -158,16 +170,10 @@ def _gpu(nvml: ModuleType, handle: object, index: int) -> Gpu:
 
 
 def _slices(nvml: ModuleType, handle: object, gpu: Gpu) -> list[Gpu]:
-    """The slices of a GPU that this process may see. Indices that are free are not found, and passed over."""
-    found = []
-    for index in range(offered(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
-        try:
-            part = offered(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index)
-        except nvml.NVMLError_NotFound:
-            continue
-        if part is not None:
-            found.append(_slice(nvml, part, gpu))
-    return found
+    """The slices of a GPU that this process may see; indices that are free are not found."""
+    indices = range(offered(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0)
+    found = (offered(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index) for index in indices)
+    return [_slice(nvml, slice_handle, gpu) for slice_handle in found if slice_handle is not None]
 
 
 def _slice(nvml: ModuleType, handle: object, gpu: Gpu) -> Gpu:
@@ -179,6 +185,8 @@ def _slice(nvml: ModuleType, handle: object, gpu: Gpu) -> Gpu:
         memory_bytes=None if memory is None else memory.total,
         uuid=offered(nvml, "nvmlDeviceGetUUID", handle),
         gpu_uuid=gpu.uuid or f"index {gpu.index}",
+        gpu_instance=offered(nvml, "nvmlDeviceGetGpuInstanceId", handle),
+        compute_instance=offered(nvml, "nvmlDeviceGetComputeInstanceId", handle),
         nvlinks=None if gpu.nvlinks is None else 0,
         nvlink_version=None,
     )
@@ -188,13 +196,13 @@ def _links_up(nvml: ModuleType, handle: object) -> list[int] | None:
     """Numbers of the NVLinks that are up; none on a part that does not support the question, None if nobody says."""
     up = []
     for link in range(nvml.NVML_NVLINK_MAX_LINKS):
-        try:
-            if nvml.nvmlDeviceGetNvLinkState(handle, link):
-                up.append(link)
-        except (nvml.NVMLError_NotSupported, nvml.NVMLError_InvalidArgument):
+        state, code = _asked(nvml, "nvmlDeviceGetNvLinkState", handle, link)
+        if code in (_NOT_SUPPORTED, _INVALID_ARGUMENT):
             break  # links are numbered from 0, and a part has fewer than the binding knows
-        except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+        if state is None:
             return None
+        if state:
+            up.append(link)
     return up
 
 
@@ -203,19 +211,13 @@ def _c2c(nvml: ModuleType, handle: object) -> bool | None:
 
     Asked by name first, and where that gives no answer by what only such a part has.
     """
-    answer = None
-    call = getattr(nvml, "nvmlDeviceGetC2cModeInfoV", None)  # absent from bindings before 12.550
-    if call is not None:
-        try:
-            return bool(call(handle).isC2cEnabled)
-        except nvml.NVMLError_NotSupported:
-            answer = False
-        except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
-            pass
+    mode, code = _asked(nvml, "nvmlDeviceGetC2cModeInfoV", handle)  # absent from bindings before 12.550
+    if mode is not None:
+        return bool(mode.isC2cEnabled)
     links = _field(nvml, handle, _C2C_LINK_COUNT)
     if links or offered(nvml, "nvmlDeviceGetAddressingMode", handle) == _ATS:
         return True
-    return answer if links is None else False
+    return False if code == _NOT_SUPPORTED or links is not None else None
 
 
 def _field(nvml: ModuleType, handle: object, field: int) -> int | None:

@@ -65,13 +65,19 @@ def _chosen(gpus: Sequence[Gpu], devices: str) -> tuple[list[Gpu], str | None]:
 def _named(entry: str, gpus: Sequence[Gpu]) -> list[Gpu]:
     """The GPU, or the slices, that an entry stands for; none if there is no such thing, or more than one."""
     if entry.startswith("MIG-"):
-        return _only([[gpu] for gpu in gpus if gpu.gpu_uuid and (gpu.uuid or "").startswith(entry)])
+        return _only([[gpu] for gpu in gpus if gpu.gpu_uuid and _is_slice(gpu, entry)])
     wholes = _wholes(gpus)
     if entry.startswith("GPU-"):
         return _only([whole for whole in wholes if (whole[0].gpu_uuid or whole[0].uuid or "").startswith(entry)])
     number = re.match(r"\+?\d+", entry)  # CUDA reads the number that an entry begins with
     index = int(number[0]) if number else len(wholes)
     return wholes[index] if index < len(wholes) else []
+
+
+def _is_slice(gpu: Gpu, entry: str) -> bool:
+    """By its UUID, or by what drivers before 470 called it: its GPU and the numbers of its two instances."""
+    former = f"MIG-{gpu.gpu_uuid}/{gpu.gpu_instance}/{gpu.compute_instance}"
+    return (gpu.uuid or "").startswith(entry) or former == entry
 
 
 def _only(found: list[list[Gpu]]) -> list[Gpu]:

@@ -76,6 +76,15 @@ def test_a_machine_gets_its_key_its_marks_and_its_description(machine, found_on,
     assert found["open_sessions"] == 0
 
 
+def test_neither_slots_nor_drivers_nor_uuids_change_a_key(machine, found_on):
+    """What an update, a repair or a reboot may change."""
+    other = GPUS["h200"] | {"uuid": "GPU-8d3", "memory_reserved_mib": 900, "power_limit": 500_000, "c2c": error(13)}
+
+    found = [found_on(machine("h200", "l4")), found_on(machine("l4", other, driver="595.1.2", cuda=13020))]
+
+    assert [each["key"] for each in found] == ["NVIDIA-H200+NVIDIA-L4"] * 2
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_of_a_part_leads_to_its_key_and_its_mark_alone(machine, found_on, name):
     """A part's NVML name, matched whole, gives the key of its baselines and no other part's mark."""

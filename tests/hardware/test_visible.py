@@ -12,8 +12,16 @@ from pytest_llmperf.hardware.visible import select
 H200 = Gpu(name="NVIDIA H200", uuid="GPU-aaaa1111-0000", index=0)
 L4 = Gpu(name="NVIDIA L4", uuid="GPU-aaaa2222-0000", index=1)
 SLICES = [
-    Gpu(name="NVIDIA A100-SXM4-40GB MIG 1g.5gb", uuid=f"MIG-{n}", gpu_uuid="GPU-bbbb", index=2, mig=True)
-    for n in ("dddd1", "dddd2")
+    Gpu(
+        name="NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        uuid=f"MIG-dddd{number}",
+        gpu_uuid="GPU-bbbb",
+        gpu_instance=number,
+        compute_instance=0,
+        index=2,
+        mig=True,
+    )
+    for number in (1, 2)
 ]
 GPUS = [H200, L4, *SLICES]
 
@@ -33,6 +41,8 @@ GPUS = [H200, L4, *SLICES]
         ("GPU-b", SLICES),
         ("MIG-dddd2", [SLICES[1]]),
         ("MIG-dddd2,MIG-dddd1", SLICES[::-1]),
+        ("MIG-GPU-bbbb/2/0", [SLICES[1]]),
+        ("MIG-GPU-bbbb/2/1", []),
         ("1,GPU-aaaa1", [L4, H200]),
         ("", []),
         ("-1", []),
