@@ -127,6 +127,7 @@ class Sampler:
 
     def begin(self, index: int) -> None:
         """Take the sample before a run, and sample from now on."""
+        self._run = _Run()
         if not self._opened.is_set() and not self._wait(self._opened, _OPENING_S):
             return
         self._ask(lambda: self._begin(index))
@@ -153,7 +154,7 @@ class Sampler:
     def close(self) -> None:
         """End the thread, the session of NVML and the file. A thread that hangs in the driver is left behind."""
         self._requests.put(None)
-        self._thread.join(_ANSWERING_S)
+        self._thread.join(0.0 if self._is_given_up else _ANSWERING_S)
         if self._thread.is_alive():
             self._give_up(_ANSWERING_S)
 
@@ -174,8 +175,10 @@ class Sampler:
         return not self._is_given_up
 
     def _give_up(self, after_s: float) -> None:
+        if not self._is_given_up:
+            self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s")
         self._is_given_up = True
-        self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s")
+        self._requests.put(None)  # should it answer after all, nobody wants to know
 
     def _note(self, problem: str) -> None:
         self._problems.setdefault(problem)
