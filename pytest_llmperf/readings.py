@@ -86,6 +86,18 @@ class HostSample:
     io_pressure: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Xid:
+    """An error that the driver reported of a GPU."""
+
+    at_ns: int
+    """When it was asked for, up to a second after it was reported."""
+    gpu: int
+    """As in `GpuSample`."""
+    code: int
+    """NVIDIA's number of it: 79 is a GPU that has fallen off the bus."""
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Values over a run."""
@@ -166,6 +178,8 @@ class GpuSummary:
     pcie_width: int | None = None
     ecc: Mapping[str, int] | None = None
     """New errors and remapped rows by kind; 0 where there were none."""
+    xids: tuple[int, ...] | None = None
+    """Errors that the driver reported since the run before, by NVIDIA's numbers, in their order."""
     processes: tuple[ProcessSeen, ...] | None = None
     lost: str | None = None
     """NVML's error with which the GPU went away; None if it stayed."""
@@ -249,6 +263,8 @@ _GPU_PARTS: dict[str, type] = {
 def _gpu(value: Any) -> GpuSummary:
     fields = _with(value, _GPU_PARTS)
     fields["counted_reasons"] = tuple(fields.get("counted_reasons", ()))
+    if "xids" in fields:
+        fields["xids"] = tuple(fields["xids"])
     if "processes" in fields:
         fields["processes"] = tuple(
             ProcessSeen(pid=one["pid"], memory_bytes=one.get("memory_bytes")) for one in fields["processes"]

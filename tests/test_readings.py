@@ -39,6 +39,7 @@ GPU = st.builds(
     counted_reasons=st.lists(st.text(max_size=4), max_size=2).map(tuple),
     pcie_tx_bytes=st.none() | COUNT,
     ecc=st.none() | st.dictionaries(st.text(max_size=4), COUNT, max_size=2),
+    xids=st.none() | st.lists(COUNT, max_size=2).map(tuple),
     processes=st.none() | st.lists(st.builds(ProcessSeen, COUNT, st.none() | COUNT), max_size=2).map(tuple),
     lost=st.none() | st.text(max_size=5),
 )

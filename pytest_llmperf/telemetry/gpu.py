@@ -154,13 +154,15 @@ class GpuSensor:
         self.address = address
         self.lost: str | None = None
         """NVML's error with which it went away; nothing is asked any more."""
+        self.handle: Any = None
+        """NVML's own; None if it could not be opened."""
         self._nvml = nvml
         self._calls: dict[str, _Reader] = {}
         self._rare_calls: dict[str, _Reader] = {}
         self._fields = self._all_fields = FieldBlock(nvml, ())
         self._gone = (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED)
         try:
-            self._handle = _handle(nvml, address)
+            self.handle = _handle(nvml, address)
             self._find_what_is_offered()
         except nvml.NVMLError as error:
             self.lost = str(error)
@@ -210,7 +212,7 @@ class GpuSensor:
     def _is_offered(self, call: _Reader) -> bool:
         """Whether it may be made again; raises if the GPU is gone."""
         try:
-            call(self._nvml, self._handle)
+            call(self._nvml, self.handle)
         except AttributeError:  # an older binding
             return False
         except self._nvml.NVMLError as error:
@@ -228,7 +230,7 @@ class GpuSensor:
 
     def _answered(self, block: FieldBlock) -> Iterator[tuple[_Field, float]]:
         """The fields that have a value now; raises if the GPU is gone."""
-        code = block.ask(self._handle)
+        code = block.ask(self.handle)
         if code in self._gone:
             raise self._nvml.NVMLError(code)
         if code != 0:
@@ -242,7 +244,7 @@ class GpuSensor:
     def _read_calls(self, values: dict[str, Any], calls: Mapping[str, _Reader]) -> None:
         for name, call in calls.items():
             try:
-                values[name] = call(self._nvml, self._handle)
+                values[name] = call(self._nvml, self.handle)
             except self._nvml.NVMLError as error:
                 if error.value in self._gone:
                     raise

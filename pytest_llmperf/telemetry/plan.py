@@ -20,6 +20,7 @@ from pytest_llmperf.hardware.visible import VARIABLE, select
 from pytest_llmperf.telemetry.gpu import GpuAddress, GpuSensor
 from pytest_llmperf.telemetry.host import host_sensor
 from pytest_llmperf.telemetry.sampler import Sampler, Sensors
+from pytest_llmperf.telemetry.xid import XidWatch, xid_watch
 
 _PARALLEL = re.compile(r"--?(tp|pp|dp|ep)\b|--.*parallel")
 """Arguments that make an engine take more GPUs than its words say."""
@@ -85,11 +86,13 @@ def sensors(gpus: Sequence[GpuAddress]) -> Iterator[Sensors]:
     with ExitStack() as opened:
         host = opened.enter_context(host_sensor())
         found: tuple[GpuSensor, ...] = ()
+        xids: XidWatch | None = None
         problems: tuple[str, ...] = ()
         if gpus:
             try:
                 nvml = opened.enter_context(session())
                 found = tuple(GpuSensor(nvml, gpu) for gpu in gpus)
+                xids = opened.enter_context(xid_watch(nvml, found))
             except NvmlError as error:
                 problems = (f"no telemetry of the GPUs: {error}",)
-        yield Sensors(found, host, problems)
+        yield Sensors(found, host, xids, problems)

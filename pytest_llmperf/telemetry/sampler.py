@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from pytest_llmperf.clock import NS_PER_S, Clock, thread_cpu_ns
 from pytest_llmperf.errors import LLMPerfError
-from pytest_llmperf.readings import GpuSample, GpuSummary, HostSample, TelemetrySummary
+from pytest_llmperf.readings import GpuSample, GpuSummary, HostSample, TelemetrySummary, Xid
 from pytest_llmperf.telemetry.gpu import GpuAddress
 from pytest_llmperf.telemetry.series import SeriesFile, samples_from
 from pytest_llmperf.telemetry.summary import summaries
@@ -49,12 +49,26 @@ class Host(Protocol):
         ...
 
 
+class Xids(Protocol):
+    """The errors that GPUs report; `XidWatch` is one."""
+
+    @property
+    def gpus(self) -> frozenset[int]:
+        """Those that report any."""
+        ...
+
+    def take(self, at_ns: int) -> Iterable[Xid]:
+        """What has been reported since it was last asked."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Sensors:
     """What is sampled, opened by the thread that reads it."""
 
     gpus: Sequence[Gpu] = ()
     host: Host | None = None
+    xids: Xids | None = None
     problems: tuple[str, ...] = ()
     """Why some are not there."""
 
@@ -120,6 +134,7 @@ class Sampler:
 
     def begin(self, index: int) -> None:
         """Take the sample before a run, and sample from now on."""
+        self._run = _Run()
         if not self._opened.is_set() and not self._wait(self._opened, _OPENING_S):
             return
         self._ask(lambda: self._begin(index))
@@ -136,7 +151,9 @@ class Sampler:
         if run.is_ended and span is not None and not self._is_given_up:
             lost = {gpu.address.gpu: gpu.lost for gpu in self._sensors.gpus if gpu.lost is not None}
             addresses = [gpu.address for gpu in self._sensors.gpus]
-            gpus, host = summaries(samples_from(self._file.path, run.offset), addresses, span, lost, self._period_ns)
+            watched = frozenset() if self._sensors.xids is None else self._sensors.xids.gpus
+            samples = samples_from(self._file.path, run.offset)
+            gpus, host = summaries(samples, addresses, span, lost, self._period_ns, watched)
         return TelemetrySummary(
             gpus=gpus, host=host, rate_hz=self._rate_hz, cost_share=run.cost_share, problems=self.problems
         )
@@ -144,7 +161,7 @@ class Sampler:
     def close(self) -> None:
         """End the thread, the session of NVML and the file. A thread that hangs in the driver is left behind."""
         self._requests.put(None)
-        self._thread.join(_ANSWERING_S)
+        self._thread.join(0.0 if self._is_given_up else _ANSWERING_S)
         if self._thread.is_alive():
             self._give_up(_ANSWERING_S)
 
@@ -165,8 +182,10 @@ class Sampler:
         return not self._is_given_up
 
     def _give_up(self, after_s: float) -> None:
+        if not self._is_given_up:
+            self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s")
         self._is_given_up = True
-        self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s")
+        self._requests.put(None)  # should it answer after all, nobody wants to know
 
     def _note(self, problem: str) -> None:
         self._problems.setdefault(problem)
@@ -234,7 +253,7 @@ class Sampler:
         assert self._deadline_ns is not None, "nothing is due between runs"
         is_rare = self._deadline_ns >= self._rarely_ns
         if is_rare:
-            self._rarely_ns += _RARELY_NS
+            self._rarely_ns = self._deadline_ns + _RARELY_NS
         self._sample(everything=is_rare)
         late_ns = max(0, self._clock.now_ns() - self._deadline_ns)
         self._deadline_ns += self._period_ns * (1 + late_ns // self._period_ns)  # what was missed is left out
@@ -242,14 +261,22 @@ class Sampler:
     def _sample(self, *, everything: bool) -> None:
         for sample in self._read_gpus(everything=everything):
             self._file.add(sample)
-        if everything and self._sensors.host is not None:
-            self._file.add(self._sensors.host.read(self._clock.now_ns()))
+        if everything:
+            self._sample_around()
 
     def _read_gpus(self, *, everything: bool) -> Iterator[GpuSample]:
         for gpu in self._sensors.gpus:
             sample = gpu.read(self._clock.now_ns(), everything=everything)
             if sample is not None:
                 yield sample
+
+    def _sample_around(self) -> None:
+        """The machine around the GPUs, and what these have reported."""
+        host, xids = self._sensors.host, self._sensors.xids
+        if host is not None:
+            self._file.add(host.read(self._clock.now_ns()))
+        for xid in () if xids is None else xids.take(self._clock.now_ns()):
+            self._file.add(xid)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import IO, Any
 import orjson
 
 from pytest_llmperf.errors import LLMPerfError
-from pytest_llmperf.readings import GpuSample, HostSample
+from pytest_llmperf.readings import GpuSample, HostSample, Xid
 from pytest_llmperf.telemetry.gpu import GpuAddress
 
 SCHEMA_VERSION = 1
@@ -23,8 +23,8 @@ _BATCH = 256
 
 _AS_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
 
-Sample = GpuSample | HostSample
-_ROW_OF: dict[type, str] = {GpuSample: "gpu", HostSample: "host"}
+Sample = GpuSample | HostSample | Xid
+_ROW_OF: dict[type, str] = {GpuSample: "gpu", HostSample: "host", Xid: "xid"}
 
 
 class SeriesFile:
@@ -92,6 +92,8 @@ def samples_from(path: Path, offset: int) -> Iterator[Sample]:
                 yield _gpu_sample(row["gpu"])
             elif "host" in row:
                 yield HostSample(**row["host"])
+            elif "xid" in row:
+                yield Xid(**row["xid"])
 
 
 def _gpu_sample(row: dict[str, Any]) -> GpuSample:

@@ -185,6 +185,12 @@ def _ecc(sight: Sight) -> Iterator[str]:
         yield f"reports, new in this run: {found}; reset it, and replace it if that comes again"
 
 
+def _xids(sight: Sight) -> Iterator[str]:
+    if sight.now.xids:
+        told = ", ".join(map(str, sorted(set(sight.now.xids))))
+        yield f"reported an error during the run (Xid {told}); see dmesg, and NVIDIA's list of Xids for what it means"
+
+
 RULES: Mapping[str, Callable[[Sight], Iterator[str]]] = {
     "lost": _lost,
     "throttling": _throttling,
@@ -193,6 +199,7 @@ RULES: Mapping[str, Callable[[Sight], Iterator[str]]] = {
     "memory": _memory,
     "link": _link,
     "ecc": _ecc,
+    "xid": _xids,
 }
 """By the name under which a rule can be tolerated."""
 

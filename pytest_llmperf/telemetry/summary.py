@@ -7,7 +7,9 @@ between the samples on either side of each, so that none of the time around it i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from pytest_llmperf.clock import NS_PER_S, seconds_between
 from pytest_llmperf.readings import (
@@ -18,6 +20,7 @@ from pytest_llmperf.readings import (
     HostSummary,
     ProcessSeen,
     Spread,
+    Xid,
     reasons_in,
 )
 from pytest_llmperf.telemetry.clocks import BusyFold
@@ -34,25 +37,34 @@ _CONTRADICTED = 0.25
 
 
 def summaries(
-    samples: Iterable[GpuSample | HostSample],
+    samples: Iterable[GpuSample | HostSample | Xid],
     gpus: Sequence[GpuAddress],
     span: tuple[int, int],
     lost: Mapping[int, str],
     period_ns: int,
+    watched: Container[int] = (),
 ) -> tuple[tuple[GpuSummary, ...], HostSummary | None]:
     """Fold the samples of one run.
 
     `span`: the part of it that counts, by the samples' clock. `lost`: NVML's errors by GPU. `period_ns`: how
-    often power was sampled.
+    often power was sampled. `watched`: the GPUs that report Xids.
     """
     folds = {address.gpu: _GpuFold(span, max(_LONGEST_GAP_NS, 3 * period_ns)) for address in gpus}
     host = _HostFold(span)
+    xids: dict[int, list[int]] = {}
+
+    def xids_of(gpu: int) -> tuple[int, ...] | None:
+        return tuple(xids.get(gpu, ())) if gpu in watched else None
+
     for sample in samples:
         if isinstance(sample, HostSample):
             host.add(sample)
+        elif isinstance(sample, Xid):
+            xids.setdefault(sample.gpu, []).append(sample.code)
         else:
             folds[sample.gpu].add(sample)
-    return tuple(folds[address.gpu].summary(address, lost.get(address.gpu)) for address in gpus), host.summary()
+    found = (replace(folds[one.gpu].summary(one, lost.get(one.gpu)), xids=xids_of(one.gpu)) for one in gpus)
+    return tuple(found), host.summary()
 
 
 class _Values:
@@ -219,6 +231,7 @@ class _GpuFold:
         energy_j, energy_from = self._energy_of()
         reasons, counted = self._reason_shares()
         at = self._at.spread()
+        links: dict[str, Any] = {name: _whole(link.gained) for name, link in self._links.items()}
         return GpuSummary(
             gpu=address.gpu,
             uuid=address.uuid,
@@ -243,7 +256,7 @@ class _GpuFold:
             ecc={name: last - first for name, (first, last) in self._ecc.items()} or None,
             processes=None if self._processes is None else _seen(self._processes),
             lost=lost,
-            **{name: _whole(link.gained) for name, link in self._links.items()},
+            **links,
         )
 
     def _energy_of(self) -> tuple[float | None, str | None]:

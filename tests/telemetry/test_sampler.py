@@ -62,7 +62,7 @@ def sampling(tmp_path):
 
         @contextmanager
         def opened():
-            yield Sensors(gpus, host, problems)
+            yield Sensors(gpus, host, None, problems)
             closed.set()
 
         made.append(
@@ -244,24 +244,26 @@ def test_a_driver_that_does_not_open_hangs_no_run(sampling, impatient):
     let_go.set()
 
 
-def test_a_disk_that_is_full_ends_the_sampling_and_not_the_run(sampling, monkeypatch):
+def test_a_disk_that_is_full_ends_the_sampling_and_not_the_run(sampling):
     """It is said, and nothing waits for a thread that is gone."""
     gpu = Gpu()
     one = sampling(gpu)
 
-    def full(_):
+    def full():
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(one._file, "flush", lambda: full(None))
-    one.begin(0)
-    one.end()
-    one.begin(1)
-    one.end()
-    summary = one.summary((0, 1))
+    before = one.summary(one_run(one, gpu, 3))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(one._file, "flush", full)
+        one.begin(1)
+        one.end()
+        one.begin(2)
+        one.end()
+    summary = one.summary((0, RealClock().now_ns()))
 
+    assert before.gpus[0].samples > 0
     assert summary.problems == ("telemetry stopped: [Errno 28] No space left on device",)
-    assert summary.gpus == ()
-    monkeypatch.undo()
+    assert (summary.gpus, summary.cost_share) == ((), None)
 
 
 def test_nothing_is_left_behind(sampling):

@@ -72,6 +72,7 @@ BROKEN = {
         {"pcie_generation": 3, "utilisation": 0.05},
     ),
     "ecc": ({"ecc": {"uncorrected": 1}}, {"ecc": {"corrected": 1}}),
+    "xid": ({"xids": (79, 48)}, {"xids": ()}),
     "ecc rows": ({"ecc": {"row_remap_pending": 1}}, {"ecc": {"rows_remapped_corrected": 1}}),
 }
 

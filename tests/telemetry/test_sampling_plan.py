@@ -13,6 +13,7 @@ from pytest_llmperf.hardware import declared, detect
 from pytest_llmperf.hardware.detect import remote
 from pytest_llmperf.telemetry import Plan, planned
 from pytest_llmperf.telemetry.gpu import GpuAddress
+from pytest_llmperf.telemetry.plan import sensors
 
 VLLM = {"kind": "vllm", "model": "m"}
 
@@ -79,6 +80,22 @@ def wait_for_samples(stub, more):
         threading.Event().wait(0.005)
 
 
+def test_a_slice_is_sampled_as_itself(nvml_here):
+    """Slices of one GPU share NVML's number; they are told apart by UUID and by their place."""
+    nvml_here("a100 slices")
+    spec = EngineSpec(kind="openai", url="http://127.0.0.1:8000")
+
+    gpus = planned(10.0, spec, detect()).gpus
+
+    assert [(gpu.gpu, gpu.index) for gpu in gpus] == [(0, 0), (1, 0), (2, 0)]
+    assert all(gpu.uuid.startswith("MIG-") for gpu in gpus)
+    with sensors(gpus) as found:
+        samples = [gpu.read(0, everything=True) for gpu in found.gpus]
+    assert [(sample.gpu, sample.energy_j, sample.power_w) for sample in samples] == [
+        (number, None, None) for number in range(3)
+    ]
+
+
 @pytest.fixture
 def sampled(nvml_here, tmp_path):
     """`sampled(gpus, *seconds)`: the telemetry of a run with a sample after each advance of the stub's time."""
@@ -112,6 +129,7 @@ def test_a_run_over_the_real_binding(sampled):
         "temperature": ramp((0, 40), (2, 60)),
         "fields": GPUS["h200"]["fields"] | {"83": ramp((0, 0), (2, 1_400_000))},
         "processes": over_time((0, []), (1, [{"pid": 11, "memory_mib": 5}])),
+        "xid": [[1.5, 94]],
     }
 
     summary = sampled(gpu, "h200", advances=(1.0, 1.0))
@@ -123,6 +141,7 @@ def test_a_run_over_the_real_binding(sampled):
     assert (first.energy_from, second.energy_from) == ("counter", "counter")
     assert [process.pid for process in first.processes] == [11]
     assert second.processes == ()
+    assert (first.xids, second.xids) == ((94,), ())
     assert summary.problems == ()
     assert summary.host is not None
 

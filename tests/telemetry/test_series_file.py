@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.errors import LLMPerfError
-from pytest_llmperf.readings import GpuSample, HostSample
+from pytest_llmperf.readings import GpuSample, HostSample, Xid
 from pytest_llmperf.telemetry import read_samples
 from pytest_llmperf.telemetry.gpu import GpuAddress
 from pytest_llmperf.telemetry.series import SeriesFile, samples_from
@@ -26,10 +26,11 @@ GPU = st.builds(
     **dict.fromkeys(("throttled_ns", "ecc"), NAMES),
     processes=st.none() | st.dictionaries(st.integers(0, 2**31), COUNT, max_size=3),
 )
+XID = st.builds(Xid, at_ns=st.integers(0, 2**63 - 1), gpu=st.integers(0, 15), code=st.integers(0, 200))
 HOST = st.builds(HostSample, at_ns=st.integers(0, 2**63 - 1), cpu_share=NUMBER, swap_used_bytes=COUNT)
 
 
-@given(samples=st.lists(GPU | HOST, max_size=8))
+@given(samples=st.lists(GPU | HOST | XID, max_size=8))
 def test_what_is_written_is_read_back(tmp_path_factory, samples):
     """Every field and every absence, in the order in which they were taken."""
     path = tmp_path_factory.mktemp("series") / "run.telemetry.jsonl"
