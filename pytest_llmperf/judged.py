@@ -83,6 +83,11 @@ class Judged:
     def __bool__(self) -> bool:
         return True
 
+    @property
+    def clock_mhz(self) -> float | None:
+        """At which the GPUs worked; None where that was not sampled."""
+        return None
+
     def quantity(self, name: str) -> metrics.Quantity:
         """What the metric of that name is."""
         return metrics.METRICS[name]

@@ -117,6 +117,18 @@ OPTIONS = (
         "each node: ray://auto, ray://HOST:PORT",
         "N|ray://...",
     ),
+    Option(
+        "telemetry",
+        "how often a second the engine's GPUs are sampled beside each run, where it runs on this machine; off: not at "
+        "all (default: 10)",
+        "HZ|off",
+    ),
+    Option(
+        "tolerate",
+        "what hardware may do without making a run invalid; it is still said: names of rules with commas, as in "
+        "link,memory",
+        "RULE,...",
+    ),
     Option("timeout", "seconds that a server may stay silent within a request (default: 300)", "SECONDS"),
     Option("request-timeout", "seconds that a whole request may take (default: 3600)", "SECONDS"),
     Option("start-timeout", "seconds that a server may take to start (default: 900)", "SECONDS"),
@@ -186,6 +198,10 @@ class Options:
     cache: Path
     workers: int | str
     """A number of processes, or the address of a Ray cluster, `ray://...`."""
+    telemetry_hz: float | None
+    """Samples per second; None: none are taken."""
+    tolerated: frozenset[str]
+    """Rules on the hardware whose breach makes no run invalid."""
     timeout_s: float
     request_timeout_s: float
     start_timeout_s: float
@@ -239,6 +255,8 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         output=reader.folder("output", ".llmperf"),
         cache=_cache_folder(environ),
         workers=reader.checked("workers", workers, 1),
+        telemetry_hz=reader.checked("telemetry", _rate_hz, 10.0),
+        tolerated=reader.checked("tolerate", _rules, frozenset()),
         timeout_s=reader.checked("timeout", _seconds, 300.0),
         request_timeout_s=reader.checked("request-timeout", _seconds, 3600.0),
         start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
@@ -402,6 +420,22 @@ def workers(text: str) -> int | str:
     if text.isdecimal() and 1 <= int(text) <= _MOST_WORKERS:
         return int(text)
     raise ConfigurationError(f"expected a number of processes from 1 to {_MOST_WORKERS}, or ray://..., got {text!r}")
+
+
+def _rate_hz(text: str) -> float | None:
+    if text == "off":
+        return None
+    return _number_from(text, 0.1, 100.0, "a number of samples per second from 0.1 to 100, or off")
+
+
+def _rules(text: str) -> frozenset[str]:
+    from pytest_llmperf.telemetry import TOLERABLE  # noqa: PLC0415 - only where it is asked for
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [unknown("rule", name, TOLERABLE) for name in names if name not in TOLERABLE]
+    if wrong:
+        raise ConfigurationError(*wrong)
+    return frozenset(names)
 
 
 def _seconds(text: str) -> float:

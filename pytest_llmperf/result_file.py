@@ -13,7 +13,7 @@ import os
 import re
 import reprlib
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -24,6 +24,7 @@ from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS, Quantity
+from pytest_llmperf.readings import TelemetrySummary, telemetry_from, working_clock
 
 SCHEMA_VERSION = 1
 NO_DAY = "1970-01-01T00:00:00+00:00"
@@ -62,6 +63,8 @@ class Entry:
     """What is accepted of this metric, for the reader; the same for every night."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Of what it was measured, as the file has it; empty where it does not say."""
+    clock_mhz: float | None = None
+    """At which the GPUs worked; None where the file does not say."""
     judgement: Mapping[str, Any] = field(default_factory=dict)
     """What the session that wrote the file said of the measurement; empty where it judged nothing."""
 
@@ -88,6 +91,8 @@ class ResultFile:
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
     figures: Mapping[str, Sequence[Mapping[str, float]]]
     """By measurement, what was measured in each run and not gated."""
+    telemetry: Mapping[str, Sequence[TelemetrySummary | None]] = field(default_factory=dict)
+    """By measurement, what was sampled beside each run; empty in files from before it was."""
     commit: str | None = None
     """Of the working tree that was measured; None where the file does not say."""
     is_dirty: bool = False
@@ -176,13 +181,16 @@ def parsed(path: Path, text: str) -> ResultFile:
     )
     _check_unique(path, entries)
     about_commit = _mapping(document.get("commit_info"))
+    telemetry = _telemetry(document["benchmarks"])
+    clocks = {measurement: working_clock(runs) for measurement, runs in telemetry.items()}
     return ResultFile(
         path=path,
         hardware_key=key,
         saved_at=saved_at,
-        entries=entries,
+        entries=tuple(replace(entry, clock_mhz=clocks.get(entry.measurement)) for entry in entries),
         is_ours=is_ours,
         figures=_figures(document["benchmarks"]),
+        telemetry=telemetry,
         commit=_commit(about_commit),
         is_dirty=about_commit.get("dirty") is True,
     )
@@ -330,14 +338,30 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
 
 def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {}
+    for measurement, runs in _by_run(rows, "runs"):
+        if all(isinstance(run, dict) for run in runs):
+            found.setdefault(measurement, runs)
+    return found
+
+
+def _telemetry(rows: Sequence[Any]) -> dict[str, list[TelemetrySummary | None]]:
+    return {name: [telemetry_from(run) for run in runs] for name, runs in _by_run(rows, "telemetry")}
+
+
+def _by_run(rows: Sequence[Any], word: str) -> Iterator[tuple[str, list[Any]]]:
+    """Each measurement's list of that name in its result, where it has one."""
     for row in rows:
         extra = row.get("extra_info")
         about = extra.get("llmperf", {}) if isinstance(extra, dict) else {}
-        result = about.get("result")
-        runs = result.get("runs") if isinstance(result, dict) else None
-        if isinstance(runs, list) and all(isinstance(run, dict) for run in runs):
-            found.setdefault(about["measurement"], runs)
-    return found
+        runs = _runs(about, word)
+        if runs:
+            yield about["measurement"], runs
+
+
+def _runs(about: Mapping[str, Any], word: str) -> list[Any]:
+    result = about.get("result")
+    runs = result.get(word) if isinstance(result, dict) else None
+    return runs if isinstance(runs, list) else []
 
 
 def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:

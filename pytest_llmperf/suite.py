@@ -33,6 +33,7 @@ from pytest_llmperf.results import PerfResult
 from pytest_llmperf.selfcheck import excesses, tolerated
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.stats import Statistic
+from pytest_llmperf.telemetry import planned
 from pytest_llmperf.verdicts import Judgement, Verdict
 
 
@@ -122,6 +123,7 @@ class Suite:
                     options.alpha,
                     options.night_spread,
                     is_screen=options.confirm is not None,
+                    tolerated=options.tolerated,
                 )
             except BaselineError as error:
                 found += str(error).splitlines()
@@ -293,6 +295,8 @@ class Suite:
             record_dir=self.output / "records",
             progress=self._progress,
             team=LocalTeam(engine.clock) if engine.is_simulated else self._team,
+            telemetry=planned(self.options.telemetry_hz, engine.spec, self.hardware_of(engine.spec)),
+            tolerated=self.options.tolerated,
         )
 
     def review(self) -> list[Judged]:

@@ -8,9 +8,10 @@ from functools import partial
 
 from pytest_llmperf.baselines import Match
 from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.gate.clocks import clock_since
 from pytest_llmperf.gate.criterion import ALPHA, DETECT, NIGHT_SPREAD, Criterion
 from pytest_llmperf.gate.family import Family
-from pytest_llmperf.gate.stored import SIMULATED_RESOLUTION, judgement
+from pytest_llmperf.gate.stored import SIMULATED_RESOLUTION, invalid, judgement
 from pytest_llmperf.gate.trial import Base, Trial, own_change, tried, typical
 from pytest_llmperf.metrics import Quantity
 from pytest_llmperf.result_file import Entry, ResultFile, differences, unlike
@@ -158,10 +159,13 @@ def _judged(
     for pair in common:
         trial = _tried(matches[pair], wanted[pair], spreads[pair[1]], terms)
         outcomes.setdefault(pair[0], []).append(trial)
+    otherwise = {pair[0]: clock_since(matches[pair].newest.clock_mhz, wanted[pair].clock_mhz) for pair in common}
     for measurement, found in outcomes.items():
-        family.put(measurement, found)
+        family.put(measurement, [] if otherwise[measurement] else found)
     return {
-        measurement: judgement(
+        measurement: invalid((reason,))
+        if (reason := otherwise[measurement])
+        else judgement(
             family.findings(measurement),
             against=next(match.name for pair, match in matches.items() if pair[0] == measurement),
             doubts=_doubts(measurement, matches, wanted),

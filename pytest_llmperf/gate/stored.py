@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pytest_llmperf import units
 from pytest_llmperf.baselines import Baselines, Match
+from pytest_llmperf.gate.clocks import clock_since
 from pytest_llmperf.gate.criterion import ALPHA, NIGHT_SPREAD, SCREEN, Criterion
 from pytest_llmperf.gate.family import Family, worst
 from pytest_llmperf.gate.trial import Base, Trial, tried, typical
@@ -32,18 +33,23 @@ class Gate:
         night_spread: float = NIGHT_SPREAD,
         *,
         is_screen: bool = False,
+        tolerated: frozenset[str] = frozenset(),
     ) -> None:
         """`family_size`: how many gated metrics can be compared, counted before measuring.
 
         `night_spread`: standard deviation between nights, a share, until enough are stored to know it.
+        `tolerated`: rules on the hardware that are not to spoil a comparison.
         `is_screen`: nothing is called regressed; what seems so is flagged, to be measured again.
         """
         self._baselines = baselines
         self._family = Family(family_size, SCREEN if is_screen else alpha, is_screen=is_screen)
         self._assumed = assumed(night_spread)
+        self._tolerated = tolerated
         self._results: dict[str, Judged] = {}
         self._matches: dict[str, dict[str, Match]] = {}
         self._bases: dict[str, Judged] = {}
+        self._otherwise: dict[str, str] = {}
+        """By measurement, why its hardware did not work as it did when the baseline was stored."""
 
     @property
     def family_size(self) -> int:
@@ -63,8 +69,18 @@ class Gate:
             self._bases[key] = base
         # A build that is invalid ended the other's runs, too, perhaps before its first.
         comparable = result.validity and (base is None or base.validity)
-        self._family.put(key, [self._compared(key, result, one) for one in criteria] if comparable else [])
+        compared = [self._compared(key, result, one) for one in criteria] if comparable else []
+        self._hold_against_clocks(key, result)
+        self._family.put(key, [] if key in self._otherwise else compared)
         return self._judgement(key)
+
+    def _hold_against_clocks(self, key: str, result: Judged) -> None:
+        """A GPU that works at another clock than when the baseline was stored is not the same hardware."""
+        self._otherwise.pop(key, None)
+        stored = [match.newest.clock_mhz for match in self._matches[key].values()]
+        since = clock_since(stored[0], result.clock_mhz) if stored and "clocks" not in self._tolerated else None
+        if since is not None:
+            self._otherwise[key] = since
 
     def is_clear(self, result: Judged, criteria: Sequence[Criterion], base: Judged | None = None) -> bool:
         """Whether a measurement that could go on has its verdict; else further runs may still change it."""
@@ -80,7 +96,7 @@ class Gate:
     def forget(self, measurement: str) -> None:
         """Drop a measurement that is going to be taken again."""
         self._family.drop(measurement)
-        for kept in (self._results, self._matches, self._bases):
+        for kept in (self._results, self._matches, self._bases, self._otherwise):
             kept.pop(measurement, None)
 
     def flagged(self, measurement: str) -> tuple[Criterion, ...]:
@@ -144,6 +160,8 @@ class Gate:
         result, base = self._results[key], self._bases.get(key)
         if not result.validity:
             return invalid(result.validity.reasons)
+        if key in self._otherwise:
+            return invalid((self._otherwise[key],))
         if base is not None and not base.validity:
             return invalid(tuple(f"the base build: {reason}" for reason in base.validity.reasons))
         findings = self._family.findings(key)
