@@ -113,6 +113,7 @@ class FieldBlock:
         self.fields = tuple(fields)
         self._function = getattr(nvml.nvmlLib, "nvmlDeviceGetFieldValues", None)
         self._not_found: int = nvml.NVML_ERROR_FUNCTION_NOT_FOUND
+        self._not_supported: int = nvml.NVML_ERROR_NOT_SUPPORTED
         self._memory = (nvml.c_nvmlFieldValue_t * len(self.fields))()
         self._layout = struct.Struct(_ONE * len(self.fields))
         assert self._layout.size == ctypes.sizeof(self._memory), "NVML's field values have another form"
@@ -132,7 +133,8 @@ class FieldBlock:
         """Of each field its own code, and the value, which means something if that is 0."""
         read = self._layout.unpack_from(self._memory)
         for kind, code, value in zip(read[4::7], read[5::7], read[6::7], strict=True):
-            yield code, _NUMBER[kind].unpack_from(value)[0] if code == 0 else 0
+            is_known = kind < len(_NUMBER)
+            yield code if is_known else self._not_supported, _NUMBER[kind].unpack_from(value)[0] if is_known else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,11 @@ class GpuSensor:
         self._rare_calls = self._offered_calls(_RARE_CALLS)
 
     def _offered_fields(self, fields: Sequence[_Field]) -> list[_Field]:
-        return [field for field, _ in self._answered(FieldBlock(self._nvml, fields))]
+        """Asked together; one by one where that comes to nothing, as one that a driver does not know may spoil all."""
+        offered = [field for field, _ in self._answered(FieldBlock(self._nvml, fields))]
+        if offered or len(fields) == 1:
+            return offered
+        return [found for field in fields for found in self._offered_fields([field])]
 
     @staticmethod
     def _first_of_each(fields: Iterable[_Field]) -> list[_Field]:

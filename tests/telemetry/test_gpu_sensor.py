@@ -8,7 +8,7 @@ import pytest
 from nvml import GPUS, LOST, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, error, over_time, ramp
 
 from pytest_llmperf.readings import GpuSample
-from pytest_llmperf.telemetry.gpu import GpuAddress, GpuSensor
+from pytest_llmperf.telemetry.gpu import FieldBlock, GpuAddress, GpuSensor
 
 BUSY = GPUS["h200"] | {
     "clock": {"sm": 1755, "memory": 3201},
@@ -171,6 +171,35 @@ def test_a_field_value_is_read_by_its_type(sensor, kind, raw):
     gpu, _ = sensor(BUSY | {"fields": {"197": raw}, "field_types": {"197": kind}})
 
     assert gpu.read(0, everything=True).pcie_tx_bytes == 12
+
+
+def test_a_value_of_an_unknown_type_is_absent(sensor):
+    """Of a driver that is newer than we are: its bytes would mean anything."""
+    gpu, _ = sensor(BUSY | {"fields": {"197": 12, "198": 13}, "field_types": {"197": 7}})
+
+    sample = gpu.read(0, everything=True)
+
+    assert (sample.pcie_tx_bytes, sample.pcie_rx_bytes) == (None, 13)
+
+
+def test_a_field_that_spoils_the_whole_call_costs_no_other(sensor, monkeypatch):
+    """An older driver may refuse a call for one number that it does not know."""
+    ask = FieldBlock.ask
+
+    def refusing(block, handle):
+        return 2 if any(field.number == 271 for field in block.fields) else ask(block, handle)
+
+    monkeypatch.setattr(FieldBlock, "ask", refusing)
+    gpu, _ = sensor(BUSY)
+
+    sample = gpu.read(0, everything=True)
+
+    assert sample.throttled_ns.keys() == {
+        "sw_power_cap", "thermal", "sync_boost", "board_limit", "low_utilisation", "reliability", "sw_thermal",
+        "hw_thermal",
+    }  # fmt: skip
+    assert sample.energy_j == pytest.approx(5000.25)
+    assert sample.pcie_tx_bytes == 1000
 
 
 def test_an_old_driver_is_asked_in_its_own_words(sensor):
