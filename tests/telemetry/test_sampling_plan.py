@@ -108,6 +108,7 @@ def sampled(nvml_here, tmp_path):
         try:
             sampler.begin(0)
             start_ns = clock.now_ns()
+            wait_for_samples(stub, 2 * len(gpus))  # so that nothing moves between the samples around the start
             for seconds in advances:
                 stub.advance(seconds)
                 wait_for_samples(stub, 2 * len(gpus))
