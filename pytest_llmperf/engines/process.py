@@ -62,8 +62,13 @@ class ServerProcess:
     to us and ends the group when the pipe closes.
     """
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path, clock: Clock) -> None:
-        """Start `command` with `env` added to the environment. `log` gets all its output."""
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], log: Path, clock: Clock, scratch: Path | None = None
+    ) -> None:
+        """Start `command` with `env` added to the environment. `log` gets all its output.
+
+        `scratch`: a folder that is gone, with what is in it, when the server is.
+        """
         self.command = tuple(command)
         self.log = log
         self._clock = clock
@@ -75,7 +80,7 @@ class ServerProcess:
             stream.write(f"$ {self.command_line}\n".encode())
             stream.flush()
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), *command],
+                [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), str(scratch or ""), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,

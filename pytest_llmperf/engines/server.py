@@ -6,15 +6,17 @@ takes and whose metrics it has. What it cannot tell stays unknown.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 
 from pytest_llmperf.client import Address, Exchange, HttpClient, Limits
+from pytest_llmperf.clock import seconds_between
 from pytest_llmperf.engines.base import TOKEN_IDS, Connector, EngineSpec, Generation, Surroundings
 from pytest_llmperf.engines.completions import (
     PATHS,
@@ -41,12 +43,12 @@ PROBE_TIMEOUT_S = 120.0
 """For the first generation, which may compile kernels."""
 # The first prompt of a server must not be very short: 3 tokens killed vLLM 0.32's CPU worker with
 # bfloat16 on a processor with AMX (7 of 7 starts), 8 and more did not.
-_PROBE_IDS = tuple(TOKEN_IDS)[:32]
-_PROBE_OUTPUT_TOKENS = 4
+PROBE_IDS = tuple(TOKEN_IDS)[:32]
+PROBE_OUTPUT_TOKENS = 4
 _UNUSABLE_EXTENSIONS = (400, 422)
 # What a server is asked for that refuses vLLM's words: first TensorRT-LLM's, then the protocol's own.
 _LESSER_DIALECTS: tuple[dict[str, Any], ...] = ({"ids_word": "detokenize"}, {"extended": False})
-_UNKNOWN_LEN = 4096
+UNKNOWN_LEN = 4096
 """Tokens that a server is taken to accept if it does not say, while lengths are found out."""
 
 
@@ -241,7 +243,7 @@ class OpenAIServer:
         self.forces_lengths = self._dialect.extended and shows_extensions(exchange)
 
     def _generate(self) -> Exchange:
-        generation = Generation(_PROBE_IDS, _PROBE_OUTPUT_TOKENS, return_token_ids=True)
+        generation = Generation(PROBE_IDS, PROBE_OUTPUT_TOKENS, return_token_ids=True)
         return self._answered(request_body(self.model, generation, self._dialect))
 
     def _answered(self, body: bytes) -> Exchange:
@@ -253,7 +255,7 @@ class OpenAIServer:
         tokenizers: dict[str, Count] = {"server tokenizer": self._tokenized}
         if local is not None:
             tokenizers["local tokenizer"] = lambda text: len(local.encode(text).ids)
-        self.prompt_lengths, wording = settled(tokenizers, self._used, self.max_model_len or _UNKNOWN_LEN)
+        self.prompt_lengths, wording = settled(tokenizers, self._used, self.max_model_len or UNKNOWN_LEN)
         self._dialect = replace(self._dialect, wording=wording)
 
     def _tokenized(self, text: str) -> int | None:
@@ -298,8 +300,44 @@ def _list(models: dict[str, dict[str, Any]]) -> str:
     return ", ".join(repr(name) for name in models) or "no model"
 
 
+class Server(Protocol):
+    """What a `StartedEngine` asks: a connection to something that runs."""
+
+    address: Address
+    model: str
+    max_model_len: int | None
+    returns_token_ids: bool
+    forces_lengths: bool
+    cache: CacheConfig | None
+
+    @property
+    def prompt_overhead(self) -> int:
+        """Tokens that every prompt has whatever its ids; 0 where that is not known, too."""
+        ...
+
+    def is_healthy(self) -> bool:
+        """Whether it may be connected to at this moment."""
+        ...
+
+    def connect(self, model: str | None) -> None:
+        """Find out what it is. Raises `EngineStartError` and `ConfigurationError`."""
+        ...
+
+    def connector(self) -> Connector:
+        """What opens channels to it."""
+        ...
+
+    def cache_counters(self) -> CacheCounters:
+        """What it has counted."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of it, unknown things left out."""
+        ...
+
+
 class Host(Protocol):
-    """Who runs the server of a `ServedEngine`."""
+    """Who runs what a `StartedEngine` asks."""
 
     is_ours: bool
 
@@ -323,7 +361,7 @@ class Host(Protocol):
         """End what we have started. Idempotent."""
         ...
 
-    def reset_cache(self, server: OpenAIServer) -> bool:
+    def reset_cache(self, server: Any) -> bool:
         """Empty the prefix cache, outer tiers included; False where there is no way."""
         ...
 
@@ -332,8 +370,11 @@ class Host(Protocol):
         ...
 
 
-class ServedEngine:
-    """An engine behind the completions protocol, whoever runs it."""
+ServerT = TypeVar("ServerT", bound=Server)
+
+
+class StartedEngine(ABC, Generic[ServerT]):
+    """An engine in a process that somebody runs, however it is asked."""
 
     is_simulated = False
 
@@ -344,9 +385,12 @@ class ServedEngine:
         self.host = host
         self._model = model
         self._surroundings = surroundings
-        self._launched: OpenAIServer | None = None
-        self._connected: OpenAIServer | None = None
+        self._launched: ServerT | None = None
+        self._connected: ServerT | None = None
         self._refusal: str | None = None
+        self._launched_ns = 0
+        self.ready_ns: int | None = None
+        """When it was last ready for requests, on `clock`; None before its first start."""
 
     def start(self) -> None:
         if self._connected is not None and self.host.is_running():
@@ -363,11 +407,13 @@ class ServedEngine:
                 self._refusal = str(error)
             raise
         self._launched, self._connected = None, server
+        self.ready_ns = self.clock.now_ns()
 
-    def launch(self) -> OpenAIServer:
+    def launch(self) -> ServerT:
         """Start the server without waiting until it is ready, which `start` then does."""
         self.stop()
-        self._launched = OpenAIServer(self.host.launch(), self._surroundings, self.spec.prompts, self.spec.tokenizer)
+        self._launched_ns = self.clock.now_ns()
+        self._launched = self._reach(self.host.launch())
         return self._launched
 
     def stop(self) -> None:
@@ -382,7 +428,7 @@ class ServedEngine:
         return self.host.is_ours
 
     @property
-    def server(self) -> OpenAIServer:
+    def server(self) -> ServerT:
         """The connection, made if need be.
 
         A server that has died is not replaced here, in the middle of a measurement that ought to hear
@@ -444,10 +490,27 @@ class ServedEngine:
         return self.host.reset_cache(self.server)
 
     def describe(self) -> dict[str, Any]:
-        return self.server.describe() | self.host.describe()
+        return self.server.describe() | self.host.describe() | self._started_in()
 
-    def _is_ready(self, server: OpenAIServer) -> bool:
+    def _started_in(self) -> dict[str, Any]:
+        """How long the last start took, of what we start."""
+        if self.ready_ns is None or not self.is_ours:
+            return {}
+        return {"start_s": round(seconds_between(self._launched_ns, self.ready_ns), 3)}
+
+    @abstractmethod
+    def _reach(self, address: Address) -> ServerT:
+        """What is asked, once it listens there."""
+
+    def _is_ready(self, server: ServerT) -> bool:
         return server.is_healthy()
 
-    def _connect(self, server: OpenAIServer) -> None:
+    def _connect(self, server: ServerT) -> None:
         server.connect(self._model)
+
+
+class ServedEngine(StartedEngine[OpenAIServer]):
+    """An engine behind the completions protocol, whoever runs it."""
+
+    def _reach(self, address: Address) -> OpenAIServer:
+        return OpenAIServer(address, self._surroundings, self.spec.prompts, self.spec.tokenizer)
