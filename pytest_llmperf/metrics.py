@@ -17,7 +17,7 @@ import numpy as np
 
 from pytest_llmperf.arrivals import UNKNOWN, Arrivals
 from pytest_llmperf.clock import NS_PER_S, seconds_between
-from pytest_llmperf.records import RequestRecord, RunRecord
+from pytest_llmperf.records import EngineTimings, RequestRecord, RunRecord
 from pytest_llmperf.stats import Sample
 from pytest_llmperf.units import RATIO, REQUESTS_PER_SECOND, SECONDS, TOKENS_PER_SECOND
 
@@ -88,6 +88,14 @@ LATENCIES: dict[str, Callable[[RequestRecord], Iterable[float]]] = {
 }
 """What each request contributes to the distribution of that name, in seconds."""
 
+ENGINE_TIMES: dict[str, Callable[[EngineTimings], int | None]] = {
+    "queue": lambda timings: timings.queue_ns,
+    "prefill": lambda timings: timings.prefill_ns,
+    "ttft": lambda timings: timings.ttft_ns,
+}
+"""What engines tell of a request, nanoseconds. They are no metrics: only some engines tell, each with a clock of its own
+and from a place of its own."""
+
 LABELS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "scheduled_ttft": "scheduled TTFT"}
 
 STATISTICS: dict[str, Callable[[Sample], float]] = {
@@ -104,6 +112,12 @@ def latency(name: str, requests: Iterable[RequestRecord]) -> Sample:
     """The distribution `name` over the answered requests, seconds."""
     values = tuple(value for request in requests if request.ok for value in LATENCIES[name](request))
     return Sample(values, of=LABELS[name])
+
+
+def engine_time(name: str, requests: Iterable[RequestRecord]) -> Sample:
+    """What the engine says that this took over the answered requests of which it says so, seconds."""
+    told = (ENGINE_TIMES[name](r.timings) for r in requests if r.ok and r.timings is not None)
+    return Sample(tuple(value_ns / NS_PER_S for value_ns in told if value_ns is not None), of=f"the engine's {name}")
 
 
 def run_latency(name: str, run: RunRecord) -> Sample:

@@ -58,6 +58,28 @@ class Latencies:
         return self._of("e2e")
 
 
+@dataclass(frozen=True)
+class EngineTimes:
+    """How the engine itself timed the requests, seconds; nothing where it does not say. Never judged."""
+
+    requests: tuple[RequestRecord, ...]
+
+    @cached_property
+    def queue(self) -> Sample:
+        """From the scheduler's queue to the first schedule."""
+        return metrics.engine_time("queue", self.requests)
+
+    @cached_property
+    def prefill(self) -> Sample:
+        """From there to the first token, as the engine's core made it."""
+        return metrics.engine_time("prefill", self.requests)
+
+    @cached_property
+    def ttft(self) -> Sample:
+        """From the engine's front end back to it."""
+        return metrics.engine_time("ttft", self.requests)
+
+
 @dataclass(frozen=True, slots=True)
 class CacheResult:
     """Where prompt tokens came from, by the engine's own counters; None where it does not say."""
@@ -157,6 +179,11 @@ class Figures:
         if rounds == 1:
             return (self._latencies,)
         return tuple(Latencies(tuple(r for r in requests if r.turn == number)) for number in range(rounds))
+
+    @property
+    def engine_times(self) -> EngineTimes:
+        """Queue, prefill and TTFT as the engine tells them."""
+        return EngineTimes(self._latencies.requests)
 
     @property
     def requests(self) -> int:
