@@ -93,8 +93,7 @@ ENGINE_TIMES: dict[str, Callable[[EngineTimings], int | None]] = {
     "prefill": lambda timings: timings.prefill_ns,
     "ttft": lambda timings: timings.ttft_ns,
 }
-"""What engines tell of a request, nanoseconds. They are no metrics: only some engines tell, each with a clock of its own
-and from a place of its own."""
+"""What engines tell of a request, nanoseconds. They are no metrics: only some tell, each from a place of its own."""
 
 LABELS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "scheduled_ttft": "scheduled TTFT"}
 

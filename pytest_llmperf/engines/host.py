@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from pytest_llmperf.engines.base import COMMON_WORDS, EngineSpec, Surroundings
 from pytest_llmperf.engines.placement import Place
 from pytest_llmperf.engines.process import ServerProcess, free_port
 from pytest_llmperf.engines.server import ServedEngine
-from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.errors import ConfigurationError, EngineStartError
 
 WORDS = COMMON_WORDS | {"executable", "gpu_memory_fraction"}
 """What every engine whose server we start accepts."""
@@ -85,6 +86,9 @@ class ProcessHost:
 
     def launch(self) -> Address:
         self._package = self._check_installed()
+        self._check_model()
+        if self._place.port is not None:
+            _check_port(self._place.port)
         place = self._place
         log = unused_path(self._surroundings.log_dir, self._recipe.kind)
         launch = Launch(
@@ -159,6 +163,15 @@ class ProcessHost:
             return str(tiny_llama.ensure(self._surroundings.cache_dir))
         return str(self._spec.model)
 
+    def _check_model(self) -> None:
+        """A path that is not there would be taken for a name on a hub, and looked for there."""
+        model = str(self._spec.model)
+        if model.startswith((".", "/", "~")) and not Path(model).expanduser().exists():
+            raise ConfigurationError(
+                f"{self._recipe.kind}: there is no model at {model!r}; give the folder of a checkpoint, a name on the "
+                f"hub, or {tiny_llama.NAME!r}"
+            )
+
     def _check_installed(self) -> dict[str, str]:
         """What is installed. Says that the engine is missing, or too old, before a process is started for it."""
         recipe, here = self._recipe, self._python == sys.executable
@@ -191,6 +204,16 @@ class ProcessHost:
         except ValueError:
             return None
         return told if isinstance(told, dict) else None
+
+
+def _check_port(port: int) -> None:
+    """Raise `EngineStartError` for a port that is taken: whatever is there would be measured in place of ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise EngineStartError(f"port {port} cannot be listened on: {error.strerror}; give another one") from None
 
 
 def _is_older(version: str, oldest: tuple[int, int]) -> bool:

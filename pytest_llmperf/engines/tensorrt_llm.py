@@ -54,9 +54,9 @@ def _problems(spec: EngineSpec) -> Iterator[str]:
         if spec.tokenizer is None:
             yield f"tokenizer is missing: {spec.model!r} holds built engines and no tokenizer; give the model's folder"
     elif spec.tokenizer is not None:
-        yield f"tokenizer={spec.tokenizer!r} is for a folder of built engines; the checkpoint {spec.model!r} has its own"
+        yield f"tokenizer={spec.tokenizer!r} is for a folder of built engines; {spec.model!r} has its own"
     if spec.in_process and spec.args and _as_object(spec.args) is None:
-        yield f"args={list(spec.args)!r} are trtllm-serve's; with in_process=True give one JSON object with LLM's arguments"
+        yield f"args={list(spec.args)!r}: with in_process=True they are one JSON object with arguments of LLM"
 
 
 def is_engine_folder(spec: EngineSpec) -> bool:

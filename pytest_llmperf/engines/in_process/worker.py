@@ -276,7 +276,6 @@ class TensorrtLlm:
         cache = given.pop("kv_cache_config", None)
         self._llm = LLM(**given, **({"kv_cache_config": KvCacheConfig(**cache)} if cache else {}))
         self._sampling = SamplingParams
-        self._block_tokens = (cache or {}).get("tokens_per_block")
         self._max_seq_len = given.get("max_seq_len")
         self.is_dead = False
 
