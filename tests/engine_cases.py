@@ -60,7 +60,7 @@ CASES = {
     "tensorrt_llm-in-process": Case(
         kind="tensorrt_llm", words={"in_process": True}, is_stub=True, counts=False, empties=False, times=True
     ),
-    "fleet": Case(kind="fleet", words={"replicas": 2}, is_stub=True, replicas=2, times=True),
+    "fleet": Case(kind="fleet", words={"replicas": 2}, is_stub=True, replicas=2, times=True, has_text=False),
     "real-vllm": Case(kind="vllm", words=VLLM_WORDS, times=True, marks=tuple(MARKS)),
     "real-vllm-in-process": Case(kind="vllm", words={**VLLM_WORDS, "in_process": True}, times=True, marks=tuple(MARKS)),
 }

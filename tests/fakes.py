@@ -47,6 +47,7 @@ class VirtualEngine:
     model: str = "virtual"
     url: str = "http://virtual"
     max_model_len: int | None = 20_000
+    ready_ns: int | None = None
     kv_capacity_tokens: int | None = 100_000
     resettable: bool = True
     concurrent: bool = False

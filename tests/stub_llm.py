@@ -20,6 +20,11 @@ TOKENIZER = SimpleNamespace(encode=lambda text: text.split())
 _VOCABULARY = 100_000
 
 
+def check_vocabulary(ids) -> None:
+    if isinstance(ids[0], int) and max(ids) >= _VOCABULARY:
+        raise ValueError(f"Token id {max(ids)} is out of vocabulary")
+
+
 class Cache(Stub):
     """The prefix cache alone."""
 
@@ -90,8 +95,7 @@ class AsyncLLM:
 
     async def generate(self, prompt, sampling, request_id):
         ids = prompt["prompt"].split() if "prompt" in prompt else prompt["prompt_token_ids"]
-        if "prompt" not in prompt and max(ids) >= _VOCABULARY:
-            raise ValueError(f"Token id {max(ids)} is out of vocabulary")
+        check_vocabulary(ids)
         hits = self._stub.look_up(ids)
         for counter, count in zip(self._counters, (len(ids), hits), strict=True):
             counter.inc(count)
@@ -156,6 +160,7 @@ class LLM:
 
     def generate_async(self, inputs, sampling_params, streaming):
         assert streaming
+        check_vocabulary(inputs)
         return _Generation(self._stub, inputs, sampling_params)
 
     def get_stats(self, timeout):

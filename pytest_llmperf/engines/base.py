@@ -450,6 +450,11 @@ class Engine(Protocol):
         """Tokens that every prompt has whatever its ids, so that none can be shorter; 0 where ids are sent."""
         ...
 
+    @property
+    def ready_ns(self) -> int | None:
+        """When it was last ready for requests, on `clock`; None before that, and where there is nothing to wait for."""
+        ...
+
     def users_that_fit(self, tokens_per_user: int) -> int:
         """How many sequences of that length the device's KV cache holds at once.
 

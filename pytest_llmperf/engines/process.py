@@ -7,6 +7,7 @@ import os
 import re
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,6 +75,7 @@ class ServerProcess:
         self._clock = clock
         self._started_ns = clock.now_ns()
         self._added_env = dict(env)
+        self._scratch = scratch
         self._returncode: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as stream:
@@ -144,6 +146,8 @@ class ServerProcess:
         if self._guard.returncode != 0 and self.pid is not None:  # killed, so the group is ours to end
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+        if self._scratch is not None:  # the guard does so, too, if it gets to it
+            shutil.rmtree(self._scratch, ignore_errors=True)
         code = self.returncode
         if self._guard.stdout is not None:
             self._guard.stdout.close()

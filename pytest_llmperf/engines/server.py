@@ -513,4 +513,5 @@ class ServedEngine(StartedEngine[OpenAIServer]):
     """An engine behind the completions protocol, whoever runs it."""
 
     def _reach(self, address: Address) -> OpenAIServer:
-        return OpenAIServer(address, self._surroundings, self.spec.prompts, self.spec.tokenizer)
+        tokenizer = None if self.spec.prompts is None else self.spec.tokenizer  # else it is the engine's own business
+        return OpenAIServer(address, self._surroundings, self.spec.prompts, tokenizer)

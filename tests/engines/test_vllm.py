@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+from engine_cases import surroundings
 from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
-from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import RealClock
 from pytest_llmperf.driver import LocalTeam
-from pytest_llmperf.engines import Surroundings, make_engine, make_spec
-from pytest_llmperf.engines.base import Generation
+from pytest_llmperf.engines import make_engine, make_spec
 from pytest_llmperf.errors import ConfigurationError, EngineStartError
 from pytest_llmperf.load import closed_loop, round_robin
 from pytest_llmperf.request import checked_request
@@ -22,43 +21,15 @@ from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
 pytestmark = MARKS
 
 
-def surroundings(folder):
-    return Surroundings(
-        clock=RealClock(),
-        log_dir=folder / "log",
-        cache_dir=folder / "cache",
-        start_timeout_s=START_TIMEOUT_S,
-        limits=Limits(silence_s=60),
-        api_key=None,
-        progress=lambda step, detail="": None,
-    )
-
-
 @pytest.fixture(scope="module")
 def around(tmp_path_factory):
     return surroundings(tmp_path_factory.mktemp("vllm"))
 
 
-@pytest.fixture(scope="module")
-def engine(around):
+@pytest.fixture
+def engine(real_vllm):
     """One server for the tests that only ask it things."""
-    made = make_engine(make_spec("vllm", WORDS), around)
-    yield made
-    made.stop()
-
-
-def answer(engine, generation, tag=0):
-    """The answer to one request."""
-    channel = engine.connector().open(RealClock())
-    try:
-        channel.send(tag, channel.encode(generation))
-        replies = []
-        while not replies:
-            channel.poll(1.0)
-            replies += channel.ended()
-        return replies[0].read()
-    finally:
-        channel.close()
+    return real_vllm
 
 
 def measured(engine, folder, workload, **words):
@@ -76,49 +47,6 @@ def measured(engine, folder, workload, **words):
 
 
 @pytest.mark.timeout(START_TIMEOUT_S)
-def test_the_engine_tells_what_it_is(engine):
-    """Model, limits, capacity in whole blocks, version and command are the server's own."""
-    assert ("tiny-llama", 20_000, True) == (engine.model, engine.max_model_len, engine.returns_token_ids)
-    assert engine.kv_capacity_tokens > 1_000_000
-    block = engine.describe()["kv_block_tokens"]
-    assert engine.kv_capacity_tokens // (8 * block) == engine.users_that_fit(8 * block)
-    assert engine.kv_capacity_tokens // (8 * block) == engine.users_that_fit(7 * block + 1)
-    assert engine.describe()["version"]
-    assert "--enable-prefix-caching" in engine.describe()["command"]
-
-
-@pytest.mark.timeout(60)
-def test_an_answer_has_exactly_the_tokens_asked_for(engine):
-    """Token ids, usage and arrivals agree; the same prompt again is served from the cache."""
-    ids = list(range(1000, 1600))
-    generation = Generation(ids, 12, return_token_ids=True)
-
-    _, again = answer(engine, generation), answer(engine, generation, tag=5)
-
-    assert (5, None, ()) == (again.tag, again.failure, again.remarks)
-    assert (600, 12, 12) == (again.prompt_tokens, again.output_tokens, len(again.token_ids))
-    # Tokens that are made while the server is busy sending may leave in one event.
-    assert sum(arrival.tokens for arrival in again.arrivals) == 12
-    assert again.arrivals[0].tokens == 1
-    assert again.sent_ns < again.arrivals[0].at_ns <= again.arrivals[-1].at_ns <= again.end_ns
-    assert 512 == again.cached_tokens
-
-
-@pytest.mark.timeout(60)
-def test_the_cache_reset_is_proven_by_the_counters(engine):
-    """After a reset the same prompt is computed anew, by the server's counters."""
-    ids = list(range(2000, 1100, -1))
-    hits = []
-    for reset in (False, False, True):
-        assert not reset or engine.reset_cache()
-        before = engine.cache_counters()
-        assert answer(engine, Generation(ids, 2, return_token_ids=False)).failure is None
-        hits.append(engine.cache_counters().since(before).tokens_by_tier["gpu"])
-
-    assert [0, 896, 0] == hits
-
-
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("barrier", [False, True])
 def test_later_rounds_reuse_what_the_engine_really_produced(engine, tmp_path, barrier):
     """Each round's input is the last one, its answer and new tokens: only the new ones are computed."""

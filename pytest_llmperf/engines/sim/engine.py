@@ -34,6 +34,7 @@ class SimulatedEngine:
     returns_token_ids = True
     forces_lengths = True
     prompt_overhead = 0
+    ready_ns = None
 
     def __init__(self, spec: EngineSpec, limits: Limits) -> None:
         """`limits`: how long a client waits, in virtual time."""
