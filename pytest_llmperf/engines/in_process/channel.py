@@ -31,13 +31,18 @@ _PATIENCE_NS = int(5 * BEAT_S * NS_PER_S)
 class Link:
     """A connection to a worker: whole messages, out and in."""
 
-    def __init__(self, address: Address, timeout_s: float) -> None:
-        """Raises `OSError` where nothing listens."""
-        self._socket = socket.create_connection((address.host, address.port), timeout=timeout_s)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._received = bytearray()
+
+    @classmethod
+    def to(cls, address: Address, timeout_s: float) -> Link:
+        """A new connection. Raises `OSError` where nothing listens."""
+        connected = socket.create_connection((address.host, address.port), timeout=timeout_s)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return cls(connected)
 
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
         self._socket.sendall(message(header, body))
@@ -204,7 +209,7 @@ class InProcessChannel:
 
     def _connected(self) -> Link:
         if self._link is None:
-            self._link = Link(self._address, self._limits.silence_s)
+            self._link = Link.to(self._address, self._limits.silence_s)
         return self._link
 
     def _lose(self, failure: Failure) -> None:
@@ -232,7 +237,7 @@ class InProcessConnector:
 def asked(address: Address, what: str, timeout_s: float, **words: Any) -> Any:
     """One question on a connection of its own. Raises `EngineAnswerError` where there is no answer."""
     try:
-        link = Link(address, timeout_s)
+        link = Link.to(address, timeout_s)
         try:
             return link.ask(what, timeout_s, **words)
         finally:

@@ -137,7 +137,7 @@ class Connection:
                     sending.at_ns.append(at_ns)
                     sending.tokens.append(len(ids))
                     sending.token_ids.extend(ids)
-            told = self._engine.told(output)
+            told = {} if output is None else self._engine.told(output)
         except asyncio.CancelledError:
             if sending.failure is None:  # nobody is there any more who would want to know
                 raise
