@@ -56,6 +56,7 @@ class RecordFile:
                     "window": None if record.window is None else asdict(record.window),
                     "shed": record.shed,
                     "cache": asdict(record.cache),
+                    "timings": [asdict(timings) for timings in record.timings],
                     "client": {
                         **{name: getattr(client, name).to_json() for name in ("away", "unread", "connects")},
                         "unstamped": client.unstamped,

@@ -226,6 +226,8 @@ class RunRecord:
     shed: int = 0
     cache: CacheCounters = field(default_factory=CacheCounters)
     client: ClientStats = field(default_factory=ClientStats)
+    timings: tuple[EngineTimings, ...] = ()
+    """How the engine timed requests of which it does not say which they are."""
     derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What has been computed from these rows, so that it is computed once."""
 

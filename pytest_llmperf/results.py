@@ -16,7 +16,7 @@ from pytest_llmperf.ceiling import Ceiling
 from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.histogram import Histogram
 from pytest_llmperf.judged import Judged, Provenance, Validity
-from pytest_llmperf.records import CacheCounters, ClientStats, RequestRecord, RunRecord
+from pytest_llmperf.records import CacheCounters, ClientStats, EngineTimings, RequestRecord, RunRecord
 from pytest_llmperf.stats import Sample, Statistic
 
 
@@ -60,24 +60,24 @@ class Latencies:
 
 @dataclass(frozen=True)
 class EngineTimes:
-    """How the engine itself timed the requests, seconds; nothing where it does not say. Never judged."""
+    """How the engine itself timed the answered requests, seconds; nothing where it does not say. Never judged."""
 
-    requests: tuple[RequestRecord, ...]
+    told: tuple[EngineTimings, ...]
 
     @cached_property
     def queue(self) -> Sample:
         """From the scheduler's queue to the first schedule."""
-        return metrics.engine_time("queue", self.requests)
+        return metrics.engine_time("queue", self.told)
 
     @cached_property
     def prefill(self) -> Sample:
         """From there to the first token, as the engine's core made it."""
-        return metrics.engine_time("prefill", self.requests)
+        return metrics.engine_time("prefill", self.told)
 
     @cached_property
     def ttft(self) -> Sample:
         """From the engine's front end back to it."""
-        return metrics.engine_time("ttft", self.requests)
+        return metrics.engine_time("ttft", self.told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,9 @@ class Figures:
     @property
     def engine_times(self) -> EngineTimes:
         """Queue, prefill and TTFT as the engine tells them."""
-        return EngineTimes(self._latencies.requests)
+        with_answers = (r.timings for r in self._latencies.requests if r.ok and r.timings is not None)
+        apart = (timings for run in self.records for timings in run.timings)
+        return EngineTimes((*with_answers, *apart))
 
     @property
     def requests(self) -> int:

@@ -165,6 +165,7 @@ class _Runs:
             self._look_after_engine()
             now_ns = self._setting.clock.now_ns()
             return RunRecord(index=index, phase=phase, start_ns=now_ns, end_ns=now_ns, requests=()), unprepared
+        self._engine.request_timings()  # those of what came before are nobody's
         before = self._engine.cache_counters()
         requests, driven = self._drive(index, phase, workload, self._request.load, title)
         cache = self._engine.cache_counters().since(before)
@@ -178,7 +179,8 @@ class _Runs:
         )
         if any(not request.ok for request in requests):
             self._look_after_engine()
-        record = driven.run(requests, index=index, phase=phase, cache=cache)
+        timings = self._engine.request_timings()
+        record = driven.run(requests, index=index, phase=phase, cache=cache, timings=timings)
         if requests and not record.counted:
             spoiled += (
                 f"no request was meant to be sent within the window that counts ({self._request.load.describe()})",

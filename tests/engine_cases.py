@@ -42,6 +42,8 @@ class Case:
     empties: bool = True
     times: bool = False
     """Whether it says how it timed a request."""
+    times_apart: bool = False
+    """Whether it says so of requests that it does not name."""
     has_text: bool = True
     marks: tuple[Any, ...] = ()
 
@@ -56,7 +58,7 @@ CASES = {
     "vllm": Case(kind="vllm", is_stub=True, times=True),
     "vllm-in-process": Case(kind="vllm", words={"in_process": True}, is_stub=True, times=True),
     "sglang": Case(kind="sglang", is_stub=True),
-    "tensorrt_llm": Case(kind="tensorrt_llm", is_stub=True, empties=False),
+    "tensorrt_llm": Case(kind="tensorrt_llm", is_stub=True, empties=False, times_apart=True),
     "tensorrt_llm-in-process": Case(
         kind="tensorrt_llm", words={"in_process": True}, is_stub=True, counts=False, empties=False, times=True
     ),

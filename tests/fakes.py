@@ -73,6 +73,9 @@ class VirtualEngine:
     def start(self) -> None:
         self.started += 1
 
+    def request_timings(self) -> tuple:
+        return ()
+
     def stop(self) -> None:
         self.stopped += 1
 

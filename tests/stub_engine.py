@@ -246,6 +246,13 @@ class TensorrtLlm(Stub):
         self.extra = json.loads(self.options.extra_llm_api_options.read_text())
         self.model = {"id": Path(self.options.model).name}
         self.caches = self.extra.get("kv_cache_config", {}).get("enable_block_reuse", True)
+        self.timed = []
+
+    def events(self, body):
+        yield from super().events(body)
+        if self.extra.get("perf_metrics_max_requests"):
+            moments = {"arrival_time": 5.0, "first_scheduled_time": 5.00025, "first_token_time": 5.00175}
+            self.timed.append({"request_id": 1, "perf_metrics": {"timing_metrics": moments, "first_iter": 1}})
 
     def refuses(self, body):
         return "extra_forbidden: return_token_ids" if "return_token_ids" in body else None
@@ -253,6 +260,9 @@ class TensorrtLlm(Stub):
     def get(self, path):
         if path == "/metrics" and self.extra["enable_iter_perf_stats"]:
             return [{"iter": 1, "kvCacheStats": {"maxNumBlocks": CAPACITY // BLOCK, "tokensPerBlock": BLOCK}}]
+        if path == "/perf_metrics":
+            told, self.timed = self.timed, []
+            return told
         if path == "/prometheus/metrics" and self.extra["return_perf_metrics"]:
             return (
                 f"trtllm_prompt_tokens_total {self.prompt}\ntrtllm_prompt_cached_tokens_total {self.cached}\n"

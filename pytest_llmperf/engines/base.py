@@ -482,6 +482,10 @@ class Engine(Protocol):
         """What the engine has counted so far."""
         ...
 
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        """How the engine has timed requests since this was last asked, where it tells that apart from the answers."""
+        ...
+
     def reset_cache(self) -> bool:
         """Empty the prefix cache, outer tiers included. False where the engine offers no way."""
         ...

@@ -30,12 +30,12 @@ from pytest_llmperf.engines.completions import (
     text_prompt,
     text_request,
 )
-from pytest_llmperf.engines.server_metrics import CACHE_ROUTES, SETTLE_S, CacheConfig, Metrics
+from pytest_llmperf.engines.server_metrics import CACHE_ROUTES, SETTLE_S, TIMING_ROUTES, CacheConfig, Metrics
 from pytest_llmperf.engines.server_metrics import PATHS as METRICS_PATHS
 from pytest_llmperf.engines.tokenizer import load_tokenizer
 from pytest_llmperf.engines.wording import Count, settled
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError, LLMPerfError
-from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.records import CacheCounters, EngineTimings
 
 CONTROL_TIMEOUT_S = 10.0
 """For every request but the probe: these answer at once or something is wrong."""
@@ -73,6 +73,7 @@ class OpenAIServer:
         """What makes prompts as long as asked for: see `wording.settled`."""
         self.cache: CacheConfig | None = None
         self._metrics_path: str | None = None
+        self._engine: str | None = None
         self._surroundings = surroundings
         self._dialect = Dialect(extended=True, prompts=prompts or "ids")
         self._tokenizer = tokenizer
@@ -139,6 +140,13 @@ class OpenAIServer:
         metrics = self._metrics(self._metrics_path)
         return CacheCounters() if metrics is None else metrics.counters()
 
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        """How it has timed requests since this was last asked, where it tells that apart from the answers."""
+        if self._engine not in TIMING_ROUTES:
+            return ()
+        path, read = TIMING_ROUTES[self._engine]
+        return read(self.json(path))
+
     def version(self) -> str | None:
         """What `GET /version` says, which vLLM and TensorRT-LLM have, or SGLang's `GET /server_info`."""
         for path in ("/version", "/server_info"):
@@ -169,7 +177,7 @@ class OpenAIServer:
         for path in METRICS_PATHS:
             metrics = self._metrics(path)
             if metrics is not None and metrics.engine is not None:
-                self._metrics_path = path
+                self._metrics_path, self._engine = path, metrics.engine
                 self.cache = metrics.cache_config() or self._cache_beside(metrics.engine)
                 return
 
@@ -331,6 +339,10 @@ class Server(Protocol):
         """What it has counted."""
         ...
 
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        """How it has timed requests since this was last asked, where it tells that apart from the answers."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What is known of it, unknown things left out."""
         ...
@@ -485,6 +497,10 @@ class StartedEngine(ABC, Generic[ServerT]):
 
     def cache_counters(self) -> CacheCounters:
         return self.server.cache_counters()
+
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        """Only of an engine of ours: what is told is gone for others who might collect it."""
+        return self.server.request_timings() if self.is_ours else ()
 
     def reset_cache(self) -> bool:
         return self.host.reset_cache(self.server)

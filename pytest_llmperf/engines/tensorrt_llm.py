@@ -23,6 +23,8 @@ from pytest_llmperf.units import GIB
 WORDS = host.WORDS | {"in_process", "tokenizer"}
 REQUIRED = host.REQUIRED
 
+_TIMED_REQUESTS = 100_000
+"""Of so many requests of a run the server keeps its times until they are asked for."""
 _BUILT_IN = ("dtype", "kv_cache_dtype", "tensor_parallel")
 """What is settled when a TensorRT engine is built."""
 
@@ -100,8 +102,10 @@ def options(spec: EngineSpec) -> dict[str, Any]:
         "free_gpu_memory_fraction": spec.gpu_memory_fraction,
         "dtype": spec.kv_cache_dtype,
     }
+    built = is_engine_folder(spec)
     known = {
-        "enable_iter_perf_stats": None if is_engine_folder(spec) else True,  # /metrics, which tells the cache's size
+        "enable_iter_perf_stats": None if built else True,  # /metrics, which tells the cache's size
+        "perf_metrics_max_requests": None if built or spec.in_process else _TIMED_REQUESTS,  # /perf_metrics
         "dtype": spec.dtype,
         "kv_cache_config": {key: value for key, value in cache.items() if value is not None} or None,
     }

@@ -20,6 +20,7 @@ from pytest_llmperf.engines import process
 from pytest_llmperf.engines.base import Generation
 from pytest_llmperf.engines.in_process import channel as in_process_channel
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
+from pytest_llmperf.records import EngineTimings
 
 BLOCKS = 10
 
@@ -163,7 +164,13 @@ class TestAsking:
 
     def test_its_own_times(self, engine, case, ids):
         """How the engine itself timed a request lies within what the client saw; else nothing is said."""
+        engine.request_timings()
         told = answer(engine, ids)
+        apart = engine.request_timings()
+        assert case.times_apart is bool(apart)
+        if apart:
+            assert (EngineTimings(queue_ns=250_000, prefill_ns=1_500_000, ttft_ns=1_750_000),) == apart
+            assert () == engine.request_timings()
         if not case.times:
             assert told.timings is None
             return

@@ -196,14 +196,17 @@ class TestCommands:
         assert {
             "return_perf_metrics": True,
             "enable_iter_perf_stats": True,
+            "perf_metrics_max_requests": 100_000,
             "kv_cache_config": cache,
         } == json.loads(file.read_text())
 
     def test_tensorrt_llm_as_it_comes(self):
         """Words that are not given are left to the engine."""
-        assert {"return_perf_metrics": True, "enable_iter_perf_stats": True} == options(
-            EngineSpec(kind="tensorrt_llm", model="m")
-        )
+        assert {
+            "return_perf_metrics": True,
+            "enable_iter_perf_stats": True,
+            "perf_metrics_max_requests": 100_000,
+        } == options(EngineSpec(kind="tensorrt_llm", model="m"))
 
     def test_tensorrt_llm_in_process(self):
         """The same words as arguments of `LLM`; what else it takes comes as a JSON object."""

@@ -20,7 +20,7 @@ from pytest_llmperf.engines.server import (
 from pytest_llmperf.engines.server_metrics import SETTLE_S, CacheConfig, Metrics, tensorrt_llm_cache
 from pytest_llmperf.engines.wording import settled
 from pytest_llmperf.errors import EngineAnswerError, EngineStartError
-from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.records import CacheCounters, EngineTimings
 
 
 class InProcessServer:
@@ -79,6 +79,10 @@ class InProcessServer:
         self._surroundings.clock.sleep(SETTLE_S)
         metrics = self._metrics()
         return CacheCounters() if metrics is None else metrics.counters()
+
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        """Each answer has its own."""
+        return ()
 
     def reset(self) -> bool:
         """Ask once for an empty cache, outer tiers included."""

@@ -14,7 +14,7 @@ from pytest_llmperf.engines.sim.noise import Noise
 from pytest_llmperf.engines.sim.plan import Plan, planned
 from pytest_llmperf.engines.sim.timing import Timing
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.records import CacheCounters, EngineTimings
 
 
 def fleet_of(plan: Plan) -> Fleet:
@@ -107,6 +107,9 @@ class SimulatedEngine:
             restored_bytes=counted.restored_blocks * block_bytes if offloads else None,
             preemptions=counted.preemptions,
         )
+
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        return ()
 
     def reset_cache(self) -> bool:
         return self.fleet.reset_cache()
