@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from statistics import median
 
 import pytest
-from engine_cases import surroundings
+from engine_cases import answer, prompt, surroundings
 from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
 from pytest_llmperf.clock import RealClock
@@ -119,6 +120,41 @@ def test_what_the_server_cannot_serve_is_said_before_it_is_sent(engine, around, 
         measured(engine, tmp_path, long)
     with pytest.raises(ConfigurationError, match="does not have the model 'gpt-7'; it serves 'tiny-llama'"):
         make_engine(make_spec("openai", {"url": engine.url, "model": "gpt-7"}), around).start()
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+def test_the_server_beside_the_engine_in_process(real_vllm, real_vllm_in_process, capsys):
+    """What lies between the engine core's own times and the client's is less without HTTP; the median of 20 in turn."""
+    engines = {"server": real_vllm, "in process": real_vllm_in_process}
+    ttft_ms, around_ms = ({name: [] for name in engines} for _ in range(2))
+    for number in range(21):
+        for name, engine in engines.items():
+            told = answer(engine, prompt(number, 1_000), 8)
+            assert (None, 1_000, 8) == (told.failure, told.prompt_tokens, told.output_tokens)
+            seen_ns = told.arrivals[0].at_ns - told.sent_ns
+            core_ns = told.timings.queue_ns + told.timings.prefill_ns
+            if number:  # the first pays for both
+                ttft_ms[name].append(seen_ns / 1e6)
+                around_ms[name].append((seen_ns - core_ns) / 1e6)
+    with capsys.disabled():
+        for name in engines:
+            shown = f"TTFT {median(ttft_ms[name]):.1f} ms, of which {median(around_ms[name]):.2f} ms outside the core"
+            print(f"\n{name}: {shown}")  # noqa: T201 - this is what one wants to see
+    assert median(around_ms["in process"]) < median(around_ms["server"])
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+@pytest.mark.parametrize("barrier", [False, True])
+def test_rounds_in_process(real_vllm_in_process, tmp_path, barrier):
+    """A whole measurement: sessions that continue, several at a time, the cache's state checked."""
+    users = multi_round(users=3, rounds=3, context_tokens=1_000, input_tokens=150, output_tokens=50, seed=1)
+
+    result = measured(real_vllm_in_process, tmp_path, users, load=round_robin(barrier=barrier), prefill_context=True)
+
+    assert ({}, 9, ()) == (result.errors, result.requests, result.validity.reasons)
+    assert result.cache.hit_rate > 0.7
+    assert 9 == result.engine_times.queue.count == result.engine_times.prefill.count
+    assert result.engine_times.prefill.p50 < result.engine_times.ttft.p50 <= result.ttft.p50
 
 
 @pytest.mark.timeout(START_TIMEOUT_S)
