@@ -172,8 +172,11 @@ class InProcessChannel:
             self._lose(Failure("connection_closed", f"the worker process is gone: {error}"))
 
     def poll(self, timeout_s: float) -> int:
-        if self._ended or self._link is None:
+        if self._ended:
             return len(self._ended)
+        if self._link is None:  # lost, and nothing to be heard until something is sent again
+            self._clock.sleep(timeout_s)
+            return 0
         try:
             messages = self._link.receive(timeout_s)
         except OSError as error:

@@ -26,6 +26,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from array import array
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ BEAT_S = 1.0
 """How often a sign of life is sent while requests are under way."""
 _WATCH_S = 0.1
 _NS_PER_S = 1_000_000_000
+_LONGEST_S = 1e9
+"""Stands for no limit."""
 
 
 def message(header: dict[str, Any], body: bytes = b"") -> bytes:
@@ -120,7 +123,8 @@ class Connection:
 
     def _send(self, header: dict[str, Any], body: bytes) -> None:
         prompt: str | list[int] = header["text"] if "text" in header else array("i", body).tolist()
-        sending = Sending(header["tag"], _ns(header["silence_s"]), _ns(header["exchange_s"]))
+        silence_ns, exchange_ns = (_ns(min(header[name], _LONGEST_S)) for name in ("silence_s", "exchange_s"))
+        sending = Sending(header["tag"], silence_ns, exchange_ns)
         self._sendings[sending.tag] = sending
         sending.task = self._go(self._generate(sending, prompt, header["output_tokens"]))
 
@@ -147,7 +151,11 @@ class Connection:
         self._writer.write(sending.answer(told))
 
     async def _tell(self, header: dict[str, Any]) -> None:
-        content = await getattr(self, f"_{header['do']}")(header)
+        content = None
+        try:
+            content = await getattr(self, f"_{header['do']}")(header)
+        except Exception:  # noqa: BLE001 - the log has it; who asked learns that there is nothing to be told
+            traceback.print_exc()
         self._writer.write(message({"is": header["do"], "content": content}))
 
     async def _about(self, header: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.client import Address, Limits
-from pytest_llmperf.clock import RealClock
+from pytest_llmperf.clock import RealClock, VirtualClock
 from pytest_llmperf.engines.base import Generation
 from pytest_llmperf.engines.in_process import channel as channels
 from pytest_llmperf.engines.in_process.channel import InProcessConnector, Link, asked
@@ -234,6 +234,20 @@ class TestLosing:
         send(channel, 3, 1)
         assert "connection_closed" == ended(channel)[3].failure.kind
         channel.close()
+
+    def test_a_question_that_the_engine_fails_at(self, running, capfd):
+        """Has no answer; why is in the worker's log, and the next one has one."""
+        running.engine.metrics = None
+        assert asked(running.address, "metrics", 5) is None
+        assert "'NoneType' object is not callable" in capfd.readouterr().err
+        assert 2 == asked(running.address, "count", 5, text="two words")
+
+    def test_waiting_for_nothing(self, running):
+        """A channel whose worker is gone does not keep a processor busy until the next send."""
+        connector = InProcessConnector(address=running.address, limits=Limits(silence_s=5.0))
+        channel = connector.open(VirtualClock())
+        assert 0 == channel.poll(2.0)
+        assert 2_000_000_000 == channel._clock.now_ns()
 
     def test_questions(self):
         """Nobody there to ask is said in a sentence."""
