@@ -18,7 +18,7 @@ import numpy as np
 
 from pytest_llmperf.arrivals import UNKNOWN, Arrivals
 from pytest_llmperf.clock import NS_PER_S, seconds_between
-from pytest_llmperf.records import RequestRecord, RunRecord
+from pytest_llmperf.records import EngineTimings, RequestRecord, RunRecord
 from pytest_llmperf.stats import Sample
 from pytest_llmperf.units import JOULES_PER_TOKEN, RATIO, REQUESTS_PER_SECOND, SECONDS, TOKENS_PER_SECOND
 
@@ -89,6 +89,13 @@ LATENCIES: dict[str, Callable[[RequestRecord], Iterable[float]]] = {
 }
 """What each request contributes to the distribution of that name, in seconds."""
 
+ENGINE_TIMES: dict[str, Callable[[EngineTimings], int | None]] = {
+    "queue": lambda timings: timings.queue_ns,
+    "prefill": lambda timings: timings.prefill_ns,
+    "ttft": lambda timings: timings.ttft_ns,
+}
+"""What engines tell of a request, nanoseconds. They are no metrics: only some tell, each from a place of its own."""
+
 LABELS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "scheduled_ttft": "scheduled TTFT"}
 
 STATISTICS: dict[str, Callable[[Sample], float]] = {
@@ -105,6 +112,12 @@ def latency(name: str, requests: Iterable[RequestRecord]) -> Sample:
     """The distribution `name` over the answered requests, seconds."""
     values = tuple(value for request in requests if request.ok for value in LATENCIES[name](request))
     return Sample(values, of=LABELS[name])
+
+
+def engine_time(name: str, timings: Iterable[EngineTimings]) -> Sample:
+    """What the engine says that this took, where it says so, seconds."""
+    told = map(ENGINE_TIMES[name], timings)
+    return Sample(tuple(value_ns / NS_PER_S for value_ns in told if value_ns is not None), of=f"the engine's {name}")
 
 
 def run_latency(name: str, run: RunRecord) -> Sample:

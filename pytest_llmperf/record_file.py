@@ -15,7 +15,7 @@ import orjson
 
 from pytest_llmperf.arrivals import Arrival, Arrivals
 from pytest_llmperf.errors import LLMPerfError
-from pytest_llmperf.records import Failure, Phase, Remark, RequestRecord, RunRecord
+from pytest_llmperf.records import EngineTimings, Failure, Phase, Remark, RequestRecord, RunRecord
 
 SCHEMA_VERSION = 2
 ARRIVALS_IN_MEMORY = 5_000_000
@@ -56,6 +56,7 @@ class RecordFile:
                     "window": None if record.window is None else asdict(record.window),
                     "shed": record.shed,
                     "cache": asdict(record.cache),
+                    "timings": [asdict(timings) for timings in record.timings],
                     "client": {
                         **{name: getattr(client, name).to_json() for name in ("away", "unread", "connects")},
                         "unstamped": client.unstamped,
@@ -129,13 +130,14 @@ def _row(record: RequestRecord) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in RequestRecord.__slots__}
     row["phase"] = record.phase.value
     row["arrivals"] = arrivals.to_json()
+    row["timings"] = None if record.timings is None else asdict(record.timings)
     row["failure"] = None if record.failure is None else asdict(record.failure)
     row["remarks"] = [asdict(remark) for remark in record.remarks]
     return row
 
 
 def _request_from(row: dict[str, Any]) -> RequestRecord:
-    failure = row.pop("failure")
+    failure, timings = row.pop("failure"), row.pop("timings", None)  # files of before know no timings
     return RequestRecord(
         **{
             **row,
@@ -143,6 +145,7 @@ def _request_from(row: dict[str, Any]) -> RequestRecord:
             "arrivals": Arrivals.from_json(row["arrivals"]),
             "remarks": tuple(Remark(**remark) for remark in row["remarks"]),
         },
+        timings=None if timings is None else EngineTimings(**timings),
         failure=None if failure is None else Failure(**failure),
     )
 

@@ -38,6 +38,21 @@ class Remark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTimings:
+    """How an engine itself timed one request, nanoseconds; None where it does not say.
+
+    Readings of its own clock, which is never compared with the client's.
+    """
+
+    queue_ns: int | None = None
+    """From its arrival in the scheduler's queue to when it was first scheduled."""
+    prefill_ns: int | None = None
+    """From then to the first token, as the engine's core made it."""
+    ttft_ns: int | None = None
+    """From its arrival in the engine's front end to the first token there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
     """One request of one run; times are readings of one monotonic clock, in nanoseconds."""
 
@@ -66,6 +81,8 @@ class RequestRecord:
     """Generated tokens, by the server's token ids or usage."""
     cached_tokens: int | None = None
     """Input tokens that the server took from a cache, all tiers together."""
+    timings: EngineTimings | None = None
+    """What the engine says that it took; None where it says nothing."""
     failure: Failure | None = None
     remarks: tuple[Remark, ...] = ()
 
@@ -212,6 +229,8 @@ class RunRecord:
     cache: CacheCounters = field(default_factory=CacheCounters)
     client: ClientStats = field(default_factory=ClientStats)
     telemetry: TelemetrySummary | None = None
+    timings: tuple[EngineTimings, ...] = ()
+    """How the engine timed requests of which it does not say which they are."""
     derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What has been computed from these rows, so that it is computed once."""
 

@@ -18,7 +18,7 @@ from pytest_llmperf.gpu_result import GpuResult, gpu_result
 from pytest_llmperf.histogram import Histogram
 from pytest_llmperf.judged import Judged, Provenance, Validity
 from pytest_llmperf.readings import working_clock
-from pytest_llmperf.records import CacheCounters, ClientStats, RequestRecord, RunRecord
+from pytest_llmperf.records import CacheCounters, ClientStats, EngineTimings, RequestRecord, RunRecord
 from pytest_llmperf.stats import Sample, Statistic
 
 
@@ -58,6 +58,28 @@ class Latencies:
     @cached_property
     def e2e(self) -> Sample:
         return self._of("e2e")
+
+
+@dataclass(frozen=True)
+class EngineTimes:
+    """How the engine itself timed the answered requests, seconds; nothing where it does not say. Never judged."""
+
+    told: tuple[EngineTimings, ...]
+
+    @cached_property
+    def queue(self) -> Sample:
+        """From the scheduler's queue to the first schedule."""
+        return metrics.engine_time("queue", self.told)
+
+    @cached_property
+    def prefill(self) -> Sample:
+        """From there to the first token, as the engine's core made it."""
+        return metrics.engine_time("prefill", self.told)
+
+    @cached_property
+    def ttft(self) -> Sample:
+        """From the engine's front end back to it."""
+        return metrics.engine_time("ttft", self.told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +181,13 @@ class Figures:
         if rounds == 1:
             return (self._latencies,)
         return tuple(Latencies(tuple(r for r in requests if r.turn == number)) for number in range(rounds))
+
+    @property
+    def engine_times(self) -> EngineTimes:
+        """Queue, prefill and TTFT as the engine tells them."""
+        with_answers = (r.timings for r in self._latencies.requests if r.ok and r.timings is not None)
+        apart = (timings for run in self.records for timings in run.timings)
+        return EngineTimes((*with_answers, *apart))
 
     @property
     def requests(self) -> int:

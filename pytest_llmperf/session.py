@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pytest_llmperf import units
-from pytest_llmperf.clock import NS_PER_S, Clock
+from pytest_llmperf.clock import NS_PER_S, Clock, seconds_between
 from pytest_llmperf.driver import Driven, Job, LocalTeam, Team
 from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.engines.process import Progress
@@ -91,9 +91,12 @@ class Measurement:
 
     def __init__(self, engine: Engine, request: Request, setting: Setting) -> None:
         """Start the engine, if it does not run. Raises as `measure` does."""
+        began_ns = setting.clock.now_ns()
         engine.start()
         _check_fit(engine, request)
         self.engine = engine
+        self._ready_ns = engine.ready_ns if engine.ready_ns is not None and engine.ready_ns >= began_ns else None
+        """When the engine was ready, if this measurement has started it."""
         self.provenance = _provenance(engine, request, setting)
         self.records: list[RunRecord] = []
         self.validity = Validity()
@@ -119,11 +122,20 @@ class Measurement:
     def run(self, index: int) -> bool:
         """One run; a negative `index` is a warm-up. False if it was spoiled: the others could not mend it."""
         record, spoiled = self._runs.run(index)
+        self._note_first(record)
         self._rows.run(record)
         self.validity = Validity(spoiled)
         if record.phase is Phase.MEASURED or spoiled:
             self.records.append(record)
         return not spoiled
+
+    def _note_first(self, record: RunRecord) -> None:
+        """How long it was from ready to the first request of the first run, with all that preparing it took."""
+        sent_ns = [request.sent_ns for request in record.requests if request.sent_ns is not None]
+        if self._ready_ns is not None and sent_ns:
+            took_s = round(seconds_between(self._ready_ns, min(sent_ns)), 3)
+            about = {**self.provenance.engine, "ready_to_first_request_s": took_s}
+            self.provenance, self._ready_ns = replace(self.provenance, engine=about), None
 
     def result(self) -> PerfResult:
         """What was measured so far."""
@@ -170,6 +182,7 @@ class _Runs:
             self._look_after_engine()
             now_ns = self._setting.clock.now_ns()
             return RunRecord(index=index, phase=phase, start_ns=now_ns, end_ns=now_ns, requests=()), unprepared
+        self._engine.request_timings()  # those of what came before are nobody's
         before = self._engine.cache_counters()
         unsettled = None
         if self._sampler is not None:
@@ -189,7 +202,8 @@ class _Runs:
         )
         if any(not request.ok for request in requests):
             self._look_after_engine()
-        record = driven.run(requests, index=index, phase=phase, cache=cache)
+        timings = self._engine.request_timings()
+        record = driven.run(requests, index=index, phase=phase, cache=cache, timings=timings)
         if self._sampler is not None:
             record = replace(record, telemetry=self._sampler.summary(span(record)))
             spoiled += tuple(self._by_hardware(record, unsettled))

@@ -47,6 +47,7 @@ class VirtualEngine:
     model: str = "virtual"
     url: str = "http://virtual"
     max_model_len: int | None = 20_000
+    ready_ns: int | None = None
     kv_capacity_tokens: int | None = 100_000
     resettable: bool = True
     concurrent: bool = False
@@ -71,6 +72,9 @@ class VirtualEngine:
 
     def start(self) -> None:
         self.started += 1
+
+    def request_timings(self) -> tuple:
+        return ()
 
     def stop(self) -> None:
         self.stopped += 1

@@ -1,7 +1,8 @@
 """Engines that need a GPU, played by a small server: their command lines, their routes, their metrics.
 
 `installed` puts them where a Python finds them, so that the code that starts the real ones starts these. Prompts are
-cached in blocks of 16 tokens until they are flushed; an answer takes no time.
+cached in blocks of 16 tokens until they are flushed; an answer takes no time, unless it is a long one. The environment
+variable STUB_FAULT makes a start fail as real ones do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,20 +22,36 @@ from typing import ClassVar
 
 BLOCK = 16
 CAPACITY = 4096
+LONG = 200
+"""Tokens from which on an answer takes its time."""
+PAUSE_S = 0.002
+"""Between two tokens of a long one."""
 
-_MODULES = {
-    "vllm": "vllm/entrypoints/openai/api_server.py",
-    "sglang": "sglang/launch_server.py",
-    "tensorrt_llm": "tensorrt_llm/__init__.py",
+_SERVERS = {"vllm": "vllm/entrypoints/openai/api_server.py", "sglang": "sglang/launch_server.py"}
+# What an engine's Python interface is imported from, and under which names.
+_INTERFACES = {
+    "vllm/__init__.py": "SamplingParams",
+    "vllm/sampling_params.py": "RequestOutputKind",
+    "vllm/engine/arg_utils.py": "AsyncEngineArgs",
+    "vllm/usage/usage_lib.py": "UsageContext",
+    "vllm/utils/argparse_utils.py": "FlexibleArgumentParser",
+    "vllm/v1/engine/async_llm.py": "AsyncLLM",
+    "tensorrt_llm/__init__.py": "LLM, SamplingParams",
+    "tensorrt_llm/_tensorrt_engine.py": "BuiltLLM as LLM",
+    "tensorrt_llm/llmapi.py": "KvCacheConfig",
 }
 
 
 def installed(folder: Path) -> str:
     """A Python that has all of them, beside it `trtllm-serve` and a router; returns its path."""
-    for kind, module in _MODULES.items():
+    for kind, module in _SERVERS.items():
         path = folder / "site" / module
         path.parent.mkdir(parents=True)
         path.write_text(f"import stub_engine\nif __name__ == '__main__':\n    stub_engine.main({kind!r})\n")
+    for module, names in _INTERFACES.items():
+        path = folder / "site" / module
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"from stub_llm import {names}\n")
     (folder / "bin").mkdir()
     search = f"{folder / 'site'}:{Path(__file__).parent}"
     serve = "import stub_engine; stub_engine.main('tensorrt_llm')"
@@ -48,11 +66,21 @@ def installed(folder: Path) -> str:
 
 def main(kind: str) -> None:
     """Serve until a signal comes. Unknown options end it, as they do the real ones."""
+    fault()
     sys.stderr.write(f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
     sys.stderr.write(f"processors {sorted(os.sched_getaffinity(0))}\n")
     stub = {"vllm": Vllm, "sglang": Sglang, "tensorrt_llm": TensorrtLlm}[kind](sys.argv[1:])
     Handler.stub = stub
     ThreadingHTTPServer(("127.0.0.1", stub.options.port), Handler).serve_forever()
+
+
+def fault() -> None:
+    """Go wrong as the environment says."""
+    match os.environ.get("STUB_FAULT"):
+        case "memory":
+            raise MemoryError("CUDA out of memory. Tried to allocate 140.00 GiB")
+        case "hang":
+            time.sleep(60)
 
 
 def route() -> None:
@@ -77,6 +105,7 @@ class Stub:
 
     ids_word = ("return_token_ids", True)
     reports_cached = True
+    metrics: ClassVar[dict] = {}
 
     def __init__(self, arguments: list[str]) -> None:
         parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -85,7 +114,7 @@ class Stub:
         self.add_options(parser)
         self.options = parser.parse_args(arguments)
         self.cache: set[tuple] = set()
-        self.prompt = self.cached = self.answers = 0
+        self.prompt = self.cached = self.answers = self.running = 0
         self.setup()
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
@@ -102,6 +131,13 @@ class Stub:
     def refuses(self, body: dict) -> str | None:
         del body
         return None
+
+    def empty(self) -> bool:
+        """Refused while answers are under way, as the real ones do."""
+        if self.running:
+            return False
+        self.cache.clear()
+        return True
 
     def look_up(self, ids: list) -> int:
         """How many of the prompt's tokens are cached; afterwards all whole blocks are."""
@@ -124,7 +160,7 @@ class Stub:
             yield {"choices": [choice], "usage": {**usage, "completion_tokens": number}}
         if self.reports_cached:
             usage["prompt_tokens_details"] = {"cached_tokens": hits}
-        yield {"choices": [], "usage": {**usage, "completion_tokens": body["max_tokens"]}}
+        yield {"choices": [], "usage": {**usage, "completion_tokens": body["max_tokens"]}, **self.metrics}
 
 
 class Vllm(Stub):
@@ -136,16 +172,18 @@ class Vllm(Stub):
         parser.add_argument("--max-model-len", type=int)
         parser.add_argument("--tensor-parallel-size", type=int)
         parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
-        parser.add_argument("--enable-prompt-tokens-details", action="store_true")
+        for flag in ("--enable-prompt-tokens-details", "--enable-per-request-metrics"):
+            parser.add_argument(flag, action="store_true")
 
     def setup(self):
         super().setup()
         self.caches = self.options.enable_prefix_caching
+        if self.options.enable_per_request_metrics:
+            self.metrics = {"metrics": {"time_to_first_token_ms": 1.5, "queue_time_ms": 0.25, "mean_itl_ms": None}}
 
     def get(self, path):
         if path == "/reset_prefix_cache?reset_external=true":
-            self.cache.clear()
-            return {"success": True}
+            return {"success": self.empty()}
         if path == "/metrics":
             return (
                 f"vllm:prefix_cache_queries_total {self.prompt}\nvllm:prefix_cache_hits_total {self.cached}\n"
@@ -179,8 +217,7 @@ class Sglang(Stub):
 
     def get(self, path):
         if path == "/flush_cache":
-            self.cache.clear()
-            return "Cache flushed.\n"
+            return "Cache flushed.\n" if self.empty() else None
         if path == "/server_info":
             return {
                 "max_total_num_tokens": CAPACITY,
@@ -201,12 +238,21 @@ class TensorrtLlm(Stub):
         parser.add_argument("model")
         for flag in ("--max_seq_len", "--tp_size"):
             parser.add_argument(flag, type=int)
+        for flag in ("--backend", "--tokenizer"):
+            parser.add_argument(flag)
         parser.add_argument("--extra_llm_api_options", type=Path, required=True)
 
     def setup(self):
         self.extra = json.loads(self.options.extra_llm_api_options.read_text())
         self.model = {"id": Path(self.options.model).name}
         self.caches = self.extra.get("kv_cache_config", {}).get("enable_block_reuse", True)
+        self.timed = []
+
+    def events(self, body):
+        yield from super().events(body)
+        if self.extra.get("perf_metrics_max_requests"):
+            moments = {"arrival_time": 5.0, "first_scheduled_time": 5.00025, "first_token_time": 5.00175}
+            self.timed.append({"request_id": 1, "perf_metrics": {"timing_metrics": moments, "first_iter": 1}})
 
     def refuses(self, body):
         return "extra_forbidden: return_token_ids" if "return_token_ids" in body else None
@@ -214,6 +260,9 @@ class TensorrtLlm(Stub):
     def get(self, path):
         if path == "/metrics" and self.extra["enable_iter_perf_stats"]:
             return [{"iter": 1, "kvCacheStats": {"maxNumBlocks": CAPACITY // BLOCK, "tokensPerBlock": BLOCK}}]
+        if path == "/perf_metrics":
+            told, self.timed = self.timed, []
+            return told
         if path == "/prometheus/metrics" and self.extra["return_perf_metrics"]:
             return (
                 f"trtllm_prompt_tokens_total {self.prompt}\ntrtllm_prompt_cached_tokens_total {self.cached}\n"
@@ -237,8 +286,28 @@ class Handler(BaseHTTPRequestHandler):
         elif refusal := self.stub.refuses(body):
             self.plain({"error": {"message": refusal}}, status=400)
         else:
-            events = [json.dumps(event) for event in self.stub.events(body)]
-            self.send("".join(f"data: {event}\n\n" for event in [*events, "[DONE]"]), "text/event-stream")
+            events = [f"data: {json.dumps(event)}\n\n" for event in self.stub.events(body)]
+            if body["max_tokens"] < LONG:
+                self.send("".join([*events, "data: [DONE]\n\n"]), "text/event-stream")
+            else:
+                self.trickle(events)
+
+    def trickle(self, events: list[str]) -> None:
+        """One event after another, until the client goes."""
+        self.stub.running += 1
+        try:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            for event in events:
+                self.wfile.write(event.encode())
+                time.sleep(PAUSE_S)
+        except OSError:
+            pass
+        finally:
+            self.stub.running -= 1
+            self.close_connection = True
 
     def plain(self, content: object, status: int = 200) -> None:
         if content is None:

@@ -17,6 +17,7 @@ from pytest_llmperf.record_file import SCHEMA_VERSION, RecordFile, read_requests
 from pytest_llmperf.records import (
     CacheCounters,
     ClientStats,
+    EngineTimings,
     Failure,
     Phase,
     Remark,
@@ -46,6 +47,8 @@ REQUEST = st.builds(
     prompt_tokens=st.none() | COUNT,
     output_tokens=st.none() | COUNT,
     cached_tokens=st.none() | COUNT,
+    timings=st.none()
+    | st.builds(EngineTimings, queue_ns=st.none() | NS, prefill_ns=st.none() | NS, ttft_ns=st.none() | NS),
     failure=st.none() | st.builds(Failure, kind=st.text(), detail=st.text()),
     remarks=st.lists(st.builds(Remark, st.text(), st.text()), max_size=2).map(tuple),
 )
@@ -273,3 +276,12 @@ def test_a_file_that_is_not_ours_is_refused_by_its_first_line(path, line):
         list(read_requests(path))
 
     assert str(path) in str(caught.value)
+
+
+def test_a_file_from_before_engines_told_times(tmp_path):
+    """Reads as one in which no engine told any."""
+    write(tmp_path / "rows.jsonl", [request(timings=EngineTimings(queue_ns=1))])
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {"queue_ns": 1, "prefill_ns": None, "ttft_ns": None} == lines[1]["request"].pop("timings")
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [request()] == list(read_requests(tmp_path / "old.jsonl"))

@@ -14,7 +14,17 @@ from pytest_llmperf.ceiling import Ceiling
 from pytest_llmperf.errors import NoSamplesError
 from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.records import CacheCounters, ClientStats, Failure, Phase, Remark, RequestRecord, RunRecord, Window
+from pytest_llmperf.records import (
+    CacheCounters,
+    ClientStats,
+    EngineTimings,
+    Failure,
+    Phase,
+    Remark,
+    RequestRecord,
+    RunRecord,
+    Window,
+)
 from pytest_llmperf.reports.figures import figures_json, result_json
 from pytest_llmperf.results import (
     CacheResult,
@@ -566,3 +576,24 @@ def test_no_gpu_telemetry_is_invented():
 def test_a_part_s_figures_have_no_verdict():
     """Only the whole measurement is judged."""
     assert not hasattr(Figures([run(request())]), "verdict")
+
+
+def test_how_the_engine_timed_the_requests():
+    """In seconds, of the answered requests of which it says so; in the JSON under the same names."""
+    told = [EngineTimings(queue_ns=ms * MS, prefill_ns=10 * ms * MS) for ms in (1, 3)]
+    figures = result(run(request(timings=told[0]), request()), run(request(timings=told[1]), failed(timings=told[0])))
+
+    assert (0.001, 0.003) == figures.engine_times.queue.values
+    assert 0.02 == pytest.approx(figures.engine_times.prefill.mean)
+    assert (0.003,) == figures.runs[1].engine_times.queue.values
+    with pytest.raises(NoSamplesError, match="the engine's ttft"):
+        _ = figures.engine_times.ttft.p50
+    told_json = figures_json(figures)["engine_times"]
+    assert {"queue", "prefill"} == told_json.keys()
+    assert (2, pytest.approx(0.002)) == (told_json["queue"]["count"], told_json["queue"]["p50"])
+
+
+def test_an_engine_that_does_not_time():
+    """Leaves nothing in the JSON, and no metric."""
+    assert "engine_times" not in figures_json(result(run(request())))
+    assert not any("queue" in name or "prefill" in name for name in METRICS)

@@ -15,7 +15,7 @@ from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineDiedError
 from pytest_llmperf.load import closed_loop, constant, poisson, round_robin
 from pytest_llmperf.record_file import read_requests
-from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, Window
+from pytest_llmperf.records import CacheCounters, EngineTimings, Failure, Phase, Remark, Window
 from pytest_llmperf.request import checked_request
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
@@ -118,6 +118,47 @@ class Silent(VirtualEngine):
 
     def finished(self, answer):
         return replace(answer, cached_tokens=None)
+
+
+class Timing(VirtualEngine):
+    """Says how it timed requests: beside each answer, and of as many others apart from them."""
+
+    def finished(self, answer):
+        return replace(answer, timings=EngineTimings(queue_ns=1_000_000))
+
+    def request_timings(self):
+        told, self.told = len(self.sent) - getattr(self, "told", 0), len(self.sent)
+        return (EngineTimings(queue_ns=3_000_000),) * told
+
+
+class Starting(VirtualEngine):
+    """Takes two seconds to start, once."""
+
+    def start(self):
+        super().start()
+        if self.ready_ns is None:
+            self.clock.sleep(2.0)
+            self.ready_ns = self.clock.now_ns()
+
+
+def test_how_the_engine_timed_requests(run, tmp_path):
+    """Each request has its own, a run those that are told apart; what came before a run is none of its."""
+    result = run(Timing(), runs=2, cache="primed")
+
+    assert [6, 6] == [len(record.timings) for record in result.records]
+    assert {1_000_000} == {request.timings.queue_ns for request in records(tmp_path) if request.ok}
+    assert (24, 0.002) == (result.engine_times.queue.count, result.engine_times.queue.mean)
+
+
+def test_from_ready_to_the_first_request(run):
+    """Is on record where this measurement has started the engine, with what preparing the first run took."""
+    engine = Starting(Script(ttft_s=lambda computed, number: 0.5))
+
+    first, second = (run(engine, cache="primed") for _ in range(2))
+
+    assert 0 < first.provenance.engine["ready_to_first_request_s"] < 10
+    assert "ready_to_first_request_s" not in second.provenance.engine
+    assert "ready_to_first_request_s" not in run(VirtualEngine()).provenance.engine
 
 
 def test_each_run_is_one_pass_of_the_whole_workload(run):

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pytest_llmperf.engines.base import Connector
 from pytest_llmperf.load import Load
-from pytest_llmperf.records import CacheCounters, ClientStats, Phase, RequestRecord, RunRecord, Window
+from pytest_llmperf.records import CacheCounters, ClientStats, EngineTimings, Phase, RequestRecord, RunRecord, Window
 from pytest_llmperf.workloads import Session
 
 
@@ -35,7 +35,13 @@ class Driven:
     problems: tuple[str, ...] = ()
 
     def run(
-        self, requests: Iterable[RequestRecord], *, index: int, phase: Phase, cache: CacheCounters | None = None
+        self,
+        requests: Iterable[RequestRecord],
+        *,
+        index: int,
+        phase: Phase,
+        cache: CacheCounters | None = None,
+        timings: tuple[EngineTimings, ...] = (),
     ) -> RunRecord:
         """The run that these requests, and what the engine has counted, make with it."""
         return RunRecord(
@@ -48,6 +54,7 @@ class Driven:
             shed=self.shed,
             cache=cache or CacheCounters(),
             client=self.client,
+            timings=timings,
         )
 
     def merge(self, other: Driven) -> None:

@@ -21,7 +21,7 @@ from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import Clock
 from pytest_llmperf.engines.process import Progress, shown
 from pytest_llmperf.errors import ConfigurationError, unknown
-from pytest_llmperf.records import CacheCounters, ClientStats, Failure, Remark
+from pytest_llmperf.records import CacheCounters, ClientStats, EngineTimings, Failure, Remark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,8 @@ class EngineSpec:
     """The model's tokenizer, a folder or file, to make texts of exact lengths with; None: what the server offers."""
     executable: str | None = None
     """The Python that has the engine installed; None: the one that runs the tests."""
+    in_process: bool | None = None
+    """Whether the engine's Python interface is used, in one process with the sender of requests; None: its server."""
     gpu_memory_fraction: float | None = None
     """The share of each GPU's memory that the engine may take, as it counts it; None: its own default."""
     engine: str | None = None
@@ -148,6 +150,10 @@ def _switch(value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError
     return value
+
+
+def _off(value: object) -> bool | None:
+    return _switch(value) or None  # the default, written out, is no other engine
 
 
 def _whole(value: object) -> int:
@@ -255,6 +261,7 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "prompts": ("one of " + ", ".join(PROMPTS), _prompts),
     "tokenizer": ("the path of a tokenizer.json or of its folder", _text),
     "executable": ("the path of a Python", _text),
+    "in_process": ("True or False", _off),
     "gpu_memory_fraction": ("a share of at most 1, such as 0.45", _share),
     "engine": ("an engine such as 'vllm'", _text),
     "replicas": ("a whole number of engines, at least 1", _group),
@@ -317,6 +324,7 @@ class Answer:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    timings: EngineTimings | None = None
     failure: Failure | None = None
     remarks: tuple[Remark, ...] = ()
 
@@ -442,6 +450,11 @@ class Engine(Protocol):
         """Tokens that every prompt has whatever its ids, so that none can be shorter; 0 where ids are sent."""
         ...
 
+    @property
+    def ready_ns(self) -> int | None:
+        """When it was last ready for requests, on `clock`; None before that, and where there is nothing to wait for."""
+        ...
+
     def users_that_fit(self, tokens_per_user: int) -> int:
         """How many sequences of that length the device's KV cache holds at once.
 
@@ -467,6 +480,10 @@ class Engine(Protocol):
 
     def cache_counters(self) -> CacheCounters:
         """What the engine has counted so far."""
+        ...
+
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        """How the engine has timed requests since this was last asked, where it tells that apart from the answers."""
         ...
 
     def reset_cache(self) -> bool:

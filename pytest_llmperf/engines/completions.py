@@ -17,10 +17,10 @@ import orjson
 
 from pytest_llmperf.arrivals import UNKNOWN, Arrivals
 from pytest_llmperf.client import Address, Exchange, HttpClient, Limits, events
-from pytest_llmperf.clock import Clock
+from pytest_llmperf.clock import NS_PER_MS, Clock
 from pytest_llmperf.engines.base import Answer, Generation, Reply
 from pytest_llmperf.engines.wording import WORDS, Wording
-from pytest_llmperf.records import Failure, Remark
+from pytest_llmperf.records import EngineTimings, Failure, Remark
 
 PATHS = {"ids": "/v1/completions", "text": "/v1/completions", "chat": "/v1/chat/completions"}
 """Where a prompt of each form goes."""
@@ -28,6 +28,7 @@ IDS_WORDS = {"return_token_ids": True, "detokenize": False}
 """What a request says to get token ids: the first to vLLM and SGLang, the second to TensorRT-LLM, instead of text."""
 _DETAIL_CHARACTERS = 300
 _DONE = b"[DONE]"
+_LONGEST_MS = 1e9  # eleven days: what is beyond is no duration of a request
 # More in one chunk is no count, and would not fit into the column of an answer's arrivals.
 _MOST_TOKENS = 2**31 - 1
 # Headers that say what to do about a refusal.
@@ -227,6 +228,7 @@ class _Stream:
         self.token_ids: list[int] = []
         self.has_token_ids = False
         self.usage: dict[str, Any] = {}
+        self.metrics: Any = None
         self.counted = 0
         self.done = False
         self.failure: Failure | None = None
@@ -243,7 +245,7 @@ class _Stream:
                 continue
             choices, usage = event.get("choices"), event.get("usage")
             if usage is not None and type(usage) is dict:
-                self.usage = usage
+                self.usage, self.metrics = usage, event.get("metrics")
                 self.done = self.done or not choices  # with choices it is only the count so far
             if not choices:
                 continue
@@ -284,6 +286,7 @@ class _Stream:
             prompt_tokens=_number(self.usage, "prompt_tokens"),
             output_tokens=output_tokens,
             cached_tokens=_number(details, "cached_tokens") if isinstance(details, dict) else None,
+            timings=_timings(self.metrics),
             failure=self.failure,
             remarks=() if self.failure is not None else tuple(self._remarks()),
         )
@@ -368,6 +371,21 @@ def _one_token_each(arrivals: Arrivals, output_tokens: int | None) -> None:
     """Where the server counts only the whole, and it has as many chunks: each held one token."""
     if output_tokens == len(arrivals) and UNKNOWN in arrivals.tokens:
         arrivals.tokens = array("i", [1 if tokens == UNKNOWN else tokens for tokens in arrivals.tokens])
+
+
+def _timings(metrics: Any) -> EngineTimings | None:
+    """What vLLM puts beside the last usage (0.26 to 0.33); its `time_to_first_token_ms` leaves the queue out."""
+    if not isinstance(metrics, dict):
+        return None
+    queue, prefill = (_span_ns(metrics.get(name)) for name in ("queue_time_ms", "time_to_first_token_ms"))
+    return None if queue is None and prefill is None else EngineTimings(queue_ns=queue, prefill_ns=prefill)
+
+
+def _span_ns(value: Any) -> int | None:
+    """Milliseconds as nanoseconds; None for what is no duration."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _LONGEST_MS:
+        return None
+    return round(value * NS_PER_MS)
 
 
 def _number(source: dict[str, Any], name: str) -> int | None:

@@ -1,31 +1,35 @@
 """Keeps a server's processes from outliving their owner. Run as a script, never imported.
 
-    python guard.py GRACE_SECONDS COMMAND...
+    python guard.py GRACE_SECONDS SCRATCH COMMAND...
 
 The owner holds the write end of this process's standard input. When that closes, because the owner
 stopped the server or because it died in whatever way, SIGKILL included, the server's process group
 gets SIGTERM, and SIGKILL after GRACE_SECONDS. When the server ends by itself, what is left of its
-group is killed. Standard output carries two lines back: `pid N` and, as soon as it is known,
-`exit CODE`, where CODE is as in `subprocess` (negative: a signal). Everything the server prints
-goes to this process's standard error, which the owner points at the log file.
+group gets the same and a shorter time: Python's resource tracker removes shared memory after the
+others have gone. SCRATCH, if not empty, is a folder that is removed in the end. Standard output
+carries two lines back: `pid N` and, as soon as it is known, `exit CODE`, where CODE is as in
+`subprocess` (negative: a signal). Everything the server prints goes to this process's standard
+error, which the owner points at the log file.
 """
 
 import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 _POLL_S = 0.05
+_ORPHANS_GRACE_S = 3.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> int:
     """Guard one server; see the module."""
-    grace_s, command = float(sys.argv[1]), sys.argv[2:]
+    grace_s, scratch, command = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
     # Handlers, not SIG_IGN: an ignored signal would stay ignored in the server.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
@@ -37,10 +41,12 @@ def main() -> int:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
     except OSError as error:
         sys.stderr.write(f"cannot run {command[0]}: {error}\n")
+        remove(scratch)
         tell("exit 127")
         return 0
     tell(f"pid {server.pid}")
     Guard(server.pid, child_ended, grace_s).run()
+    remove(scratch)
     os._exit(0)  # nothing to clean up, and Popen would wait for a child that is reaped already
 
 
@@ -52,6 +58,12 @@ def become_subreaper() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def remove(scratch: str) -> None:
+    """Remove a folder, if one was named."""
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def tell(line: str) -> None:
@@ -71,11 +83,11 @@ class Guard:
 
     def run(self) -> None:
         self.wait_for_end()
-        if self.server_runs:
-            self.signal(signal.SIGTERM)
-            self.wait_until_gone()
+        grace_s = self.grace_s if self.server_runs else min(self.grace_s, _ORPHANS_GRACE_S)
+        if self.signal(signal.SIGTERM):
+            self.wait_until_gone(grace_s)
         self.signal(signal.SIGKILL)
-        self.wait_until_gone()
+        self.wait_until_gone(self.grace_s)
         self.end_strays()
 
     def end_strays(self) -> None:
@@ -98,9 +110,9 @@ class Guard:
             if 0 in readable and not os.read(0, 4096):
                 return
 
-    def wait_until_gone(self) -> None:
+    def wait_until_gone(self, grace_s: float) -> None:
         """Return when no process of the group is left, or after the grace period."""
-        deadline = time.monotonic() + self.grace_s
+        deadline = time.monotonic() + grace_s
         while self.signal(0) and time.monotonic() < deadline:
             self.reap()
             time.sleep(_POLL_S)

@@ -5,21 +5,24 @@ What differs is a `Recipe`: the package, the command line, and how the cache is 
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import re
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.client import Address
-from pytest_llmperf.engines import tiny_llama
+from pytest_llmperf.engines import installed, model_files, tiny_llama
 from pytest_llmperf.engines.base import COMMON_WORDS, EngineSpec, Surroundings
 from pytest_llmperf.engines.placement import Place
 from pytest_llmperf.engines.process import ServerProcess, free_port
-from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
-from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.engines.server import ServedEngine
+from pytest_llmperf.errors import ConfigurationError, EngineStartError
 
 WORDS = COMMON_WORDS | {"executable", "gpu_memory_fraction"}
 """What every engine whose server we start accepts."""
@@ -56,9 +59,13 @@ class Recipe:
     """How one gets it, in a few words."""
     command: Callable[[Launch], list[str]]
     environment: Mapping[str, str] = field(default_factory=dict)
+    oldest: tuple[int, int] | None = None
+    """The first version whose options we speak."""
+    litters: bool = False
+    """Whether it leaves files in the folder for temporary ones, and gets one that is removed with it."""
     names_models: bool = True
     """Whether its server can be told by what name the model is asked for."""
-    empty: Callable[[OpenAIServer], bool] | None = None
+    empty: Callable[[Any], bool] | None = None
     """Asks the server once to empty its cache, outer tiers included; None: it has no way to."""
 
 
@@ -75,9 +82,13 @@ class ProcessHost:
         self._surroundings = surroundings
         self._place = place or Place()
         self._process: ServerProcess | None = None
+        self._package: dict[str, str] = {}
 
     def launch(self) -> Address:
-        self._check_installed()
+        self._package = self._check_installed()
+        self._check_model()
+        if self._place.port is not None:
+            _check_port(self._place.port)
         place = self._place
         log = unused_path(self._surroundings.log_dir, self._recipe.kind)
         launch = Launch(
@@ -88,11 +99,18 @@ class ProcessHost:
             port=place.port or free_port(),
             log=log,
         )
+        scratch = Path(tempfile.mkdtemp(prefix="llmperf-")) if self._recipe.litters else None
         self._process = ServerProcess(
             [*place.prefix, *self._recipe.command(launch)],
-            env={**self._recipe.environment, **dict(place.env), **dict(self._spec.env)},
+            env={
+                **self._recipe.environment,
+                **({} if scratch is None else {"TMPDIR": str(scratch)}),
+                **dict(place.env),
+                **dict(self._spec.env),
+            },
             log=log,
             clock=self._surroundings.clock,
+            scratch=scratch,
         )
         return Address.parse(f"http://127.0.0.1:{launch.port}")
 
@@ -112,7 +130,7 @@ class ProcessHost:
             self._process.stop()
             self._process = None
 
-    def reset_cache(self, server: OpenAIServer) -> bool:
+    def reset_cache(self, server: Any) -> bool:
         """Engines refuse while requests or stores are in flight, so it is asked for several times."""
         empty = self._recipe.empty
         for _ in range(0 if empty is None else _RESET_ATTEMPTS):
@@ -123,7 +141,18 @@ class ProcessHost:
         return False
 
     def describe(self) -> dict[str, Any]:
-        return {} if self._process is None else {"command": self._process.command_line}
+        """The command, the package behind it and the model's files, as far as they can be told."""
+        if self._process is None:
+            return {}
+        package = {name: value for name, value in self._package.items() if name != "commit"}
+        folder = model_files.folder_of(self._model(), dict(self._spec.env))
+        told = {
+            "command": self._process.command_line,
+            "package": " ".join(package.values()) or None,
+            "commit": self._package.get("commit"),
+            "model_digest": None if folder is None else model_files.digest(folder),
+        }
+        return {name: value for name, value in told.items() if value is not None}
 
     @property
     def _python(self) -> str:
@@ -134,25 +163,63 @@ class ProcessHost:
             return str(tiny_llama.ensure(self._surroundings.cache_dir))
         return str(self._spec.model)
 
-    def _check_installed(self) -> None:
-        """Say that the engine is missing before a process is started for it."""
-        package = self._recipe.package
-        is_here = self._python == sys.executable
-        if not (importlib.util.find_spec(package) if is_here else self._has(package)):
-            msg = (
-                f"{package} is not installed for {self._python}; install it there ({self._recipe.install}), or name "
+    def _check_model(self) -> None:
+        """A path that is not there would be taken for a name on a hub, and looked for there."""
+        model = str(self._spec.model)
+        if model.startswith((".", "/", "~")) and not Path(model).expanduser().exists():
+            raise ConfigurationError(
+                f"{self._recipe.kind}: there is no model at {model!r}; give the folder of a checkpoint, a name on the "
+                f"hub, or {tiny_llama.NAME!r}"
+            )
+
+    def _check_installed(self) -> dict[str, str]:
+        """What is installed. Says that the engine is missing, or too old, before a process is started for it."""
+        recipe, here = self._recipe, self._python == sys.executable
+        found = installed.about(recipe.package) if here else self._look_up(recipe.package)
+        if found is None:
+            raise ConfigurationError(
+                f"{recipe.package} is not installed for {self._python}; install it there ({recipe.install}), or name "
                 "the Python that has it with executable=... in the mark or --llmperf-set executable=PATH"
             )
-            raise ConfigurationError(msg)
+        version = found.get("version", "")
+        if recipe.oldest is not None and _is_older(version, recipe.oldest):
+            wanted = ".".join(map(str, recipe.oldest))
+            raise ConfigurationError(
+                f"{recipe.package} {version} is installed for {self._python}, and {wanted} or newer is needed; upgrade "
+                f"it there ({recipe.install}), or name another Python with executable=... in the mark or "
+                "--llmperf-set executable=PATH"
+            )
+        return found
 
-    def _has(self, package: str) -> bool:
-        script = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
+    def _look_up(self, package: str) -> dict[str, str] | None:
+        """What another Python has; None if it has it not, or cannot tell."""
+        command = [self._python, installed.__file__, package]
         try:
-            found = subprocess.run([self._python, "-c", script], timeout=_FIND_TIMEOUT_S, check=False)
+            found = subprocess.run(command, timeout=_FIND_TIMEOUT_S, check=False, stdout=subprocess.PIPE)
         except OSError as error:
             msg = f"{self._recipe.kind}: executable={self._python!r} cannot be run: {error}"
             raise ConfigurationError(msg) from None
-        return found.returncode == 0
+        try:
+            told = json.loads(found.stdout) if found.returncode == 0 else None
+        except ValueError:
+            return None
+        return told if isinstance(told, dict) else None
+
+
+def _check_port(port: int) -> None:
+    """Raise `EngineStartError` for a port that is taken: whatever is there would be measured in place of ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise EngineStartError(f"port {port} cannot be listened on: {error.strerror}; give another one") from None
+
+
+def _is_older(version: str, oldest: tuple[int, int]) -> bool:
+    """False for what is no released version: a build from source may call itself anything."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return match is not None and "dev" not in version and (int(match[1]), int(match[2])) < oldest
 
 
 def served_by(recipe: Recipe, spec: EngineSpec, surroundings: Surroundings, place: Place | None = None) -> ServedEngine:

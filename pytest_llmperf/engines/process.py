@@ -7,6 +7,7 @@ import os
 import re
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -62,20 +63,26 @@ class ServerProcess:
     to us and ends the group when the pipe closes.
     """
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path, clock: Clock) -> None:
-        """Start `command` with `env` added to the environment. `log` gets all its output."""
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], log: Path, clock: Clock, scratch: Path | None = None
+    ) -> None:
+        """Start `command` with `env` added to the environment. `log` gets all its output.
+
+        `scratch`: a folder that is gone, with what is in it, when the server is.
+        """
         self.command = tuple(command)
         self.log = log
         self._clock = clock
         self._started_ns = clock.now_ns()
         self._added_env = dict(env)
+        self._scratch = scratch
         self._returncode: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as stream:
             stream.write(f"$ {self.command_line}\n".encode())
             stream.flush()
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), *command],
+                [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), str(scratch or ""), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
@@ -139,6 +146,8 @@ class ServerProcess:
         if self._guard.returncode != 0 and self.pid is not None:  # killed, so the group is ours to end
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+        if self._scratch is not None:  # the guard does so, too, if it gets to it
+            shutil.rmtree(self._scratch, ignore_errors=True)
         code = self.returncode
         if self._guard.stdout is not None:
             self._guard.stdout.close()

@@ -6,15 +6,17 @@ takes and whose metrics it has. What it cannot tell stays unknown.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 
 from pytest_llmperf.client import Address, Exchange, HttpClient, Limits
+from pytest_llmperf.clock import seconds_between
 from pytest_llmperf.engines.base import TOKEN_IDS, Connector, EngineSpec, Generation, Surroundings
 from pytest_llmperf.engines.completions import (
     PATHS,
@@ -28,12 +30,12 @@ from pytest_llmperf.engines.completions import (
     text_prompt,
     text_request,
 )
-from pytest_llmperf.engines.server_metrics import CACHE_ROUTES, SETTLE_S, CacheConfig, Metrics
+from pytest_llmperf.engines.server_metrics import CACHE_ROUTES, SETTLE_S, TIMING_ROUTES, CacheConfig, Metrics
 from pytest_llmperf.engines.server_metrics import PATHS as METRICS_PATHS
 from pytest_llmperf.engines.tokenizer import load_tokenizer
 from pytest_llmperf.engines.wording import Count, settled
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError, LLMPerfError
-from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.records import CacheCounters, EngineTimings
 
 CONTROL_TIMEOUT_S = 10.0
 """For every request but the probe: these answer at once or something is wrong."""
@@ -41,12 +43,12 @@ PROBE_TIMEOUT_S = 120.0
 """For the first generation, which may compile kernels."""
 # The first prompt of a server must not be very short: 3 tokens killed vLLM 0.32's CPU worker with
 # bfloat16 on a processor with AMX (7 of 7 starts), 8 and more did not.
-_PROBE_IDS = tuple(TOKEN_IDS)[:32]
-_PROBE_OUTPUT_TOKENS = 4
+PROBE_IDS = tuple(TOKEN_IDS)[:32]
+PROBE_OUTPUT_TOKENS = 4
 _UNUSABLE_EXTENSIONS = (400, 422)
 # What a server is asked for that refuses vLLM's words: first TensorRT-LLM's, then the protocol's own.
 _LESSER_DIALECTS: tuple[dict[str, Any], ...] = ({"ids_word": "detokenize"}, {"extended": False})
-_UNKNOWN_LEN = 4096
+UNKNOWN_LEN = 4096
 """Tokens that a server is taken to accept if it does not say, while lengths are found out."""
 
 
@@ -71,6 +73,7 @@ class OpenAIServer:
         """What makes prompts as long as asked for: see `wording.settled`."""
         self.cache: CacheConfig | None = None
         self._metrics_path: str | None = None
+        self._engine: str | None = None
         self._surroundings = surroundings
         self._dialect = Dialect(extended=True, prompts=prompts or "ids")
         self._tokenizer = tokenizer
@@ -137,6 +140,13 @@ class OpenAIServer:
         metrics = self._metrics(self._metrics_path)
         return CacheCounters() if metrics is None else metrics.counters()
 
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        """How it has timed requests since this was last asked, where it tells that apart from the answers."""
+        if self._engine not in TIMING_ROUTES:
+            return ()
+        path, read = TIMING_ROUTES[self._engine]
+        return read(self.json(path))
+
     def version(self) -> str | None:
         """What `GET /version` says, which vLLM and TensorRT-LLM have, or SGLang's `GET /server_info`."""
         for path in ("/version", "/server_info"):
@@ -167,7 +177,7 @@ class OpenAIServer:
         for path in METRICS_PATHS:
             metrics = self._metrics(path)
             if metrics is not None and metrics.engine is not None:
-                self._metrics_path = path
+                self._metrics_path, self._engine = path, metrics.engine
                 self.cache = metrics.cache_config() or self._cache_beside(metrics.engine)
                 return
 
@@ -241,7 +251,7 @@ class OpenAIServer:
         self.forces_lengths = self._dialect.extended and shows_extensions(exchange)
 
     def _generate(self) -> Exchange:
-        generation = Generation(_PROBE_IDS, _PROBE_OUTPUT_TOKENS, return_token_ids=True)
+        generation = Generation(PROBE_IDS, PROBE_OUTPUT_TOKENS, return_token_ids=True)
         return self._answered(request_body(self.model, generation, self._dialect))
 
     def _answered(self, body: bytes) -> Exchange:
@@ -253,7 +263,7 @@ class OpenAIServer:
         tokenizers: dict[str, Count] = {"server tokenizer": self._tokenized}
         if local is not None:
             tokenizers["local tokenizer"] = lambda text: len(local.encode(text).ids)
-        self.prompt_lengths, wording = settled(tokenizers, self._used, self.max_model_len or _UNKNOWN_LEN)
+        self.prompt_lengths, wording = settled(tokenizers, self._used, self.max_model_len or UNKNOWN_LEN)
         self._dialect = replace(self._dialect, wording=wording)
 
     def _tokenized(self, text: str) -> int | None:
@@ -298,8 +308,48 @@ def _list(models: dict[str, dict[str, Any]]) -> str:
     return ", ".join(repr(name) for name in models) or "no model"
 
 
+class Server(Protocol):
+    """What a `StartedEngine` asks: a connection to something that runs."""
+
+    address: Address
+    model: str
+    max_model_len: int | None
+    returns_token_ids: bool
+    forces_lengths: bool
+    cache: CacheConfig | None
+
+    @property
+    def prompt_overhead(self) -> int:
+        """Tokens that every prompt has whatever its ids; 0 where that is not known, too."""
+        ...
+
+    def is_healthy(self) -> bool:
+        """Whether it may be connected to at this moment."""
+        ...
+
+    def connect(self, model: str | None) -> None:
+        """Find out what it is. Raises `EngineStartError` and `ConfigurationError`."""
+        ...
+
+    def connector(self) -> Connector:
+        """What opens channels to it."""
+        ...
+
+    def cache_counters(self) -> CacheCounters:
+        """What it has counted."""
+        ...
+
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        """How it has timed requests since this was last asked, where it tells that apart from the answers."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of it, unknown things left out."""
+        ...
+
+
 class Host(Protocol):
-    """Who runs the server of a `ServedEngine`."""
+    """Who runs what a `StartedEngine` asks."""
 
     is_ours: bool
 
@@ -323,7 +373,7 @@ class Host(Protocol):
         """End what we have started. Idempotent."""
         ...
 
-    def reset_cache(self, server: OpenAIServer) -> bool:
+    def reset_cache(self, server: Any) -> bool:
         """Empty the prefix cache, outer tiers included; False where there is no way."""
         ...
 
@@ -332,8 +382,11 @@ class Host(Protocol):
         ...
 
 
-class ServedEngine:
-    """An engine behind the completions protocol, whoever runs it."""
+ServerT = TypeVar("ServerT", bound=Server)
+
+
+class StartedEngine(ABC, Generic[ServerT]):
+    """An engine in a process that somebody runs, however it is asked."""
 
     is_simulated = False
 
@@ -344,9 +397,12 @@ class ServedEngine:
         self.host = host
         self._model = model
         self._surroundings = surroundings
-        self._launched: OpenAIServer | None = None
-        self._connected: OpenAIServer | None = None
+        self._launched: ServerT | None = None
+        self._connected: ServerT | None = None
         self._refusal: str | None = None
+        self._launched_ns = 0
+        self.ready_ns: int | None = None
+        """When it was last ready for requests, on `clock`; None before its first start."""
 
     def start(self) -> None:
         if self._connected is not None and self.host.is_running():
@@ -363,11 +419,13 @@ class ServedEngine:
                 self._refusal = str(error)
             raise
         self._launched, self._connected = None, server
+        self.ready_ns = self.clock.now_ns()
 
-    def launch(self) -> OpenAIServer:
+    def launch(self) -> ServerT:
         """Start the server without waiting until it is ready, which `start` then does."""
         self.stop()
-        self._launched = OpenAIServer(self.host.launch(), self._surroundings, self.spec.prompts, self.spec.tokenizer)
+        self._launched_ns = self.clock.now_ns()
+        self._launched = self._reach(self.host.launch())
         return self._launched
 
     def stop(self) -> None:
@@ -382,7 +440,7 @@ class ServedEngine:
         return self.host.is_ours
 
     @property
-    def server(self) -> OpenAIServer:
+    def server(self) -> ServerT:
         """The connection, made if need be.
 
         A server that has died is not replaced here, in the middle of a measurement that ought to hear
@@ -440,14 +498,36 @@ class ServedEngine:
     def cache_counters(self) -> CacheCounters:
         return self.server.cache_counters()
 
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        """Only of an engine of ours: what is told is gone for others who might collect it."""
+        return self.server.request_timings() if self.is_ours else ()
+
     def reset_cache(self) -> bool:
         return self.host.reset_cache(self.server)
 
     def describe(self) -> dict[str, Any]:
-        return self.server.describe() | self.host.describe()
+        return self.server.describe() | self.host.describe() | self._started_in()
 
-    def _is_ready(self, server: OpenAIServer) -> bool:
+    def _started_in(self) -> dict[str, Any]:
+        """How long the last start took, of what we start."""
+        if self.ready_ns is None or not self.is_ours:
+            return {}
+        return {"start_s": round(seconds_between(self._launched_ns, self.ready_ns), 3)}
+
+    @abstractmethod
+    def _reach(self, address: Address) -> ServerT:
+        """What is asked, once it listens there."""
+
+    def _is_ready(self, server: ServerT) -> bool:
         return server.is_healthy()
 
-    def _connect(self, server: OpenAIServer) -> None:
+    def _connect(self, server: ServerT) -> None:
         server.connect(self._model)
+
+
+class ServedEngine(StartedEngine[OpenAIServer]):
+    """An engine behind the completions protocol, whoever runs it."""
+
+    def _reach(self, address: Address) -> OpenAIServer:
+        tokenizer = None if self.spec.prompts is None else self.spec.tokenizer  # else it is the engine's own business
+        return OpenAIServer(address, self._surroundings, self.spec.prompts, tokenizer)

@@ -15,7 +15,8 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.clock import NS_PER_S
+from pytest_llmperf.records import CacheCounters, EngineTimings
 
 SETTLE_S = 0.3
 """Counters appear late: so long after the last response the next reading was complete on vLLM 0.32."""
@@ -26,6 +27,10 @@ PATHS = ("/metrics", "/prometheus/metrics")
 _VLLM_TIERS = {"device": "gpu", "host": "host", "disk": "disk", "p2p": "p2p", "external_unspecified": "external"}
 # And by SGLang's; `storage` is what lies beyond the host's memory, on whatever.
 _SGLANG_TIERS = {"device": "gpu", "host": "host", "storage": "external"}
+
+
+_LATEST_S = 1e12
+"""Beyond this a number is no moment of a clock in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +190,40 @@ CACHE_ROUTES: dict[str, tuple[str, Callable[[Any], CacheConfig | None]]] = {
     "tensorrt_llm": ("/metrics", tensorrt_llm_cache),
 }
 """Engine that tells its cache's size beside its metrics: the route, and what makes sense of its JSON."""
+
+
+def tensorrt_llm_timings(rows: Any) -> tuple[EngineTimings, ...]:
+    """What TensorRT-LLM's `/perf_metrics` tells of requests, in the order of their ends; nothing of which is which."""
+    found = [_timing(row) for row in rows] if isinstance(rows, list) else []
+    return tuple(timings for timings in found if timings is not None)
+
+
+def _timing(row: Any) -> EngineTimings | None:
+    """Moments are seconds of one clock, 0 where they have not come."""
+    metrics = row.get("perf_metrics") if isinstance(row, dict) else None
+    timing = metrics.get("timing_metrics") if isinstance(metrics, dict) else None
+    if not isinstance(timing, dict):
+        return None
+    arrived, scheduled, first = (
+        _moment(timing.get(name)) for name in ("arrival_time", "first_scheduled_time", "first_token_time")
+    )
+    spans = _span_ns(arrived, scheduled), _span_ns(scheduled, first), _span_ns(arrived, first)
+    return None if spans == (None,) * 3 else EngineTimings(queue_ns=spans[0], prefill_ns=spans[1], ttft_ns=spans[2])
+
+
+def _moment(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and 0 < value < _LATEST_S else None
+
+
+def _span_ns(start_s: float | None, end_s: float | None) -> int | None:
+    return None if start_s is None or end_s is None or end_s < start_s else round((end_s - start_s) * NS_PER_S)
+
+
+TIMING_ROUTES: dict[str, tuple[str, Callable[[Any], tuple[EngineTimings, ...]]]] = {
+    "tensorrt_llm": ("/perf_metrics", tensorrt_llm_timings),
+}
+"""Engine that tells its times of requests apart from the answers: the route, which forgets what it has told."""
 
 
 def _count(value: object) -> int | None:

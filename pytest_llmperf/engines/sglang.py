@@ -70,7 +70,8 @@ def _empty(server: OpenAIServer) -> bool:
 RECIPE = Recipe(
     kind="sglang",
     package="sglang",
-    install="pip install sglang",
+    install="pip install 'sglang>=0.5.23'",
+    oldest=(0, 5),
     command=_command,
     empty=_empty,
 )

@@ -1,15 +1,18 @@
-"""The engine kind `vllm`: a server process of our own."""
+"""The engine kind `vllm`: a server process of our own, or its `AsyncLLM` in a process with the sender of requests."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from pytest_llmperf.engines import host
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.host import Launch, Recipe, flags
+from pytest_llmperf.engines.in_process import in_process, worker_command
 from pytest_llmperf.engines.server import OpenAIServer
+from pytest_llmperf.errors import ConfigurationError
 
-WORDS = host.WORDS
+WORDS = host.WORDS | {"in_process", "prompts", "tokenizer"}
 REQUIRED = host.REQUIRED
 
 # Old and new homes of the server share this one up to 0.33; the `vllm` command asks for a
@@ -17,8 +20,21 @@ REQUIRED = host.REQUIRED
 _MODULE = "vllm.entrypoints.openai.api_server"
 
 
+def check(spec: EngineSpec) -> None:
+    """Raise `ConfigurationError` for words that do not go together."""
+    if spec.in_process and spec.prompts == "chat":
+        raise ConfigurationError("vllm: in_process=True takes prompts='ids' or 'text'; a chat is the server's business")
+    if spec.tokenizer is not None and (spec.prompts is None or spec.in_process):
+        raise ConfigurationError(
+            f"vllm: tokenizer={spec.tokenizer!r} is for prompts sent to a server as texts; with in_process=True the "
+            "engine's own counts, and token ids need none"
+        )
+
+
 def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
-    """A vLLM server of our own, not yet started."""
+    """A vLLM of our own, not yet started."""
+    if spec.in_process:
+        return in_process(IN_PROCESS, spec, surroundings)
     return host.served_by(RECIPE, spec, surroundings)
 
 
@@ -29,9 +45,25 @@ def _command(launch: Launch) -> list[str]:
         *("--served-model-name", launch.served_name),
         *("--host", "127.0.0.1", "--port", str(launch.port)),
         "--enable-prompt-tokens-details",
+        *_timings(launch.spec),
         *_words(launch.spec),
         *launch.spec.args,
     ]
+
+
+def _in_process(launch: Launch) -> list[str]:
+    return [
+        *worker_command(launch.python, "vllm", launch.port),
+        *("--model", launch.model),
+        *("--served-model-name", launch.served_name),
+        *_words(launch.spec),
+        *launch.spec.args,
+    ]
+
+
+def _timings(spec: EngineSpec) -> list[str]:
+    """The server puts its own times beside the last usage, unless it is told to keep none."""
+    return [] if "--disable-log-stats" in spec.args else ["--enable-per-request-metrics"]
 
 
 def _words(spec: EngineSpec) -> list[str]:
@@ -69,7 +101,9 @@ def _says_success(body: bytes) -> bool:
 RECIPE = Recipe(
     kind="vllm",
     package="vllm",
-    install="pip install vllm",
+    install="pip install 'vllm>=0.26'",
+    oldest=(0, 26),
+    litters=True,  # 0.32: a file and some sockets for each start
     command=_command,
     environment={
         "VLLM_SERVER_DEV_MODE": "1",  # offers the cache reset; the server listens on loopback only
@@ -78,3 +112,4 @@ RECIPE = Recipe(
     },
     empty=_empty,
 )
+IN_PROCESS = replace(RECIPE, command=_in_process)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pytest_llmperf.judged import RatioResult
-from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS
+from pytest_llmperf.metrics import ENGINE_TIMES, LATENCIES, METRICS, STATISTICS
 from pytest_llmperf.results import Figures, Latencies, PerfResult
 from pytest_llmperf.stats import Sample
 
@@ -35,6 +35,7 @@ def figures_json(result: PerfResult) -> dict[str, Any]:
             "errors": result.errors,
             "remarks": result.remarks,
             "by_round": [_known(_latencies_json(one)) for one in result.by_round],
+            "engine_times": _engine_times_json(result),
             "cache": _known(asdict(result.cache)),
             "load": _known(asdict(result.load)),
             "ceiling": None if result.ceiling is None else _known(asdict(result.ceiling)),
@@ -53,6 +54,10 @@ _SCALARS = ("duration_s", "request_throughput", "output_throughput", "total_thro
 
 def _latencies_json(source: Figures | Latencies) -> dict[str, Any]:
     return {name: _sample_json(getattr(source, name)) for name in LATENCIES}
+
+
+def _engine_times_json(result: PerfResult) -> dict[str, Any] | None:
+    return _known({name: _sample_json(getattr(result.engine_times, name)) for name in ENGINE_TIMES}) or None
 
 
 def _sample_json(sample: Sample) -> dict[str, Any] | None:

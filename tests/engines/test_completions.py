@@ -26,7 +26,7 @@ from pytest_llmperf.engines.completions import (
     text_request,
 )
 from pytest_llmperf.engines.wording import Wording
-from pytest_llmperf.records import Failure, Remark
+from pytest_llmperf.records import EngineTimings, Failure, Remark
 
 PLAIN, EXTENDED = Dialect(extended=False), Dialect(extended=True)
 KEY = "sk-very-s3cret"
@@ -239,6 +239,34 @@ class TestCounting:
     def test_cached_tokens(self, more, expected):
         """Cached tokens are the server's number, and unknown is not zero."""
         assert expected == read(chunk("a"), final(1, **more), DONE).cached_tokens
+
+    @pytest.mark.parametrize(
+        ("told", "expected"),
+        [
+            (
+                {"queue_time_ms": 0.25, "time_to_first_token_ms": 68.5},
+                EngineTimings(queue_ns=250_000, prefill_ns=68_500_000),
+            ),
+            ({"queue_time_ms": None, "time_to_first_token_ms": 2}, EngineTimings(prefill_ns=2_000_000)),
+            ({"queue_time_ms": 0.0}, EngineTimings(queue_ns=0)),
+            ({"queue_time_ms": -1.0, "time_to_first_token_ms": True}, None),
+            ({"time_to_first_token_ms": 1e300}, None),
+            ({"time_to_first_token_ms": "68"}, None),
+            ({"speculative_decoding": {}}, None),
+            ([], None),
+            (None, None),
+        ],
+    )
+    def test_how_the_server_timed_it(self, told, expected):
+        """vLLM's own times beside the last usage; what is no duration says nothing."""
+        assert expected == read(chunk(usage=usage(1)), {**final(1), "metrics": told}, DONE).timings
+
+    @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
+    def test_times_of_any_form(self, odd):
+        """Nothing that a server may send there breaks the answer."""
+        told = read(chunk(usage=usage(1)), {**final(1), "metrics": {"queue_time_ms": odd}}, DONE)
+        assert told.failure is None or told.failure.kind == "not_json"  # NaN is no JSON
+        assert told.timings is None or told.timings.queue_ns >= 0
 
     def test_times_are_kept(self):
         """Tag, send, end and the making of a connection are those of the exchange."""

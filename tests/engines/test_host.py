@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shlex
-import signal
-import time
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
-from stub_engine import BLOCK, CAPACITY, installed
+from stub_engine import installed
 
 from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.engines import make_engine, make_spec
-from pytest_llmperf.engines.base import EngineSpec, Generation, Surroundings
-from pytest_llmperf.engines.host import Launch
+from pytest_llmperf.engines import host, make_engine, make_spec
+from pytest_llmperf.engines.base import EngineSpec, Surroundings
+from pytest_llmperf.engines.host import Launch, served_by
+from pytest_llmperf.engines.placement import Place
 from pytest_llmperf.engines.sglang import RECIPE as SGLANG
-from pytest_llmperf.engines.tensorrt_llm import options
+from pytest_llmperf.engines.tensorrt_llm import llm_arguments, options
 from pytest_llmperf.engines.vllm import RECIPE as VLLM
-from pytest_llmperf.errors import ConfigurationError, EngineDiedError, EngineStartError
+from pytest_llmperf.errors import ConfigurationError, EngineStartError
 
 KINDS = ("vllm", "sglang", "tensorrt_llm")
-CAN_BE_EMPTIED = ("vllm", "sglang")
+IN_PROCESS = {"in_process": True}
+FORMS = ("vllm", "tensorrt_llm")
+"""Kinds that have a Python interface."""
 
 
 @pytest.fixture(scope="module")
@@ -45,100 +48,93 @@ def around(tmp_path):
     )
 
 
-@pytest.fixture(params=KINDS)
-def engine(request, python, around):
-    """Each engine in turn, not yet started."""
-    words = {"model": "some/model", "executable": python, "max_model_len": 2048, "prefix_caching": True}
-    made = make_engine(make_spec(request.param, words), around)
-    yield made
-    made.stop()
+class TestBeforeAStart:
+    """What can be known without one."""
 
-
-def answer(engine, ids, output_tokens=3):
-    channel = engine.connector().open(RealClock())
-    try:
-        channel.send(0, channel.encode(Generation(ids, output_tokens, return_token_ids=True)))
-        replies = []
-        while not replies:
-            channel.poll(1.0)
-            replies += channel.ended()
-        return replies[0].read()
-    finally:
-        channel.close()
-
-
-def until_dead(engine):
-    """Its end is seen a moment after it."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        engine.check()
-        time.sleep(0.01)
-
-
-class TestContract:
-    """What holds for each of them, whatever its words for it are."""
-
-    def test_a_whole_life(self, engine):
-        """Ready, ids and counts in the answers, what is cached and counted, emptied where it can be, gone."""
-        engine.start()
-        ids = list(range(1100, 1100 + 10 * BLOCK))  # not the first prompt of all, which connecting sends
-
-        first, again = answer(engine, ids), answer(engine, ids)
-
-        assert (True, False) == (engine.is_ours, engine.is_simulated)
-        assert (None, ()) == (again.failure, again.remarks)
-        assert (1001, 1002, 1003) == again.token_ids
-        assert (10 * BLOCK, 3) == (again.prompt_tokens, again.output_tokens)
-        assert (0, 9 * BLOCK) == (first.cached_tokens, again.cached_tokens)
-        before = engine.cache_counters()
-        emptied = engine.reset_cache()
-        assert (engine.spec.kind in CAN_BE_EMPTIED) is emptied
-        assert (0 if emptied else 9 * BLOCK) == answer(engine, ids).cached_tokens
-        counted = engine.cache_counters().since(before)
-        assert (10 * BLOCK, 0 if emptied else 9 * BLOCK) == (counted.queried_tokens, counted.hit_tokens)
-        pid = engine.host._process.pid
-        engine.stop()
-        with pytest.raises(ProcessLookupError):
-            os.killpg(pid, 0)
-
-    def test_what_it_tells(self, engine):
-        """Model, limits, capacity, version and command."""
-        assert engine.returns_token_ids
-        assert (2048, CAPACITY) == (engine.max_model_len, engine.kv_capacity_tokens)
-        assert CAPACITY // (2 * BLOCK) == engine.users_that_fit(BLOCK + 1)
-        told = engine.describe()
-        assert ("0.0-stub", BLOCK) == (told["version"], told["kv_block_tokens"])
-        assert str(engine.host._process.log.parent.parent) not in told["model"]
-        assert "some/model" in told["command"]
-
-    def test_it_dies(self, engine):
-        """A dead server is said to be dead, with its log's last lines."""
-        engine.start()
-        os.killpg(engine.host._process.pid, signal.SIGKILL)
-        with pytest.raises(EngineDiedError, match=r"killed by SIGKILL\n(.|\n)*CUDA_VISIBLE_DEVICES"):
-            until_dead(engine)
-
-    def test_words_that_the_server_does_not_know(self, python, around):
-        """The server's own complaint is quoted, and it is not tried again."""
-        engine = make_engine(
-            make_spec("sglang", {"model": "m", "executable": python, "args": ["--no-such-flag"]}), around
-        )
-        with pytest.raises(EngineStartError, match="unrecognized arguments: --no-such-flag"):
-            engine.start()
-        with pytest.raises(EngineStartError, match="not tried again"):
-            engine.start()
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_an_engine_that_is_not_installed(self, kind, around, tmp_path):
+    @pytest.mark.parametrize(
+        ("kind", "form"), [*((kind, {}) for kind in KINDS), *((kind, IN_PROCESS) for kind in FORMS)]
+    )
+    def test_an_engine_that_is_not_installed(self, kind, form, around, tmp_path):
         """How to get it, and how to name the Python that has it."""
         bare = tmp_path / "python"
         bare.write_text("#!/bin/sh\nexit 1\n")
         bare.chmod(0o755)
-        engine = make_engine(make_spec(kind, {"model": "m", "executable": str(bare)}), around)
+        engine = make_engine(make_spec(kind, {"model": "m", "executable": str(bare), **form}), around)
         with pytest.raises(ConfigurationError) as caught:
             engine.start()
         assert f"{kind} is not installed for {bare}; install it there (pip install " in str(caught.value)
         assert not around.log_dir.exists()
+
+    @pytest.mark.parametrize(
+        ("kind", "version", "wanted"),
+        [("vllm", "0.10.2", "0.26"), ("sglang", "0.4.9", "0.5"), ("tensorrt_llm", "0.21", "1.0")],
+    )
+    def test_an_engine_that_is_too_old(self, kind, version, wanted, around, python):
+        """Both versions and what to do about it; nothing is started."""
+        distribution(Path(python), kind, version)
+        engine = make_engine(make_spec(kind, {"model": "m", "executable": python}), around)
+        try:
+            with pytest.raises(ConfigurationError) as caught:
+                engine.start()
+        finally:
+            distribution(Path(python), kind, None)
+        said = f"{kind} {version} is installed for {python}, and {wanted} or newer is needed; upgrade it there (pip"
+        assert said in str(caught.value)
+        assert not around.log_dir.exists()
+
+    @pytest.mark.parametrize("version", ["0.26.0", "1.0", "0.1.dev1+gabcdef0", "main"])
+    def test_an_engine_that_may_do(self, version, around, python):
+        """Newer ones, and builds from source, which call themselves anything; the commit is told where it is known."""
+        distribution(Path(python), "vllm", version)
+        with contextlib.ExitStack() as stack:
+            stack.callback(distribution, Path(python), "vllm", None)
+            engine = make_engine(make_spec("vllm", {"model": "m", "executable": python}), around)
+            stack.callback(engine.stop)
+            told = engine.describe()
+        assert f"vllm-stub {version}" == told["package"]
+        assert ("abcdef0" if "gabcdef0" in version else None) == told.get("commit")
+
+    @pytest.mark.parametrize("form", [{}, IN_PROCESS])
+    @pytest.mark.parametrize("model", ["/nowhere/model", "./model", "~/no-such-model"])
+    def test_a_model_that_is_not_there(self, model, form, around, python):
+        """A path is not looked for on a hub."""
+        engine = make_engine(make_spec("vllm", {"model": model, "executable": python, **form}), around)
+        with pytest.raises(
+            ConfigurationError, match=f"there is no model at '{model}'; give the folder of a checkpoint"
+        ):
+            engine.start()
+
+    def test_a_port_that_is_taken(self, around, python):
+        """What listens there would be measured in place of ours."""
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            spec = make_spec("vllm", {"model": "m", "executable": python})
+            engine = served_by(VLLM, spec, around, Place(port=port))
+            with pytest.raises(
+                EngineStartError, match=f"port {port} cannot be listened on: Address already in use; give"
+            ):
+                engine.start()
+
+    @pytest.mark.parametrize("kind", FORMS)
+    def test_a_port_that_is_taken_meanwhile(self, kind, around, python, monkeypatch):
+        """The worker process says so, at once."""
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            monkeypatch.setattr(host, "free_port", lambda: other.getsockname()[1])
+            engine = make_engine(make_spec(kind, {"model": "m", "executable": python, **IN_PROCESS}), around)
+            with pytest.raises(EngineStartError, match=r"exit code 1\n(.|\n)*Address already in use"):
+                engine.start()
+
+
+def distribution(python: Path, kind: str, version: str | None):
+    """Have a stub belong to a distribution of this version; None: to none again."""
+    site = python.parent.parent / "site"
+    for before in site.glob(f"{kind}_stub-*"):
+        shutil.rmtree(before)
+    if version is not None:
+        folder = site / f"{kind}_stub-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {kind}-stub\nVersion: {version}\n")
+        (folder / "top_level.txt").write_text(f"{kind}\n")
 
 
 def command(recipe, **words):
@@ -163,7 +159,7 @@ class TestCommands:
     )
     def test_vllm(self, words, expected):
         """As of 0.26 to 0.33."""
-        assert f"--enable-prompt-tokens-details{expected}" == command(VLLM, **words)
+        assert f"--enable-prompt-tokens-details --enable-per-request-metrics{expected}" == command(VLLM, **words)
 
     @pytest.mark.parametrize(
         ("words", "expected"),
@@ -200,14 +196,72 @@ class TestCommands:
         assert {
             "return_perf_metrics": True,
             "enable_iter_perf_stats": True,
+            "perf_metrics_max_requests": 100_000,
             "kv_cache_config": cache,
         } == json.loads(file.read_text())
 
     def test_tensorrt_llm_as_it_comes(self):
         """Words that are not given are left to the engine."""
-        assert {"return_perf_metrics": True, "enable_iter_perf_stats": True} == options(
-            EngineSpec(kind="tensorrt_llm", model="m")
-        )
+        assert {
+            "return_perf_metrics": True,
+            "enable_iter_perf_stats": True,
+            "perf_metrics_max_requests": 100_000,
+        } == options(EngineSpec(kind="tensorrt_llm", model="m"))
+
+    def test_tensorrt_llm_in_process(self):
+        """The same words as arguments of `LLM`; what else it takes comes as a JSON object."""
+        words = {"model": "m", "max_model_len": 9, "tensor_parallel": 2, "kv_offload_gib": 2.0, "prefix_caching": False}
+        spec = make_spec("tensorrt_llm", {**words, **IN_PROCESS, "args": ['{"max_batch_size": 8}']})
+        assert {
+            "model": "m",
+            "engine_folder": False,
+            "max_seq_len": 9,
+            "tensor_parallel_size": 2,
+            "kv_cache_config": {"enable_block_reuse": False, "host_cache_size": 2**30},
+            "return_perf_metrics": True,
+            "enable_iter_perf_stats": True,
+            "max_batch_size": 8,
+        } == llm_arguments(spec, "m")
+        with pytest.raises(ConfigurationError, match=r"args=\['--tp_size'\]: with in_process=True they are one JSON"):
+            make_spec("tensorrt_llm", {"model": "m", **IN_PROCESS, "args": ["--tp_size"]})
+
+    @pytest.mark.parametrize("form", [{}, IN_PROCESS])
+    def test_a_folder_of_tensorrt_engines(self, form, around, python, tmp_path):
+        """It needs a tokenizer, and takes nothing that was settled when it was built."""
+        (tmp_path / "built").mkdir()
+        (tmp_path / "built" / "rank0.engine").write_bytes(b"")
+        built = {"model": str(tmp_path / "built"), "executable": python, **form}
+        with pytest.raises(ConfigurationError) as caught:
+            make_spec("tensorrt_llm", {**built, "dtype": "bfloat16", "tensor_parallel": 2})
+        assert ["dtype:", "tensor_parallel:", "tokenizer"] == [one.split()[1] for one in caught.value.problems]
+        engine = make_engine(make_spec("tensorrt_llm", {**built, "tokenizer": "t"}), around)
+        try:
+            told = engine.describe()["command"]
+        finally:
+            engine.stop()
+        assert ('"engine_folder": true' if form else "--backend tensorrt --tokenizer t ") in told
+
+    def test_a_tokenizer_beside_a_checkpoint(self):
+        """It has its own."""
+        with pytest.raises(ConfigurationError, match="is for a folder of built engines; 'm' has its own"):
+            make_spec("tensorrt_llm", {"model": "m", "tokenizer": "t"})
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ({"in_process": True, "prompts": "chat"}, "takes prompts='ids' or 'text'"),
+            ({"in_process": True, "prompts": "text", "tokenizer": "t"}, "the engine's own counts"),
+            ({"tokenizer": "t"}, "token ids need none"),
+        ],
+    )
+    def test_words_that_do_not_go_together(self, words, said):
+        """Said before anything starts."""
+        with pytest.raises(ConfigurationError, match=said):
+            make_spec("vllm", {"model": "m", **words})
+
+    def test_without_statistics(self):
+        """The flag for times per request refuses the one against statistics."""
+        assert "--enable-prompt-tokens-details --disable-log-stats" == command(VLLM, args=("--disable-log-stats",))
 
     def test_tensorrt_llm_does_not_quantise(self):
         """Weights in FP8 are a checkpoint's, which is said before anything starts."""

@@ -314,10 +314,10 @@ class TestPrompts:
             make_spec("openai", {"url": "http://localhost:1", "prompts": "tokens"})
         assert "openai: prompts='tokens'; expected one of ids, text, chat" == str(caught.value)
 
-    def test_it_is_a_word_of_this_engine_only(self):
-        """An engine of ours takes ids."""
-        with pytest.raises(ConfigurationError, match="vllm: unknown word 'prompts'"):
-            make_spec("vllm", {"model": "m", "prompts": "text"})
+    def test_it_is_no_word_of_every_engine(self):
+        """Ids are what an engine of ours takes, unless it has a reason to offer more."""
+        with pytest.raises(ConfigurationError, match="sglang: unknown word 'prompts'"):
+            make_spec("sglang", {"model": "m", "prompts": "text"})
 
     def test_it_is_part_of_what_is_compared(self):
         """Text and chat are other requests than ids, which need not be named."""

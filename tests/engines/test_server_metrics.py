@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pytest_llmperf.engines.server_metrics import CacheConfig, Metrics, sglang_cache, tensorrt_llm_cache
-from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.engines.server_metrics import (
+    CacheConfig,
+    Metrics,
+    sglang_cache,
+    tensorrt_llm_cache,
+    tensorrt_llm_timings,
+)
+from pytest_llmperf.records import CacheCounters, EngineTimings
 
 
 def engine(number=0, *, modern=True):
@@ -313,3 +321,35 @@ def test_not_metrics(text):
     """A text that is not Prometheus' format is a ValueError."""
     with pytest.raises(ValueError):  # noqa: PT011 - the words are the parser's
         Metrics(text)
+
+
+MOMENTS = {"arrival_time": 5.0, "first_scheduled_time": 5.25, "first_token_time": 7.0, "last_token_time": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("timing", "expected"),
+    [
+        (MOMENTS, EngineTimings(queue_ns=250_000_000, prefill_ns=1_750_000_000, ttft_ns=2_000_000_000)),
+        ({**MOMENTS, "first_token_time": 0.0}, EngineTimings(queue_ns=250_000_000)),
+        ({**MOMENTS, "first_scheduled_time": 4.0}, EngineTimings(prefill_ns=3_000_000_000, ttft_ns=2_000_000_000)),
+        ({"arrival_time": "now"}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_tensorrt_llm_times_of_requests(timing, expected):
+    """In the form of its `/perf_metrics`; what has not happened, or cannot have, is left out."""
+    rows = [{"request_id": 3, "perf_metrics": {"timing_metrics": timing, "kv_cache_metrics": {"num_reused_blocks": 1}}}]
+    assert (() if expected is None else (expected,)) == tensorrt_llm_timings(rows)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda v: st.lists(v) | st.dictionaries(st.sampled_from(["perf_metrics", "timing_metrics", *MOMENTS]), v),
+    )
+)
+def test_times_of_any_form(rows):
+    """Nothing that a route of that name may answer breaks a run."""
+    for timings in tensorrt_llm_timings(rows):
+        assert all(value is None or value >= 0 for value in (timings.queue_ns, timings.prefill_ns, timings.ttft_ns))

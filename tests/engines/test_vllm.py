@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from statistics import median
 
 import pytest
+from engine_cases import answer, prompt, surroundings
 from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
-from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import RealClock
 from pytest_llmperf.driver import LocalTeam
-from pytest_llmperf.engines import Surroundings, make_engine, make_spec
-from pytest_llmperf.engines.base import Generation
+from pytest_llmperf.engines import make_engine, make_spec
 from pytest_llmperf.errors import ConfigurationError, EngineStartError
 from pytest_llmperf.load import closed_loop, round_robin
 from pytest_llmperf.request import checked_request
@@ -22,43 +22,15 @@ from pytest_llmperf.workloads import multi_round, shared_prefix, single_turn
 pytestmark = MARKS
 
 
-def surroundings(folder):
-    return Surroundings(
-        clock=RealClock(),
-        log_dir=folder / "log",
-        cache_dir=folder / "cache",
-        start_timeout_s=START_TIMEOUT_S,
-        limits=Limits(silence_s=60),
-        api_key=None,
-        progress=lambda step, detail="": None,
-    )
-
-
 @pytest.fixture(scope="module")
 def around(tmp_path_factory):
     return surroundings(tmp_path_factory.mktemp("vllm"))
 
 
-@pytest.fixture(scope="module")
-def engine(around):
+@pytest.fixture
+def engine(real_vllm):
     """One server for the tests that only ask it things."""
-    made = make_engine(make_spec("vllm", WORDS), around)
-    yield made
-    made.stop()
-
-
-def answer(engine, generation, tag=0):
-    """The answer to one request."""
-    channel = engine.connector().open(RealClock())
-    try:
-        channel.send(tag, channel.encode(generation))
-        replies = []
-        while not replies:
-            channel.poll(1.0)
-            replies += channel.ended()
-        return replies[0].read()
-    finally:
-        channel.close()
+    return real_vllm
 
 
 def measured(engine, folder, workload, **words):
@@ -76,49 +48,6 @@ def measured(engine, folder, workload, **words):
 
 
 @pytest.mark.timeout(START_TIMEOUT_S)
-def test_the_engine_tells_what_it_is(engine):
-    """Model, limits, capacity in whole blocks, version and command are the server's own."""
-    assert ("tiny-llama", 20_000, True) == (engine.model, engine.max_model_len, engine.returns_token_ids)
-    assert engine.kv_capacity_tokens > 1_000_000
-    block = engine.describe()["kv_block_tokens"]
-    assert engine.kv_capacity_tokens // (8 * block) == engine.users_that_fit(8 * block)
-    assert engine.kv_capacity_tokens // (8 * block) == engine.users_that_fit(7 * block + 1)
-    assert engine.describe()["version"]
-    assert "--enable-prefix-caching" in engine.describe()["command"]
-
-
-@pytest.mark.timeout(60)
-def test_an_answer_has_exactly_the_tokens_asked_for(engine):
-    """Token ids, usage and arrivals agree; the same prompt again is served from the cache."""
-    ids = list(range(1000, 1600))
-    generation = Generation(ids, 12, return_token_ids=True)
-
-    _, again = answer(engine, generation), answer(engine, generation, tag=5)
-
-    assert (5, None, ()) == (again.tag, again.failure, again.remarks)
-    assert (600, 12, 12) == (again.prompt_tokens, again.output_tokens, len(again.token_ids))
-    # Tokens that are made while the server is busy sending may leave in one event.
-    assert sum(arrival.tokens for arrival in again.arrivals) == 12
-    assert again.arrivals[0].tokens == 1
-    assert again.sent_ns < again.arrivals[0].at_ns <= again.arrivals[-1].at_ns <= again.end_ns
-    assert 512 == again.cached_tokens
-
-
-@pytest.mark.timeout(60)
-def test_the_cache_reset_is_proven_by_the_counters(engine):
-    """After a reset the same prompt is computed anew, by the server's counters."""
-    ids = list(range(2000, 1100, -1))
-    hits = []
-    for reset in (False, False, True):
-        assert not reset or engine.reset_cache()
-        before = engine.cache_counters()
-        assert answer(engine, Generation(ids, 2, return_token_ids=False)).failure is None
-        hits.append(engine.cache_counters().since(before).tokens_by_tier["gpu"])
-
-    assert [0, 896, 0] == hits
-
-
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("barrier", [False, True])
 def test_later_rounds_reuse_what_the_engine_really_produced(engine, tmp_path, barrier):
     """Each round's input is the last one, its answer and new tokens: only the new ones are computed."""
@@ -191,6 +120,41 @@ def test_what_the_server_cannot_serve_is_said_before_it_is_sent(engine, around, 
         measured(engine, tmp_path, long)
     with pytest.raises(ConfigurationError, match="does not have the model 'gpt-7'; it serves 'tiny-llama'"):
         make_engine(make_spec("openai", {"url": engine.url, "model": "gpt-7"}), around).start()
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+def test_the_server_beside_the_engine_in_process(real_vllm, real_vllm_in_process, capsys):
+    """What lies between the engine core's own times and the client's is less without HTTP; the median of 20 in turn."""
+    engines = {"server": real_vllm, "in process": real_vllm_in_process}
+    ttft_ms, around_ms = ({name: [] for name in engines} for _ in range(2))
+    for number in range(21):
+        for name, engine in engines.items():
+            told = answer(engine, prompt(number, 1_000), 8)
+            assert (None, 1_000, 8) == (told.failure, told.prompt_tokens, told.output_tokens)
+            seen_ns = told.arrivals[0].at_ns - told.sent_ns
+            core_ns = told.timings.queue_ns + told.timings.prefill_ns
+            if number:  # the first pays for both
+                ttft_ms[name].append(seen_ns / 1e6)
+                around_ms[name].append((seen_ns - core_ns) / 1e6)
+    with capsys.disabled():
+        for name in engines:
+            shown = f"TTFT {median(ttft_ms[name]):.1f} ms, of which {median(around_ms[name]):.2f} ms outside the core"
+            print(f"\n{name}: {shown}")  # noqa: T201 - this is what one wants to see
+    assert median(around_ms["in process"]) < median(around_ms["server"])
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+@pytest.mark.parametrize("barrier", [False, True])
+def test_rounds_in_process(real_vllm_in_process, tmp_path, barrier):
+    """A whole measurement: sessions that continue, several at a time, the cache's state checked."""
+    users = multi_round(users=3, rounds=3, context_tokens=1_000, input_tokens=150, output_tokens=50, seed=1)
+
+    result = measured(real_vllm_in_process, tmp_path, users, load=round_robin(barrier=barrier), prefill_context=True)
+
+    assert ({}, 9, ()) == (result.errors, result.requests, result.validity.reasons)
+    assert result.cache.hit_rate > 0.7
+    assert 9 == result.engine_times.queue.count == result.engine_times.prefill.count
+    assert result.engine_times.prefill.p50 < result.engine_times.ttft.p50 <= result.ttft.p50
 
 
 @pytest.mark.timeout(START_TIMEOUT_S)

@@ -10,7 +10,7 @@ from pytest_llmperf.engines.base import EngineSpec, Surroundings
 from pytest_llmperf.engines.fleet.processes import FleetHost
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.engines.server_metrics import SETTLE_S
-from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.records import CacheCounters, EngineTimings
 
 
 class FleetEngine(ServedEngine):
@@ -36,6 +36,9 @@ class FleetEngine(ServedEngine):
         replicas = self._started()
         self.clock.sleep(SETTLE_S)
         return reduce(CacheCounters.plus, [replica.server.cache_counters(settled=True) for replica in replicas])
+
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        return tuple(timings for replica in self._started() for timings in replica.request_timings())
 
     def describe(self) -> dict[str, Any]:
         first = self._started()[0]

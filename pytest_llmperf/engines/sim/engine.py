@@ -14,7 +14,7 @@ from pytest_llmperf.engines.sim.noise import Noise
 from pytest_llmperf.engines.sim.plan import Plan, planned
 from pytest_llmperf.engines.sim.timing import Timing
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.records import CacheCounters, EngineTimings
 
 
 def fleet_of(plan: Plan) -> Fleet:
@@ -34,6 +34,7 @@ class SimulatedEngine:
     returns_token_ids = True
     forces_lengths = True
     prompt_overhead = 0
+    ready_ns = None
 
     def __init__(self, spec: EngineSpec, limits: Limits) -> None:
         """`limits`: how long a client waits, in virtual time."""
@@ -106,6 +107,9 @@ class SimulatedEngine:
             restored_bytes=counted.restored_blocks * block_bytes if offloads else None,
             preemptions=counted.preemptions,
         )
+
+    def request_timings(self) -> tuple[EngineTimings, ...]:
+        return ()
 
     def reset_cache(self) -> bool:
         return self.fleet.reset_cache()
