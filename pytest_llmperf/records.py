@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import reduce
 from typing import Any
 
 from pytest_llmperf.arrivals import Arrival, Arrivals
@@ -105,6 +106,8 @@ class CacheCounters:
     restored_bytes: int | None = None
     """KV bytes moved back to the device."""
     preemptions: int | None = None
+    replicas: tuple[CacheCounters, ...] = ()
+    """Of each engine behind a router, whose sums these are; empty where there is but one."""
 
     @property
     def hit_rate(self) -> float | None:
@@ -142,7 +145,21 @@ class CacheCounters:
             offloaded_bytes=both(self.offloaded_bytes, other.offloaded_bytes),
             restored_bytes=both(self.restored_bytes, other.restored_bytes),
             preemptions=both(self.preemptions, other.preemptions),
+            replicas=self._combined_replicas(other, combine),
         )
+
+    def _combined_replicas(self, other: CacheCounters, combine: Callable[[int, int], int]) -> tuple[CacheCounters, ...]:
+        """Replica by replica, where both have the same ones."""
+        if len(self.replicas) != len(other.replicas):
+            return ()
+        return tuple(
+            mine._combined(theirs, combine) for mine, theirs in zip(self.replicas, other.replicas, strict=True)
+        )
+
+
+def added(replicas: Sequence[CacheCounters]) -> CacheCounters:
+    """The counters of engines behind one router, added up and kept."""
+    return replace(reduce(CacheCounters.plus, replicas), replicas=tuple(replicas))
 
 
 @dataclass(slots=True, kw_only=True)

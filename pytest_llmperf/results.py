@@ -62,6 +62,18 @@ class Latencies:
 class CacheResult:
     """Where prompt tokens came from, by the engine's own counters; None where it does not say."""
 
+    @classmethod
+    def of(cls, counters: CacheCounters) -> CacheResult:
+        """What counters of one or several runs come to."""
+        return cls(
+            hit_rate=counters.hit_rate,
+            offloaded_bytes=counters.offloaded_bytes,
+            restored_bytes=counters.restored_bytes,
+            tiers=counters.tokens_by_tier,
+            preemptions=counters.preemptions,
+            replicas=tuple(cls.of(replica) for replica in counters.replicas) or None,
+        )
+
     hit_rate: float | None
     """Share of the prompt tokens that any tier served."""
     offloaded_bytes: int | None
@@ -69,6 +81,8 @@ class CacheResult:
     tiers: dict[str, int] | None
     """Prompt tokens by source: gpu, host, disk, external, recomputed."""
     preemptions: int | None
+    replicas: tuple[CacheResult, ...] | None = None
+    """The same of each engine behind a router; None where there is but one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,14 +236,7 @@ class Figures:
         """Where prompt tokens came from."""
         if not self.records:
             return CacheResult(None, None, None, None, None)
-        counters = reduce(CacheCounters.plus, (run.cache for run in self.records))
-        return CacheResult(
-            hit_rate=counters.hit_rate,
-            offloaded_bytes=counters.offloaded_bytes,
-            restored_bytes=counters.restored_bytes,
-            tiers=counters.tokens_by_tier,
-            preemptions=counters.preemptions,
-        )
+        return CacheResult.of(reduce(CacheCounters.plus, (run.cache for run in self.records)))
 
     @property
     def load(self) -> LoadResult:

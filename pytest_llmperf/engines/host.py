@@ -16,10 +16,12 @@ from typing import Any
 from pytest_llmperf.client import Address
 from pytest_llmperf.engines import tiny_llama
 from pytest_llmperf.engines.base import COMMON_WORDS, EngineSpec, Surroundings
+from pytest_llmperf.engines.outer_tier import OuterTier
 from pytest_llmperf.engines.placement import Place
 from pytest_llmperf.engines.process import ServerProcess, free_port
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.records import CacheCounters
 
 WORDS = COMMON_WORDS | {"executable", "gpu_memory_fraction"}
 """What every engine whose server we start accepts."""
@@ -60,6 +62,10 @@ class Recipe:
     """Whether its server can be told by what name the model is asked for."""
     empty: Callable[[OpenAIServer], bool] | None = None
     """Asks the server once to empty its cache, outer tiers included; None: it has no way to."""
+    lack: Callable[[EngineSpec, str], str | None] = lambda spec, python: None
+    """What the engine of a Python lacks for a specification, in a sentence."""
+    outer_tier: Callable[[Launch], OuterTier | None] = lambda launch: None
+    """What has to be looked after beside the server."""
 
 
 class ProcessHost:
@@ -75,6 +81,7 @@ class ProcessHost:
         self._surroundings = surroundings
         self._place = place or Place()
         self._process: ServerProcess | None = None
+        self._outer_tier: OuterTier | None = None
 
     def launch(self) -> Address:
         self._check_installed()
@@ -88,6 +95,7 @@ class ProcessHost:
             port=place.port or free_port(),
             log=log,
         )
+        self._outer_tier = self._recipe.outer_tier(launch)
         self._process = ServerProcess(
             [*place.prefix, *self._recipe.command(launch)],
             env={**self._recipe.environment, **dict(place.env), **dict(self._spec.env)},
@@ -111,6 +119,8 @@ class ProcessHost:
         if self._process is not None:
             self._process.stop()
             self._process = None
+        if self._outer_tier is not None:
+            self._outer_tier.remove()
 
     def reset_cache(self, server: OpenAIServer) -> bool:
         """Engines refuse while requests or stores are in flight, so it is asked for several times."""
@@ -118,12 +128,20 @@ class ProcessHost:
         for _ in range(0 if empty is None else _RESET_ATTEMPTS):
             assert empty is not None
             if empty(server):
+                self._empty_outer_tier()
                 return True
             self._surroundings.clock.sleep(_RESET_PAUSE_S)
         return False
 
+    def completed(self, counters: CacheCounters) -> CacheCounters:
+        return counters if self._outer_tier is None else self._outer_tier.completed(counters)
+
     def describe(self) -> dict[str, Any]:
         return {} if self._process is None else {"command": self._process.command_line}
+
+    def _empty_outer_tier(self) -> None:
+        if self._outer_tier is not None:
+            self._outer_tier.empty()
 
     @property
     def _python(self) -> str:
@@ -144,6 +162,9 @@ class ProcessHost:
                 "the Python that has it with executable=... in the mark or --llmperf-set executable=PATH"
             )
             raise ConfigurationError(msg)
+        lack = self._recipe.lack(self._spec, self._python)
+        if lack is not None:
+            raise ConfigurationError(f"{self._recipe.kind}: {lack}")
 
     def _has(self, package: str) -> bool:
         script = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"

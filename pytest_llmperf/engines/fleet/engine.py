@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 from pytest_llmperf.engines.base import EngineSpec, Surroundings
 from pytest_llmperf.engines.fleet.processes import FleetHost
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.engines.server_metrics import SETTLE_S
-from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.records import CacheCounters, added
 
 
 class FleetEngine(ServedEngine):
@@ -32,10 +31,10 @@ class FleetEngine(ServedEngine):
         return sum(replica.users_that_fit(tokens_per_user) for replica in self._started())
 
     def cache_counters(self) -> CacheCounters:
-        """The replicas' counters, added up. What the router says of `/metrics` is one replica's."""
+        """The replicas' counters, added up, and each by itself. What the router says of `/metrics` is one replica's."""
         replicas = self._started()
         self.clock.sleep(SETTLE_S)
-        return reduce(CacheCounters.plus, [replica.server.cache_counters(settled=True) for replica in replicas])
+        return added([replica.counters(settled=True) for replica in replicas])
 
     def describe(self) -> dict[str, Any]:
         first = self._started()[0]

@@ -68,10 +68,6 @@ class Fleet:
         """Of all replicas together."""
         return total(self.replicas)
 
-    def stored_blocks(self) -> int:
-        """Blocks copied to host memory so far."""
-        return sum(replica.cache.stored for replica in self.replicas)
-
     def reset_cache(self) -> bool:
         """Forget every cached prefix; False while requests are running, as their blocks cannot go."""
         if any(replica.load for replica in self.replicas):
