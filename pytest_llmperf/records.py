@@ -124,37 +124,34 @@ class CacheCounters:
 
     def plus(self, other: CacheCounters) -> CacheCounters:
         """Both added up; what one of them does not say is not known of the sum."""
-        return self._combined(other, operator.add)
+        return _combined(self, other, operator.add)
 
     def since(self, before: CacheCounters) -> CacheCounters:
         """The counts between `before` and this reading."""
-        return self._combined(before, operator.sub)
+        return _combined(self, before, operator.sub)
 
-    def _combined(self, other: CacheCounters, combine: Callable[[int, int], int]) -> CacheCounters:
-        def both(mine: int | None, theirs: int | None) -> int | None:
-            return None if mine is None or theirs is None else combine(mine, theirs)
 
-        tiers = None
-        if self.tokens_by_tier is not None and other.tokens_by_tier is not None:
-            names = [*self.tokens_by_tier, *(tier for tier in other.tokens_by_tier if tier not in self.tokens_by_tier)]
-            tiers = {t: combine(self.tokens_by_tier.get(t, 0), other.tokens_by_tier.get(t, 0)) for t in names}
-        return CacheCounters(
-            queried_tokens=both(self.queried_tokens, other.queried_tokens),
-            hit_tokens=both(self.hit_tokens, other.hit_tokens),
-            tokens_by_tier=tiers,
-            offloaded_bytes=both(self.offloaded_bytes, other.offloaded_bytes),
-            restored_bytes=both(self.restored_bytes, other.restored_bytes),
-            preemptions=both(self.preemptions, other.preemptions),
-            replicas=self._combined_replicas(other, combine),
-        )
+def _combined(mine: CacheCounters, other: CacheCounters, combine: Callable[[int, int], int]) -> CacheCounters:
+    """Count by count; replica by replica, where both have the same ones."""
 
-    def _combined_replicas(self, other: CacheCounters, combine: Callable[[int, int], int]) -> tuple[CacheCounters, ...]:
-        """Replica by replica, where both have the same ones."""
-        if len(self.replicas) != len(other.replicas):
-            return ()
-        return tuple(
-            mine._combined(theirs, combine) for mine, theirs in zip(self.replicas, other.replicas, strict=True)
-        )
+    def both(one: int | None, another: int | None) -> int | None:
+        return None if one is None or another is None else combine(one, another)
+
+    tiers = None
+    if mine.tokens_by_tier is not None and other.tokens_by_tier is not None:
+        names = [*mine.tokens_by_tier, *(tier for tier in other.tokens_by_tier if tier not in mine.tokens_by_tier)]
+        tiers = {t: combine(mine.tokens_by_tier.get(t, 0), other.tokens_by_tier.get(t, 0)) for t in names}
+    pairs = list(zip(mine.replicas, other.replicas, strict=False))
+    alike = len(mine.replicas) == len(other.replicas)
+    return CacheCounters(
+        queried_tokens=both(mine.queried_tokens, other.queried_tokens),
+        hit_tokens=both(mine.hit_tokens, other.hit_tokens),
+        tokens_by_tier=tiers,
+        offloaded_bytes=both(mine.offloaded_bytes, other.offloaded_bytes),
+        restored_bytes=both(mine.restored_bytes, other.restored_bytes),
+        preemptions=both(mine.preemptions, other.preemptions),
+        replicas=tuple(_combined(one, another, combine) for one, another in pairs) if alike else (),
+    )
 
 
 def added(replicas: Sequence[CacheCounters]) -> CacheCounters:

@@ -173,6 +173,11 @@ class Figures:
         return tuple(Latencies(tuple(r for r in requests if r.turn == number)) for number in range(rounds))
 
     @property
+    def later_rounds(self) -> Latencies:
+        """The latencies of all rounds but the first together: those that can find something of their own again."""
+        return Latencies(tuple(request for request in self._latencies.requests if request.turn))
+
+    @property
     def requests(self) -> int:
         """Requests that should have been answered."""
         return len(self._latencies.requests)

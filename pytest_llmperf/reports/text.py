@@ -198,4 +198,4 @@ def _cache(result: Figures) -> Iterator[str]:
 def _replica(cache: CacheResult) -> str:
     """How much it found of how much it was given."""
     rate = "hit rate unknown" if cache.hit_rate is None else f"hit rate {units.share(cache.hit_rate)}"
-    return rate if cache.tiers is None else f"{rate} of {units.count(sum(cache.tiers.values()), 'token')}"
+    return rate if cache.tiers is None else f"{rate} of {sum(cache.tiers.values()):,} tokens"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ from pytest_llmperf.clock import RealClock
 from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import Surroundings, make_engine, make_spec
 from pytest_llmperf.engines.host import Launch
-from pytest_llmperf.engines.vllm import RECIPE
+from pytest_llmperf.engines.vllm_offload import offload_arguments
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.load import round_robin
 from pytest_llmperf.request import checked_request
@@ -154,39 +155,34 @@ def test_three_tiers_are_told_apart(tiered, tmp_path):
 
 
 PARSED = """
-import sys
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.openai.cli_args import make_arg_parser
-try:
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-except ImportError:
-    from vllm.utils import FlexibleArgumentParser
-args = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
-config = AsyncEngineArgs.from_cli_args(args).kv_transfer_config
+import json, sys
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
-print(KVConnectorFactory.get_connector_class(config).__name__ if "LMCache" not in config.kv_connector
-      else config.kv_connector, sorted(config.kv_connector_extra_config), config.kv_role)
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+for arguments in json.load(sys.stdin):
+    config = AsyncEngineArgs.from_cli_args(parser.parse_args(arguments)).kv_transfer_config
+    known = config.kv_connector in KVConnectorFactory._registry
+    print(json.dumps([config.kv_connector, known, config.kv_role, config.kv_connector_extra_config]))
 """
 
 
-@pytest.mark.parametrize(
-    ("backend", "understood"),
-    [
-        ("disk", "ExampleConnector ['shared_storage_path'] kv_both"),
-        (
-            "lmcache",
-            "LMCacheMPConnector ['lmcache.mp.autostart', 'lmcache.mp.autostart.server_args', 'lmcache.mp.host', "
-            "'lmcache.mp.port'] kv_both",
-        ),
-    ],
-)
-def test_vllm_takes_our_arguments(tmp_path, backend, understood):
+def test_vllm_takes_our_arguments(tmp_path):
     """Its own parser, and its own table of connectors."""
-    spec = make_spec("vllm", {"model": "m", "kv_offload_gib": 0.25, "kv_offload_backend": backend})
-    launch = Launch(spec=spec, python="python", model="m", served_name="m", port=1, log=tmp_path / "a.log")
-    arguments = RECIPE.command(launch)[3:]
-    told = subprocess.run([PYTHON, "-c", PARSED, *arguments], capture_output=True, text=True, check=False, timeout=120)
-    assert understood == told.stdout.strip().splitlines()[-1], told.stderr[-2000:]
+    commands = []
+    for backend in ("disk", "lmcache"):
+        spec = make_spec("vllm", {"model": "m", "kv_offload_gib": 0.25, "kv_offload_backend": backend})
+        launch = Launch(spec=spec, python="python", model="m", served_name="m", port=1, log=tmp_path / "a.log")
+        commands.append(offload_arguments(launch))
+    told = subprocess.run(
+        [PYTHON, "-c", PARSED], input=json.dumps(commands), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert not told.returncode, told.stderr
+    disk, lmcache = (json.loads(line) for line in told.stdout.splitlines()[-2:])
+    assert ["ExampleConnector", True, "kv_both", {"shared_storage_path": str(tmp_path / "a.kv")}] == disk
+    assert ["LMCacheMPConnector", True, "kv_both"] == lmcache[:3]
+    assert "--l1-size-gb 0.25 " in lmcache[3]["lmcache.mp.autostart.server_args"]
 
 
 HAS_LMCACHE = (
