@@ -66,6 +66,8 @@ class RequestRecord:
     """Generated tokens, by the server's token ids or usage."""
     cached_tokens: int | None = None
     """Input tokens that the server took from a cache, all tiers together."""
+    replica: int | None = None
+    """Which of several engines behind a router answered, the first is 0; None where that is not told."""
     failure: Failure | None = None
     remarks: tuple[Remark, ...] = ()
 

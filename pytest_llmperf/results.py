@@ -173,6 +173,13 @@ class Figures:
         return tuple(Latencies(tuple(r for r in requests if r.turn == number)) for number in range(rounds))
 
     @property
+    def by_replica(self) -> tuple[Latencies, ...]:
+        """The latencies of what each engine behind a router answered; nothing where no answer says whose it is."""
+        requests = self._latencies.requests
+        replicas = 1 + max((request.replica for request in requests if request.replica is not None), default=-1)
+        return tuple(Latencies(tuple(r for r in requests if r.replica == number)) for number in range(replicas))
+
+    @property
     def later_rounds(self) -> Latencies:
         """The latencies of all rounds but the first together: those that can find something of their own again."""
         return Latencies(tuple(request for request in self._latencies.requests if request.turn))

@@ -254,6 +254,7 @@ class Driver:
             prompt_tokens=answer.prompt_tokens,
             output_tokens=answer.output_tokens,
             cached_tokens=answer.cached_tokens,
+            replica=answer.replica,
             failure=failure,
             remarks=answer.remarks,
         )

@@ -324,6 +324,7 @@ class Answer:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    replica: int | None = None
     failure: Failure | None = None
     remarks: tuple[Remark, ...] = ()
 

@@ -42,6 +42,8 @@ class Launch:
     model: str
     """A name, or a folder."""
     served_name: str
+    own_name: str | None = None
+    """What it calls the model in its answers, so that it is known from its equals; None: as it is asked for."""
     port: int
     log: Path
     """Where its output goes; files written for it lie beside this one."""
@@ -60,6 +62,8 @@ class Recipe:
     environment: Mapping[str, str] = field(default_factory=dict)
     names_models: bool = True
     """Whether its server can be told by what name the model is asked for."""
+    names_itself: bool = False
+    """Whether its server can be told to answer by another name than the one that is asked for."""
     empty: Callable[[OpenAIServer], bool] | None = None
     """Asks the server once to empty its cache, outer tiers included; None: it has no way to."""
     lack: Callable[[EngineSpec, str], str | None] = lambda spec, python: None
@@ -83,6 +87,12 @@ class ProcessHost:
         self._process: ServerProcess | None = None
         self._outer_tier: OuterTier | None = None
 
+    @property
+    def own_name(self) -> str | None:
+        """What the server calls the model in its answers; None where it is not one of several, or cannot be told."""
+        number = self._place.number
+        return None if number is None or not self._recipe.names_itself else f"{served_name(self._spec)}#{number}"
+
     def launch(self) -> Address:
         self._check_installed()
         place = self._place
@@ -92,6 +102,7 @@ class ProcessHost:
             python=self._python,
             model=self._model(),
             served_name=served_name(self._spec),
+            own_name=self.own_name,
             port=place.port or free_port(),
             log=log,
         )

@@ -88,13 +88,14 @@ class OpenAIServer:
         if self._dialect.prompts != "ids":
             self._find_lengths(local)
 
-    def connect_like(self, other: OpenAIServer) -> None:
+    def connect_like(self, other: OpenAIServer, replicas: tuple[str, ...] = ()) -> None:
         """Take over what `other` has told, and see that it can be reached here: a router in front of it.
 
+        `replicas`: the names by which those behind it answer, where each has its own.
         Raises `EngineStartError` if it cannot.
         """
         self.model, self.max_model_len = other.model, other.max_model_len
-        self.prompt_lengths, self._dialect = other.prompt_lengths, other._dialect
+        self.prompt_lengths, self._dialect = other.prompt_lengths, replace(other._dialect, replicas=replicas)
         self._probe()
 
     @property

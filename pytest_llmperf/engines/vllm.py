@@ -35,7 +35,8 @@ def _command(launch: Launch) -> list[str]:
     return [
         *(launch.python, "-m", _MODULE),
         *("--model", launch.model),
-        *("--served-model-name", launch.served_name),
+        # Asked for by any of its names, it answers by the first one.
+        *("--served-model-name", *([launch.own_name] if launch.own_name else []), launch.served_name),
         *("--host", "127.0.0.1", "--port", str(launch.port)),
         "--enable-prompt-tokens-details",
         *_words(launch.spec),
@@ -85,6 +86,7 @@ RECIPE = Recipe(
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     },
+    names_itself=True,
     empty=_empty,
     lack=offload_lack,
     outer_tier=outer_tier,

@@ -6,7 +6,6 @@ Flags and keys as of vLLM 0.26 to 0.33 and LMCache 0.5.6.
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from pytest_llmperf.engines.process import free_port
 from pytest_llmperf.errors import unknown
 
 DEFAULT_BACKEND = "native"
-OLDEST = (0, 26)
-"""The first version whose names for all this are known here."""
 _FACTS_TIMEOUT_S = 60.0
 _FACTS = """
 import importlib.metadata as m, importlib.util as u, json
@@ -88,11 +85,6 @@ def offload_lack(spec: EngineSpec, python: str) -> str | None:
     installed = _installed(python)
     if installed is None or installed.version is None:
         return None
-    if _release(installed.version) < OLDEST:
-        return (
-            f"kv_offload_gib is known of vLLM {'.'.join(map(str, OLDEST))} and later, {python} has "
-            f"{installed.version}; leave it out and say it in that version's own words with args=[...]"
-        )
     return _backend(spec).lack(installed)
 
 
@@ -109,11 +101,6 @@ def _installed(python: str) -> Installed | None:
         return Installed(facts["vllm"], facts["cpu"], facts["lmcache"])
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _native(launch: Launch) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_llmperf.engines.base import EngineSpec, Surroundings
 from pytest_llmperf.engines.fleet.processes import FleetHost
+from pytest_llmperf.engines.host import ProcessHost
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.engines.server_metrics import SETTLE_S
 from pytest_llmperf.records import CacheCounters, added
@@ -55,4 +56,5 @@ class FleetEngine(ServedEngine):
 
     def _connect(self, server: OpenAIServer) -> None:
         """A router may not know what its replicas serve, and they have told."""
-        server.connect_like(self.replicas[0].server)
+        names = [replica.host.own_name for replica in self.replicas if isinstance(replica.host, ProcessHost)]
+        server.connect_like(self.replicas[0].server, tuple(name for name in names if name is not None))

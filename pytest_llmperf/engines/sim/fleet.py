@@ -88,7 +88,9 @@ class Fleet:
     def _arrive(self, sequence: Sequence, now_ns: int) -> list[Sequence]:
         if sequence.done:
             return []
-        replica = self.replicas[self._route(sequence.ids, sequence.hashes)]
+        number = self._route(sequence.ids, sequence.hashes)
+        replica = self.replicas[number]
+        sequence.replica = number if len(self.replicas) > 1 else None
         self._at[sequence.tag] = replica
         replica.submit(sequence)
         if replica.step_end_ns is None:
