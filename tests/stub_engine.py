@@ -117,6 +117,10 @@ class Stub:
 
     def events(self, body: dict):
         """The answer, one token an event."""
+        self.answers += 1
+        if self.answers > int(os.environ.get("STUB_ANSWERS", sys.maxsize)):
+            sys.stderr.write("the stub has run out of answers\n")
+            os._exit(9)
         prompt = body["prompt"].split() if isinstance(body["prompt"], str) else body["prompt"]
         hits = self.look_up(prompt)
         usage = {"prompt_tokens": len(prompt), "prompt_tokens_details": None}
