@@ -15,7 +15,7 @@ import orjson
 
 from pytest_llmperf.arrivals import Arrival, Arrivals
 from pytest_llmperf.errors import LLMPerfError
-from pytest_llmperf.records import EngineTimings, Failure, Phase, Remark, RequestRecord, RunRecord
+from pytest_llmperf.records import CacheCounters, EngineTimings, Failure, Phase, Remark, RequestRecord, RunRecord
 
 SCHEMA_VERSION = 2
 ARRIVALS_IN_MEMORY = 5_000_000
@@ -55,7 +55,7 @@ class RecordFile:
                     "end_ns": record.end_ns,
                     "window": None if record.window is None else asdict(record.window),
                     "shed": record.shed,
-                    "cache": asdict(record.cache),
+                    "cache": _counters(record.cache),
                     "timings": [asdict(timings) for timings in record.timings],
                     "client": {
                         **{name: getattr(client, name).to_json() for name in ("away", "unread", "connects")},
@@ -123,6 +123,12 @@ class _Spilled(Sequence[Arrival]):
 
     def __len__(self) -> int:
         return self.size
+
+
+def _counters(cache: CacheCounters) -> dict[str, Any]:
+    """The counters, and those of each replica where there are several."""
+    counters = asdict(cache)
+    return counters if cache.replicas else {name: value for name, value in counters.items() if name != "replicas"}
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import reduce
 from typing import Any
 
 from pytest_llmperf.arrivals import Arrival, Arrivals
@@ -83,6 +84,8 @@ class RequestRecord:
     """Input tokens that the server took from a cache, all tiers together."""
     timings: EngineTimings | None = None
     """What the engine says that it took; None where it says nothing."""
+    replica: int | None = None
+    """Which of several engines behind a router answered, the first is 0; None where that is not told."""
     failure: Failure | None = None
     remarks: tuple[Remark, ...] = ()
 
@@ -123,6 +126,8 @@ class CacheCounters:
     restored_bytes: int | None = None
     """KV bytes moved back to the device."""
     preemptions: int | None = None
+    replicas: tuple[CacheCounters, ...] = ()
+    """Of each engine behind a router, whose sums these are; empty where there is but one."""
 
     @property
     def hit_rate(self) -> float | None:
@@ -139,28 +144,39 @@ class CacheCounters:
 
     def plus(self, other: CacheCounters) -> CacheCounters:
         """Both added up; what one of them does not say is not known of the sum."""
-        return self._combined(other, operator.add)
+        return _combined(self, other, operator.add)
 
     def since(self, before: CacheCounters) -> CacheCounters:
         """The counts between `before` and this reading."""
-        return self._combined(before, operator.sub)
+        return _combined(self, before, operator.sub)
 
-    def _combined(self, other: CacheCounters, combine: Callable[[int, int], int]) -> CacheCounters:
-        def both(mine: int | None, theirs: int | None) -> int | None:
-            return None if mine is None or theirs is None else combine(mine, theirs)
 
-        tiers = None
-        if self.tokens_by_tier is not None and other.tokens_by_tier is not None:
-            names = [*self.tokens_by_tier, *(tier for tier in other.tokens_by_tier if tier not in self.tokens_by_tier)]
-            tiers = {t: combine(self.tokens_by_tier.get(t, 0), other.tokens_by_tier.get(t, 0)) for t in names}
-        return CacheCounters(
-            queried_tokens=both(self.queried_tokens, other.queried_tokens),
-            hit_tokens=both(self.hit_tokens, other.hit_tokens),
-            tokens_by_tier=tiers,
-            offloaded_bytes=both(self.offloaded_bytes, other.offloaded_bytes),
-            restored_bytes=both(self.restored_bytes, other.restored_bytes),
-            preemptions=both(self.preemptions, other.preemptions),
-        )
+def _combined(mine: CacheCounters, other: CacheCounters, combine: Callable[[int, int], int]) -> CacheCounters:
+    """Count by count; replica by replica, where both have the same ones."""
+
+    def both(one: int | None, another: int | None) -> int | None:
+        return None if one is None or another is None else combine(one, another)
+
+    tiers = None
+    if mine.tokens_by_tier is not None and other.tokens_by_tier is not None:
+        names = [*mine.tokens_by_tier, *(tier for tier in other.tokens_by_tier if tier not in mine.tokens_by_tier)]
+        tiers = {t: combine(mine.tokens_by_tier.get(t, 0), other.tokens_by_tier.get(t, 0)) for t in names}
+    pairs = list(zip(mine.replicas, other.replicas, strict=False))
+    alike = len(mine.replicas) == len(other.replicas)
+    return CacheCounters(
+        queried_tokens=both(mine.queried_tokens, other.queried_tokens),
+        hit_tokens=both(mine.hit_tokens, other.hit_tokens),
+        tokens_by_tier=tiers,
+        offloaded_bytes=both(mine.offloaded_bytes, other.offloaded_bytes),
+        restored_bytes=both(mine.restored_bytes, other.restored_bytes),
+        preemptions=both(mine.preemptions, other.preemptions),
+        replicas=tuple(_combined(one, another, combine) for one, another in pairs) if alike else (),
+    )
+
+
+def added(replicas: Sequence[CacheCounters]) -> CacheCounters:
+    """The counters of engines behind one router, added up and kept."""
+    return replace(reduce(CacheCounters.plus, replicas), replicas=tuple(replicas))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -86,6 +86,18 @@ class EngineTimes:
 class CacheResult:
     """Where prompt tokens came from, by the engine's own counters; None where it does not say."""
 
+    @classmethod
+    def of(cls, counters: CacheCounters) -> CacheResult:
+        """What counters of one or several runs come to."""
+        return cls(
+            hit_rate=counters.hit_rate,
+            offloaded_bytes=counters.offloaded_bytes,
+            restored_bytes=counters.restored_bytes,
+            tiers=counters.tokens_by_tier,
+            preemptions=counters.preemptions,
+            replicas=tuple(cls.of(replica) for replica in counters.replicas) or None,
+        )
+
     hit_rate: float | None
     """Share of the prompt tokens that any tier served."""
     offloaded_bytes: int | None
@@ -93,6 +105,8 @@ class CacheResult:
     tiers: dict[str, int] | None
     """Prompt tokens by source: gpu, host, disk, external, recomputed."""
     preemptions: int | None
+    replicas: tuple[CacheResult, ...] | None = None
+    """The same of each engine behind a router; None where there is but one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +203,17 @@ class Figures:
         apart = (timings for run in self.records for timings in run.timings)
         return EngineTimes((*with_answers, *apart))
 
+    def by_replica(self) -> tuple[Latencies, ...]:
+        """The latencies of what each engine behind a router answered; nothing where no answer says whose it is."""
+        requests = self._latencies.requests
+        replicas = 1 + max((request.replica for request in requests if request.replica is not None), default=-1)
+        return tuple(Latencies(tuple(r for r in requests if r.replica == number)) for number in range(replicas))
+
+    @property
+    def later_rounds(self) -> Latencies:
+        """The latencies of all rounds but the first together: those that can find something of their own again."""
+        return Latencies(tuple(request for request in self._latencies.requests if request.turn))
+
     @property
     def requests(self) -> int:
         """Requests that should have been answered."""
@@ -253,14 +278,7 @@ class Figures:
         """Where prompt tokens came from."""
         if not self.records:
             return CacheResult(None, None, None, None, None)
-        counters = reduce(CacheCounters.plus, (run.cache for run in self.records))
-        return CacheResult(
-            hit_rate=counters.hit_rate,
-            offloaded_bytes=counters.offloaded_bytes,
-            restored_bytes=counters.restored_bytes,
-            tiers=counters.tokens_by_tier,
-            preemptions=counters.preemptions,
-        )
+        return CacheResult.of(reduce(CacheCounters.plus, (run.cache for run in self.records)))
 
     @property
     def load(self) -> LoadResult:

@@ -419,7 +419,7 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
     restored = [record.cache.restored_bytes for record in records]
     if request.cache == "evicted" and engine.spec.kv_offload_gib is not None and restored and not any(restored):
         doubts.append("nothing came back from an outer tier: what was evicted is gone from there, too, and is computed")
-    elif request.cache == "evicted" and not _is_verified(engine, request):
+    elif request.cache == "evicted" and not (_is_verified(engine, request) or _left_the_device(records)):
         doubts.append("with KV offload an evicted context may come back from an outer tier, so eviction is unverified")
     elif request.cache in ("cold", "evicted") and all(r.cached_tokens is None for r in requests):
         doubts.append(f"the engine does not say per request what it cached: that it was {request.cache} is unverified")
@@ -455,6 +455,11 @@ def _client_doubts(records: Sequence[RunRecord]) -> Iterator[str]:
 def _is_verified(engine: Engine, request: Request) -> bool:
     """Whether a first turn that is served from a cache belies the declared cache state."""
     return request.cache == "cold" or (request.cache == "evicted" and engine.spec.kv_offload_gib is None)
+
+
+def _left_the_device(records: Sequence[RunRecord]) -> bool:
+    """Whether the engine counted that no token of any prompt was found on the device."""
+    return all((record.cache.tokens_by_tier or {}).get("gpu") == 0 for record in records)
 
 
 def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenance:

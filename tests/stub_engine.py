@@ -106,6 +106,8 @@ class Stub:
     ids_word = ("return_token_ids", True)
     reports_cached = True
     metrics: ClassVar[dict] = {}
+    names: tuple[str, ...] = ()
+    """By which the model can be asked for; it answers by the first one."""
 
     def __init__(self, arguments: list[str]) -> None:
         parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -126,7 +128,8 @@ class Stub:
 
     def get(self, path: str) -> object:
         """The answer to a request without a body: JSON, text, or None for a route that it does not have."""
-        return {"/health": "", "/v1/models": {"data": [self.model]}}.get(path)
+        models = [{**self.model, "id": name} for name in self.names or [self.model["id"]]]
+        return {"/health": "", "/v1/models": {"data": models}}.get(path)
 
     def refuses(self, body: dict) -> str | None:
         del body
@@ -150,22 +153,30 @@ class Stub:
 
     def events(self, body: dict):
         """The answer, one token an event."""
+        self.answers += 1
+        if self.answers > int(os.environ.get("STUB_ANSWERS", sys.maxsize)):
+            sys.stderr.write("the stub has run out of answers\n")
+            os._exit(9)
         prompt = body["prompt"].split() if isinstance(body["prompt"], str) else body["prompt"]
         hits = self.look_up(prompt)
         usage = {"prompt_tokens": len(prompt), "prompt_tokens_details": None}
         word, value = self.ids_word
+        named = {"model": self.names[0] if self.names else self.model["id"]}
         for number in range(1, body["max_tokens"] + 1):
             ids = {"token_ids": [1000 + number]} if body.get(word) is value else {}
             choice = {"index": 0, "text": "" if "detokenize" in body else "x", **ids}
-            yield {"choices": [choice], "usage": {**usage, "completion_tokens": number}}
+            yield {**named, "choices": [choice], "usage": {**usage, "completion_tokens": number}}
         if self.reports_cached:
             usage["prompt_tokens_details"] = {"cached_tokens": hits}
-        yield {"choices": [], "usage": {**usage, "completion_tokens": body["max_tokens"]}, **self.metrics}
+        yield {**named, "choices": [], "usage": {**usage, "completion_tokens": body["max_tokens"]}, **self.metrics}
 
 
 class Vllm(Stub):
     def add_options(self, parser):
-        for flag in ("--model", "--served-model-name", "--dtype", "--quantization", "--kv-cache-dtype"):
+        parser.add_argument("--served-model-name", nargs="+")
+        parser.add_argument("--kv-transfer-config", type=json.loads)
+        parser.add_argument("--enable-chunked-prefill", action=argparse.BooleanOptionalAction)
+        for flag in ("--model", "--dtype", "--quantization", "--kv-cache-dtype"):
             parser.add_argument(flag)
         for flag in ("--kv-offloading-size", "--gpu-memory-utilization"):
             parser.add_argument(flag, type=float)
@@ -177,6 +188,8 @@ class Vllm(Stub):
 
     def setup(self):
         super().setup()
+        self.names = tuple(self.options.served_model_name)
+        self.model["id"] = self.names[0]
         self.caches = self.options.enable_prefix_caching
         if self.options.enable_per_request_metrics:
             self.metrics = {"metrics": {"time_to_first_token_ms": 1.5, "queue_time_ms": 0.25, "mean_itl_ms": None}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pytest_llmperf.arrivals import Arrival, Arrivals
@@ -15,6 +17,7 @@ from pytest_llmperf.records import (
     RequestRecord,
     RunRecord,
     Window,
+    added,
 )
 
 
@@ -168,6 +171,16 @@ def test_counters_add_up():
 def test_what_one_reading_does_not_say_is_unknown_of_both(combine, sides):
     """A missing count is not zero: the combination does not say it either."""
     assert CacheCounters() == combine(*sides)
+
+
+def test_replicas_are_added_up_and_kept():
+    """Between two readings, and over runs, each replica has its own; of other replicas nothing is known."""
+    before, after = added([BEFORE, BEFORE]), added([AFTER, BEFORE])
+    between = after.since(before)
+    assert BETWEEN == replace(between, replicas=())
+    assert (BETWEEN, BEFORE.since(BEFORE)) == between.replicas
+    assert (BETWEEN.plus(BETWEEN), BEFORE.since(BEFORE)) == between.plus(between).replicas
+    assert () == between.plus(added([BETWEEN])).replicas == between.plus(BETWEEN).replicas
 
 
 def test_fields_are_known_or_unknown_one_by_one():

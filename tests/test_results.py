@@ -24,6 +24,7 @@ from pytest_llmperf.records import (
     RequestRecord,
     RunRecord,
     Window,
+    added,
 )
 from pytest_llmperf.reports.figures import figures_json, result_json
 from pytest_llmperf.results import (
@@ -135,6 +136,34 @@ def test_rounds_are_kept_apart():
     first, second = figures.by_round
 
     assert ((0.01, 0.02), (0.002, 0.004)) == (first.ttft.values, second.ttft.values)
+
+
+def test_rounds_after_the_first_are_taken_together():
+    """Of all runs, and of each by itself."""
+    figures = result(run(request(10), request(2, turn=1)), run(request(20, run=1), request(4, turn=2, run=1)))
+
+    assert (0.002, 0.004) == figures.later_rounds.ttft.values == figures.later_rounds.ttft.mean.runs
+    assert () == result(run(request(10))).later_rounds.requests
+
+
+def test_replicas_are_kept_apart():
+    """By who answered; a request of which that is not told is nobody's, and a replica may have had none."""
+    figures = result(run(request(10, replica=2), request(2, replica=0), request(5)), run(request(20, replica=2)))
+
+    assert [(0.002,), (), (0.01, 0.02)] == [replica.ttft.values for replica in figures.by_replica]
+    assert () == result(run(request(10))).by_replica
+
+
+def test_what_replicas_found_is_in_the_json():
+    """Each by itself, what it does not say left out; and the file's form has a place for it."""
+    counters = [CacheCounters(queried_tokens=10, hit_tokens=4, preemptions=0), CacheCounters()]
+    figures = result(run(request(), cache=added(counters)))
+
+    assert (0.4, None) == tuple(replica.hit_rate for replica in figures.cache.replicas)
+    told = figures_json(figures)["cache"]
+    assert {"replicas": [{"hit_rate": 0.4, "preemptions": 0}, {}]} == told
+    schema = json.loads(resources.files("pytest_llmperf.reports").joinpath("result.schema.json").read_text())
+    jsonschema.validate(told, {"$ref": "#/$defs/cache", "$defs": schema["$defs"]})
 
 
 def test_a_round_in_which_nothing_was_answered_is_there_and_empty():

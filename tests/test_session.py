@@ -110,6 +110,17 @@ class Offloading(VirtualEngine):
         return replace(super().cache_counters(), offloaded_bytes=offloaded, restored_bytes=restored)
 
 
+class Tiered(VirtualEngine):
+    """Counts one byte each way for a request, and so many tokens that were found on the device."""
+
+    on_device = 0
+
+    def cache_counters(self):
+        count = len(self.sent)
+        tiers = {"recomputed": 9 * count, "gpu": self.on_device * count, "host": count}
+        return CacheCounters(tokens_by_tier=tiers, offloaded_bytes=count, restored_bytes=count)
+
+
 class Silent(VirtualEngine):
     """Says nothing about its cache, neither per request nor in all."""
 
@@ -626,6 +637,17 @@ def test_a_cache_state_that_cannot_be_verified_is_doubted(run, cache):
 
     assert result.validity
     assert (f"the engine does not say per request what it cached: that it was {cache} is unverified",) == result.doubts
+
+
+@pytest.mark.parametrize(("on_device", "doubted"), [(0, False), (1, True)])
+def test_an_eviction_into_an_outer_tier_is_verified_by_where_tokens_came_from(run, on_device, doubted):
+    """What comes back from outside was evicted, what is found on the device may not have been."""
+    engine = Tiered(spec=EngineSpec(kind="vllm", model="virtual", kv_offload_gib=4.0), kv_capacity_tokens=512)
+    engine.on_device = on_device
+    result = run(engine, cache="evicted")
+
+    assert doubted is any("eviction is unverified" in doubt for doubt in result.doubts)
+    assert result.validity
 
 
 @pytest.mark.parametrize("cache", ["as_is", "primed"])

@@ -255,6 +255,7 @@ class Driver:
             output_tokens=answer.output_tokens,
             cached_tokens=answer.cached_tokens,
             timings=answer.timings,
+            replica=answer.replica,
             failure=failure,
             remarks=answer.remarks,
         )

@@ -38,6 +38,8 @@ class EngineSpec:
     kv_cache_dtype: str | None = None
     prefix_caching: bool | None = None
     kv_offload_gib: float | None = None
+    kv_offload_backend: str | None = None
+    """What keeps the KV cache outside the device; None: the engine's own, in host memory."""
     max_model_len: int | None = None
     tensor_parallel: int | None = None
     args: tuple[str, ...] = ()
@@ -199,6 +201,10 @@ def _prompts(value: object) -> str | None:
     return None if value == "ids" else str(value)  # the default, written out, is no other engine
 
 
+def _backend(value: object) -> str | None:
+    return None if value == "native" else _text(value)  # the default, written out, is no other engine
+
+
 def _arguments(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError
@@ -253,6 +259,7 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "kv_cache_dtype": ("a name such as 'fp8'", _text),
     "prefix_caching": ("True or False", _switch),
     "kv_offload_gib": ("a positive number of GiB", _positive),
+    "kv_offload_backend": ("a backend such as 'native'", _backend),
     "max_model_len": ("a whole number of tokens, at least 1", _whole),
     "tensor_parallel": ("a whole number of GPUs, at least 1", _group),
     "args": ("a list of command-line arguments", _arguments),
@@ -325,6 +332,7 @@ class Answer:
     output_tokens: int | None = None
     cached_tokens: int | None = None
     timings: EngineTimings | None = None
+    replica: int | None = None
     failure: Failure | None = None
     remarks: tuple[Remark, ...] = ()
 

@@ -50,6 +50,8 @@ class Dialect:
     ids_word: str = "return_token_ids"
     ids_count: bool = False
     wording: Wording | None = None
+    replicas: tuple[str, ...] = ()
+    """The names by which the engines behind a router call the model in their answers, where each has its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,8 @@ class CompletionsChannel:
         return self._client.poll(timeout_s)
 
     def ended(self) -> Sequence[Reply]:
-        return [CompletionsReply(exchange, self._api_key) for exchange in self._client.ended()]
+        replicas = self._dialect.replicas
+        return [CompletionsReply(exchange, self._api_key, replicas) for exchange in self._client.ended()]
 
     def close(self) -> None:
         self._client.close()
@@ -103,17 +106,18 @@ class CompletionsChannel:
 class CompletionsReply:
     """An exchange that has ended and has not been read yet."""
 
-    __slots__ = ("_api_key", "_exchange", "end_ns", "pieces", "tag")
+    __slots__ = ("_api_key", "_exchange", "_replicas", "end_ns", "pieces", "tag")
 
-    def __init__(self, exchange: Exchange, api_key: str | None = None) -> None:
+    def __init__(self, exchange: Exchange, api_key: str | None = None, replicas: tuple[str, ...] = ()) -> None:
         self.tag = exchange.tag
         self.end_ns = exchange.end_ns
         self.pieces = exchange.pieces
         self._exchange = exchange
         self._api_key = api_key
+        self._replicas = replicas
 
     def read(self) -> Answer:
-        return read_answer(self._exchange, self._api_key)
+        return read_answer(self._exchange, self._api_key, self._replicas)
 
 
 def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
@@ -156,10 +160,10 @@ def as_text(token_ids: Sequence[int] | npt.NDArray[np.int32]) -> str:
     return " ".join([WORDS[token_id % len(WORDS)] for token_id in token_ids])
 
 
-def read_answer(exchange: Exchange, api_key: str | None = None) -> Answer:
+def read_answer(exchange: Exchange, api_key: str | None = None, replicas: tuple[str, ...] = ()) -> Answer:
     """Turn a finished exchange into an answer; whatever is wrong with it becomes its failure.
 
-    `api_key` is not quoted, should the server send it back.
+    `api_key` is not quoted, should the server send it back. `replicas`: see `Dialect`.
     """
     exchange.settle()
     stream = _Stream(api_key)
@@ -170,7 +174,7 @@ def read_answer(exchange: Exchange, api_key: str | None = None) -> Answer:
     else:
         stream.read(events(exchange.fragments))
         stream.conclude()
-    return stream.answer(exchange)
+    return stream.answer(exchange, replicas)
 
 
 def counts_throughout(exchange: Exchange) -> bool:
@@ -229,6 +233,7 @@ class _Stream:
         self.has_token_ids = False
         self.usage: dict[str, Any] = {}
         self.metrics: Any = None
+        self.model: Any = None
         self.counted = 0
         self.done = False
         self.failure: Failure | None = None
@@ -245,7 +250,7 @@ class _Stream:
                 continue
             choices, usage = event.get("choices"), event.get("usage")
             if usage is not None and type(usage) is dict:
-                self.usage, self.metrics = usage, event.get("metrics")
+                self.usage, self.metrics, self.model = usage, event.get("metrics"), event.get("model")
                 self.done = self.done or not choices  # with choices it is only the count so far
             if not choices:
                 continue
@@ -271,7 +276,7 @@ class _Stream:
         if self.failure is None and not self.done:
             self.failure = Failure("truncated", "the stream ended without [DONE], a finish_reason or a final usage")
 
-    def answer(self, exchange: Exchange) -> Answer:
+    def answer(self, exchange: Exchange, replicas: tuple[str, ...]) -> Answer:
         output_tokens = len(self.token_ids) if self.has_token_ids else _number(self.usage, "completion_tokens")
         details = self.usage.get("prompt_tokens_details")
         _one_token_each(self.arrivals, output_tokens)
@@ -287,6 +292,7 @@ class _Stream:
             output_tokens=output_tokens,
             cached_tokens=_number(details, "cached_tokens") if isinstance(details, dict) else None,
             timings=_timings(self.metrics),
+            replica=replicas.index(self.model) if self.model in replicas else None,
             failure=self.failure,
             remarks=() if self.failure is not None else tuple(self._remarks()),
         )

@@ -19,10 +19,12 @@ from typing import Any
 from pytest_llmperf.client import Address
 from pytest_llmperf.engines import installed, model_files, tiny_llama
 from pytest_llmperf.engines.base import COMMON_WORDS, EngineSpec, Surroundings
+from pytest_llmperf.engines.outer_tier import OuterTier
 from pytest_llmperf.engines.placement import Place
 from pytest_llmperf.engines.process import ServerProcess, free_port
 from pytest_llmperf.engines.server import ServedEngine
 from pytest_llmperf.errors import ConfigurationError, EngineStartError
+from pytest_llmperf.records import CacheCounters
 
 WORDS = COMMON_WORDS | {"executable", "gpu_memory_fraction"}
 """What every engine whose server we start accepts."""
@@ -43,6 +45,8 @@ class Launch:
     model: str
     """A name, or a folder."""
     served_name: str
+    own_name: str | None = None
+    """What it calls the model in its answers, so that it is known from its equals; None: as it is asked for."""
     port: int
     log: Path
     """Where its output goes; files written for it lie beside this one."""
@@ -65,8 +69,14 @@ class Recipe:
     """Whether it leaves files in the folder for temporary ones, and gets one that is removed with it."""
     names_models: bool = True
     """Whether its server can be told by what name the model is asked for."""
+    names_itself: bool = False
+    """Whether its server can be told to answer by another name than the one that is asked for."""
     empty: Callable[[Any], bool] | None = None
     """Asks the server once to empty its cache, outer tiers included; None: it has no way to."""
+    lack: Callable[[EngineSpec, str], str | None] = lambda spec, python: None
+    """What the engine of a Python lacks for a specification, in a sentence."""
+    outer_tier: Callable[[Launch], OuterTier | None] = lambda launch: None
+    """What has to be looked after beside the server."""
 
 
 class ProcessHost:
@@ -83,6 +93,13 @@ class ProcessHost:
         self._place = place or Place()
         self._process: ServerProcess | None = None
         self._package: dict[str, str] = {}
+        self._outer_tier: OuterTier | None = None
+
+    @property
+    def own_name(self) -> str | None:
+        """What the server calls the model in its answers; None where it is not one of several, or cannot be told."""
+        number = self._place.number
+        return None if number is None or not self._recipe.names_itself else f"{served_name(self._spec)}#{number}"
 
     def launch(self) -> Address:
         self._package = self._check_installed()
@@ -96,10 +113,12 @@ class ProcessHost:
             python=self._python,
             model=self._model(),
             served_name=served_name(self._spec),
+            own_name=self.own_name,
             port=place.port or free_port(),
             log=log,
         )
         scratch = Path(tempfile.mkdtemp(prefix="llmperf-")) if self._recipe.litters else None
+        self._outer_tier = self._recipe.outer_tier(launch)
         self._process = ServerProcess(
             [*place.prefix, *self._recipe.command(launch)],
             env={
@@ -129,6 +148,8 @@ class ProcessHost:
         if self._process is not None:
             self._process.stop()
             self._process = None
+        if self._outer_tier is not None:
+            self._outer_tier.remove()
 
     def reset_cache(self, server: Any) -> bool:
         """Engines refuse while requests or stores are in flight, so it is asked for several times."""
@@ -136,9 +157,13 @@ class ProcessHost:
         for _ in range(0 if empty is None else _RESET_ATTEMPTS):
             assert empty is not None
             if empty(server):
+                self._empty_outer_tier()
                 return True
             self._surroundings.clock.sleep(_RESET_PAUSE_S)
         return False
+
+    def completed(self, counters: CacheCounters) -> CacheCounters:
+        return counters if self._outer_tier is None else self._outer_tier.completed(counters)
 
     def describe(self) -> dict[str, Any]:
         """The command, the package behind it and the model's files, as far as they can be told."""
@@ -153,6 +178,10 @@ class ProcessHost:
             "model_digest": None if folder is None else model_files.digest(folder),
         }
         return {name: value for name, value in told.items() if value is not None}
+
+    def _empty_outer_tier(self) -> None:
+        if self._outer_tier is not None:
+            self._outer_tier.empty()
 
     @property
     def _python(self) -> str:
@@ -189,6 +218,9 @@ class ProcessHost:
                 f"it there ({recipe.install}), or name another Python with executable=... in the mark or "
                 "--llmperf-set executable=PATH"
             )
+        lack = recipe.lack(self._spec, self._python)
+        if lack is not None:
+            raise ConfigurationError(f"{recipe.kind}: {lack}")
         return found
 
     def _look_up(self, package: str) -> dict[str, str] | None:

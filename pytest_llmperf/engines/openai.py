@@ -9,6 +9,7 @@ from pytest_llmperf.client import Address
 from pytest_llmperf.engines.base import COMMON_WORDS, Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.records import CacheCounters
 
 WORDS = COMMON_WORDS | {"url", "prompts", "tokenizer"}
 REQUIRED = {"url": "give url=... in the mark or --llmperf-url URL"}
@@ -57,6 +58,9 @@ class ForeignHost:
     def reset_cache(self, server: OpenAIServer) -> bool:
         del server
         return False  # emptying the cache of a server that is not ours may hurt others on it
+
+    def completed(self, counters: CacheCounters) -> CacheCounters:
+        return counters
 
     def describe(self) -> dict[str, Any]:
         return {"url": str(self._address)}

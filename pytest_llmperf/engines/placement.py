@@ -19,6 +19,8 @@ class Place:
     prefix: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     port: int | None = None
+    number: int | None = None
+    """Of several equal servers, which this is, the first is 0."""
 
 
 def gpu_groups(spec: EngineSpec) -> list[tuple[str, ...]]:
@@ -65,8 +67,9 @@ def places(spec: EngineSpec) -> list[Place]:
             prefix=("taskset", "--cpu-list", processors) if processors else (),
             env=((_VISIBLE, ",".join(_seen(group))),),
             port=port,
+            number=number,
         )
-        for group, processors, port in zip(gpu_groups(spec), cpus, ports, strict=True)
+        for number, (group, processors, port) in enumerate(zip(gpu_groups(spec), cpus, ports, strict=True))
     ]
 
 

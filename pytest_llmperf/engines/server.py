@@ -91,13 +91,14 @@ class OpenAIServer:
         if self._dialect.prompts != "ids":
             self._find_lengths(local)
 
-    def connect_like(self, other: OpenAIServer) -> None:
+    def connect_like(self, other: OpenAIServer, replicas: tuple[str, ...] = ()) -> None:
         """Take over what `other` has told, and see that it can be reached here: a router in front of it.
 
+        `replicas`: the names by which those behind it answer, where each has its own.
         Raises `EngineStartError` if it cannot.
         """
         self.model, self.max_model_len = other.model, other.max_model_len
-        self.prompt_lengths, self._dialect = other.prompt_lengths, other._dialect
+        self.prompt_lengths, self._dialect = other.prompt_lengths, replace(other._dialect, replicas=replicas)
         self._probe()
 
     @property
@@ -335,8 +336,8 @@ class Server(Protocol):
         """What opens channels to it."""
         ...
 
-    def cache_counters(self) -> CacheCounters:
-        """What it has counted."""
+    def cache_counters(self, *, settled: bool = False) -> CacheCounters:
+        """What it has counted; `settled`: it has had time to count what has ended."""
         ...
 
     def request_timings(self) -> tuple[EngineTimings, ...]:
@@ -375,6 +376,10 @@ class Host(Protocol):
 
     def reset_cache(self, server: Any) -> bool:
         """Empty the prefix cache, outer tiers included; False where there is no way."""
+        ...
+
+    def completed(self, counters: CacheCounters) -> CacheCounters:
+        """What the server has counted, with what only the host knows."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -496,7 +501,11 @@ class StartedEngine(ABC, Generic[ServerT]):
         return self.server.connector()
 
     def cache_counters(self) -> CacheCounters:
-        return self.server.cache_counters()
+        return self.counters()
+
+    def counters(self, *, settled: bool = False) -> CacheCounters:
+        """What has been counted so far; `settled`: the server's counters have had time to appear."""
+        return self.host.completed(self.server.cache_counters(settled=settled))
 
     def request_timings(self) -> tuple[EngineTimings, ...]:
         """Only of an engine of ours: what is told is gone for others who might collect it."""

@@ -10,9 +10,10 @@ from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.host import Launch, Recipe, flags
 from pytest_llmperf.engines.in_process import in_process, worker_command
 from pytest_llmperf.engines.server import OpenAIServer
+from pytest_llmperf.engines.vllm_offload import offload_arguments, offload_lack, offload_problems, outer_tier
 from pytest_llmperf.errors import ConfigurationError
 
-WORDS = host.WORDS | {"in_process", "prompts", "tokenizer"}
+WORDS = host.WORDS | {"in_process", "kv_offload_backend", "prompts", "tokenizer"}
 REQUIRED = host.REQUIRED
 
 # Old and new homes of the server share this one up to 0.33; the `vllm` command asks for a
@@ -21,14 +22,17 @@ _MODULE = "vllm.entrypoints.openai.api_server"
 
 
 def check(spec: EngineSpec) -> None:
-    """Raise `ConfigurationError` for words that do not go together."""
+    """Raise `ConfigurationError` listing the words that do not go together."""
+    problems = list(offload_problems(spec))
     if spec.in_process and spec.prompts == "chat":
-        raise ConfigurationError("vllm: in_process=True takes prompts='ids' or 'text'; a chat is the server's business")
+        problems.append("in_process=True takes prompts='ids' or 'text'; a chat is the server's business")
     if spec.tokenizer is not None and (spec.prompts is None or spec.in_process):
-        raise ConfigurationError(
-            f"vllm: tokenizer={spec.tokenizer!r} is for prompts sent to a server as texts; with in_process=True the "
+        problems.append(
+            f"tokenizer={spec.tokenizer!r} is for prompts sent to a server as texts; with in_process=True the "
             "engine's own counts, and token ids need none"
         )
+    if problems:
+        raise ConfigurationError(*(f"vllm: {problem}" for problem in problems))
 
 
 def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
@@ -42,11 +46,13 @@ def _command(launch: Launch) -> list[str]:
     return [
         *(launch.python, "-m", _MODULE),
         *("--model", launch.model),
-        *("--served-model-name", launch.served_name),
+        # Asked for by any of its names, it answers by the first one.
+        *("--served-model-name", *([launch.own_name] if launch.own_name else []), launch.served_name),
         *("--host", "127.0.0.1", "--port", str(launch.port)),
         "--enable-prompt-tokens-details",
         *_timings(launch.spec),
         *_words(launch.spec),
+        *offload_arguments(launch),
         *launch.spec.args,
     ]
 
@@ -57,6 +63,7 @@ def _in_process(launch: Launch) -> list[str]:
         *("--model", launch.model),
         *("--served-model-name", launch.served_name),
         *_words(launch.spec),
+        *offload_arguments(launch),
         *launch.spec.args,
     ]
 
@@ -74,7 +81,6 @@ def _words(spec: EngineSpec) -> list[str]:
             "--dtype": None if fp8 else spec.dtype,
             "--quantization": "fp8" if fp8 else None,
             "--kv-cache-dtype": spec.kv_cache_dtype,
-            "--kv-offloading-size": spec.kv_offload_gib,
             "--max-model-len": spec.max_model_len,
             "--tensor-parallel-size": spec.tensor_parallel,
             "--gpu-memory-utilization": spec.gpu_memory_fraction,
@@ -110,6 +116,9 @@ RECIPE = Recipe(
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     },
+    names_itself=True,
     empty=_empty,
+    lack=offload_lack,
+    outer_tier=outer_tier,
 )
 IN_PROCESS = replace(RECIPE, command=_in_process)

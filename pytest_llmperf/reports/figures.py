@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_llmperf.judged import RatioResult
 from pytest_llmperf.metrics import ENGINE_TIMES, LATENCIES, METRICS, STATISTICS
-from pytest_llmperf.results import Figures, Latencies, PerfResult
+from pytest_llmperf.results import CacheResult, Figures, Latencies, PerfResult
 from pytest_llmperf.stats import Sample
 
 
@@ -36,7 +36,7 @@ def figures_json(result: PerfResult) -> dict[str, Any]:
             "remarks": result.remarks,
             "by_round": [_known(_latencies_json(one)) for one in result.by_round],
             "engine_times": _engine_times_json(result),
-            "cache": _known(asdict(result.cache)),
+            "cache": _cache_json(result.cache),
             "load": _known(asdict(result.load)),
             "ceiling": None if result.ceiling is None else _known(asdict(result.ceiling)),
             "client": _known(asdict(result.client)),
@@ -47,6 +47,12 @@ def figures_json(result: PerfResult) -> dict[str, Any]:
             "doubts": list(result.doubts),
         }
     )
+
+
+def _cache_json(cache: CacheResult) -> dict[str, Any]:
+    """Where prompt tokens came from, and that of each replica where there are several."""
+    replicas = None if cache.replicas is None else [_cache_json(replica) for replica in cache.replicas]
+    return _known({**asdict(cache), "replicas": replicas})
 
 
 _SCALARS = ("duration_s", "request_throughput", "output_throughput", "total_throughput", "goodput")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pytest_llmperf import units
 from pytest_llmperf.gate.files import Change
 from pytest_llmperf.judged import Judged
-from pytest_llmperf.results import Figures, PerfResult
+from pytest_llmperf.results import CacheResult, Figures, PerfResult
 from pytest_llmperf.stats import Sample
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
@@ -193,6 +193,14 @@ def _cache(result: Figures) -> Iterator[str]:
         parts.append(f"preemptions {cache.preemptions}")
     if parts:
         yield f"cache: {', '.join(parts)}"
+    if cache.replicas is not None and len(cache.replicas) > 1:
+        yield f"cache of each replica: {', '.join(map(_replica, cache.replicas))}"
+
+
+def _replica(cache: CacheResult) -> str:
+    """How much it found of how much it was given."""
+    rate = "hit rate unknown" if cache.hit_rate is None else f"hit rate {units.share(cache.hit_rate)}"
+    return rate if cache.tiers is None else f"{rate} of {sum(cache.tiers.values()):,} tokens"
 
 
 def _gpu(result: Figures) -> Iterator[str]:

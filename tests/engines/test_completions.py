@@ -59,12 +59,21 @@ def exchange(*fragments, status=200, **words):
     return Exchange(**{**given, **words}, _fragments=pieces)
 
 
-def read(*events):
+def read(*events, replicas=()):
     """The answer made of events that arrive one by one at 10, 20, 30, ... ns."""
     payloads = [event if isinstance(event, bytes) else json.dumps(event).encode() for event in events]
     return read_answer(
-        exchange(*((10 * number, b"data: %b\n\n" % payload) for number, payload in enumerate(payloads, start=1)))
+        exchange(*((10 * number, b"data: %b\n\n" % payload) for number, payload in enumerate(payloads, start=1))),
+        replicas=replicas,
     )
+
+
+@pytest.mark.parametrize(("model", "replica"), [("m#1", 1), ("m#0", 0), ("m", None), (None, None), (["m#1"], None)])
+def test_who_answered_is_told_by_the_models_name(model, replica):
+    """Where the engines behind a router have one each; any other name tells nothing."""
+    answered = read(chunk(), {**final(1), "model": model}, replicas=("m#0", "m#1"))
+    assert (replica, None) == (answered.replica, answered.failure)
+    assert read(chunk(), {**final(1), "model": model}).replica is None
 
 
 class TestRequestBody:

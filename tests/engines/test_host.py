@@ -152,7 +152,7 @@ class TestCommands:
         [
             ({}, ""),
             ({"dtype": "fp8", "kv_cache_dtype": "fp8"}, " --quantization fp8 --kv-cache-dtype fp8"),
-            ({"kv_offload_gib": 64, "tensor_parallel": 2}, " --kv-offloading-size 64 --tensor-parallel-size 2"),
+            ({"kv_offload_gib": 64, "tensor_parallel": 2}, " --tensor-parallel-size 2 --kv-offloading-size 64"),
             ({"prefix_caching": False}, " --no-enable-prefix-caching"),
             ({"gpu_memory_fraction": 0.4, "args": ("--a",)}, " --gpu-memory-utilization 0.4 --a"),
         ],

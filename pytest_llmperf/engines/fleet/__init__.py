@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from pytest_llmperf.engines import host, sglang, tensorrt_llm, vllm
@@ -12,7 +13,7 @@ from pytest_llmperf.engines.host import Recipe, served_by
 from pytest_llmperf.engines.placement import placement_problems, places
 from pytest_llmperf.errors import ConfigurationError, unknown
 
-WORDS = host.WORDS | {
+WORDS = vllm.WORDS | host.WORDS | {
     "engine", "replicas", "router", "router_args", "policy", "gpus", "cpus", "ports", "prompts", "tokenizer",
 }  # fmt: skip
 REQUIRED = host.REQUIRED
@@ -22,16 +23,22 @@ RECIPES: dict[str, Recipe] = {recipe.kind: recipe for recipe in (vllm.RECIPE, sg
 """What a replica can be, by its kind."""
 
 
+CHECKS: dict[str, Callable[[EngineSpec], None]] = {"vllm": vllm.check, "tensorrt_llm": tensorrt_llm.check}
+"""What a replica's own words are checked by."""
+
+
 def check(spec: EngineSpec) -> None:
     """Raise `ConfigurationError` listing what is wrong with engine, router and placement."""
     problems = [*placement_problems(spec), *router_problems(spec)]
     kind = spec.engine or DEFAULT_ENGINE
     if kind not in RECIPES:
         problems.append(f"engine: {unknown('engine of a fleet', kind, RECIPES)}")
+    elif kind != "vllm" and spec.kv_offload_backend is not None:
+        problems.append(f"kv_offload_backend={spec.kv_offload_backend!r} is a word of vllm's; {kind} has one way only")
     if problems:
         raise ConfigurationError(*(f"fleet: {problem}" for problem in problems))
-    if kind == "tensorrt_llm":
-        tensorrt_llm.check(spec)
+    if kind in CHECKS:
+        CHECKS[kind](replica_spec(spec))
 
 
 def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 from pytest_llmperf.engines.base import EngineSpec, Surroundings
 from pytest_llmperf.engines.fleet.processes import FleetHost
+from pytest_llmperf.engines.host import ProcessHost
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.engines.server_metrics import SETTLE_S
-from pytest_llmperf.records import CacheCounters, EngineTimings
+from pytest_llmperf.records import CacheCounters, EngineTimings, added
 
 
 class FleetEngine(ServedEngine):
@@ -32,10 +32,10 @@ class FleetEngine(ServedEngine):
         return sum(replica.users_that_fit(tokens_per_user) for replica in self._started())
 
     def cache_counters(self) -> CacheCounters:
-        """The replicas' counters, added up. What the router says of `/metrics` is one replica's."""
+        """The replicas' counters, added up, and each by itself. What the router says of `/metrics` is one replica's."""
         replicas = self._started()
         self.clock.sleep(SETTLE_S)
-        return reduce(CacheCounters.plus, [replica.server.cache_counters(settled=True) for replica in replicas])
+        return added([replica.counters(settled=True) for replica in replicas])
 
     def request_timings(self) -> tuple[EngineTimings, ...]:
         return tuple(timings for replica in self._started() for timings in replica.request_timings())
@@ -59,4 +59,5 @@ class FleetEngine(ServedEngine):
 
     def _connect(self, server: OpenAIServer) -> None:
         """A router may not know what its replicas serve, and they have told."""
-        server.connect_like(self.replicas[0].server)
+        names = [replica.host.own_name for replica in self.replicas if isinstance(replica.host, ProcessHost)]
+        server.connect_like(self.replicas[0].server, tuple(name for name in names if name is not None))

@@ -14,6 +14,7 @@ from pytest_llmperf.engines.placement import sharers
 from pytest_llmperf.engines.process import ServerProcess, free_port
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
+from pytest_llmperf.records import CacheCounters
 
 
 class FleetHost:
@@ -75,6 +76,10 @@ class FleetHost:
         del server
         emptied = [replica.reset_cache() for replica in self.replicas]
         return all(emptied)
+
+    def completed(self, counters: CacheCounters) -> CacheCounters:
+        """The replicas' hosts have done so."""
+        return counters
 
     def describe(self) -> dict[str, Any]:
         router = self._name if self._router is None else self._router.command_line

@@ -71,12 +71,13 @@ class InProcessServer:
     def connector(self) -> InProcessConnector:
         return self._connector
 
-    def cache_counters(self) -> CacheCounters:
+    def cache_counters(self, *, settled: bool = False) -> CacheCounters:
         """What the engine has counted, once that has had time to appear."""
         metrics = self._metrics()
         if metrics is None:
             return CacheCounters()
-        self._surroundings.clock.sleep(SETTLE_S)
+        if not settled:
+            self._surroundings.clock.sleep(SETTLE_S)
         metrics = self._metrics()
         return CacheCounters() if metrics is None else metrics.counters()
 

@@ -66,6 +66,7 @@ class SimReply:
             prompt_tokens=sequence.prompt,
             output_tokens=count,
             cached_tokens=sequence.cached,
+            replica=sequence.replica,
         )
 
     def _token_ids(self) -> tuple[int, ...]:

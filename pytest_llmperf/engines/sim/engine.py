@@ -12,9 +12,10 @@ from pytest_llmperf.engines.sim.channel import SimConnector
 from pytest_llmperf.engines.sim.fleet import Fleet
 from pytest_llmperf.engines.sim.noise import Noise
 from pytest_llmperf.engines.sim.plan import Plan, planned
+from pytest_llmperf.engines.sim.replica import Replica
 from pytest_llmperf.engines.sim.timing import Timing
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.records import CacheCounters, EngineTimings
+from pytest_llmperf.records import CacheCounters, EngineTimings, added
 
 
 def fleet_of(plan: Plan) -> Fleet:
@@ -92,7 +93,11 @@ class SimulatedEngine:
         return SimConnector(self.fleet, self.clock, noise, self.max_model_len, self._limits)
 
     def cache_counters(self) -> CacheCounters:
-        counted, plan = self.fleet.counters(), self.plan
+        replicas = [self._counters(replica) for replica in self.fleet.replicas]
+        return replicas[0] if len(replicas) == 1 else added(replicas)
+
+    def _counters(self, replica: Replica) -> CacheCounters:
+        counted, plan = replica.counters, self.plan
         block_bytes = round(plan.settings.block_tokens * plan.deployment.kv_bytes_per_token * plan.deployment.gpus)
         hits = counted.from_gpu + counted.from_host
         tiers = {"recomputed": counted.prompt - hits, "gpu": counted.from_gpu}
@@ -103,7 +108,7 @@ class SimulatedEngine:
             queried_tokens=counted.queried,
             hit_tokens=hits,
             tokens_by_tier=tiers,
-            offloaded_bytes=self.fleet.stored_blocks() * block_bytes if offloads else None,
+            offloaded_bytes=replica.cache.stored * block_bytes if offloads else None,
             restored_bytes=counted.restored_blocks * block_bytes if offloads else None,
             preemptions=counted.preemptions,
         )

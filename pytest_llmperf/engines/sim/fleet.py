@@ -68,10 +68,6 @@ class Fleet:
         """Of all replicas together."""
         return total(self.replicas)
 
-    def stored_blocks(self) -> int:
-        """Blocks copied to host memory so far."""
-        return sum(replica.cache.stored for replica in self.replicas)
-
     def reset_cache(self) -> bool:
         """Forget every cached prefix; False while requests are running, as their blocks cannot go."""
         if any(replica.load for replica in self.replicas):
@@ -92,7 +88,9 @@ class Fleet:
     def _arrive(self, sequence: Sequence, now_ns: int) -> list[Sequence]:
         if sequence.done:
             return []
-        replica = self.replicas[self._route(sequence.ids, sequence.hashes)]
+        number = self._route(sequence.ids, sequence.hashes)
+        replica = self.replicas[number]
+        sequence.replica = number if len(self.replicas) > 1 else None
         self._at[sequence.tag] = replica
         replica.submit(sequence)
         if replica.step_end_ns is None:

@@ -13,7 +13,7 @@ class Sequence:
 
     __slots__ = (
         "arrived_ns", "blocks", "cached", "computed", "done", "finish", "first", "generated", "grows", "hashes", "ids",
-        "node", "out", "prompt", "ready_ns", "reported", "reserved", "restored", "tag", "times",
+        "node", "out", "prompt", "ready_ns", "replica", "reported", "reserved", "restored", "tag", "times",
     )  # fmt: skip
 
     def __init__(self, tag: int, ids: Ids, hashes: Hashes, out: int, arrived_ns: int) -> None:
@@ -32,6 +32,8 @@ class Sequence:
         """Prompt tokens that its first admission found in the cache."""
         self.restored = 0
         """Those of them that came from the host."""
+        self.replica: int | None = None
+        """Where it was routed to; None where there is nothing to choose from."""
         self.reported = self.done = False
         self.reset()
 

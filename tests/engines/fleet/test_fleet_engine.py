@@ -213,6 +213,22 @@ def test_sharing_a_gpu(fleet):
     assert all("--mem-fraction-static 0.4" in command for command in commands)
 
 
+def test_each_replica_has_an_outer_tier_of_its_own(fleet, tmp_path):
+    """By the words of one; counted together, emptied together, gone with them."""
+    engine = fleet(kv_offload_gib=1, kv_offload_backend="disk")
+    assert 0 == engine.cache_counters().offloaded_bytes
+    folders = list((tmp_path / "log").glob("*.kv"))
+    assert [True, True] == [
+        sum(str(folder) in replica["command"] for replica in engine.describe()["replicas"]) == 1 for folder in folders
+    ]
+    for folder in folders:
+        (folder / "prompt").mkdir()
+    assert engine.reset_cache()
+    assert [] == list((tmp_path / "log").glob("*.kv/*"))
+    engine.stop()
+    assert [] == list((tmp_path / "log").glob("*.kv"))
+
+
 def test_behind_a_router_at_a_url(fleet):
     """Replicas on given ports, requests to the URL; here it is one of the replicas themselves."""
     ports = [free_port(), free_port()]

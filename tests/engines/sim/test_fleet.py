@@ -214,13 +214,13 @@ def test_a_prefix_that_was_written_back_waits_for_what_gives_way_to_it(transfer,
     serve(made, (prompt(1, 380), 1), at_ns=10**9)
     ids = prompt(0, 321)
     ids[shared:] += 50
-    before = made.stored_blocks()
+    before = made.replicas[0].cache.stored
     (again,) = serve(made, (ids, 1), at_ns=10**10)
 
     new = 321 - shared
     alone_s = timing.step_s(Step(prefills=1, new=new, pairs=new * (shared + new / 2), read=321, samples=1))
     assert shared == again.cached == again.restored
-    assert 20 == made.stored_blocks() - before
+    assert 20 == made.replicas[0].cache.stored - before
     assert ttft_s(again) == pytest.approx(timing.request_s + 20 * timing.block_s + alone_s, abs=1e-8)
 
 
