@@ -32,7 +32,7 @@ def test_the_page_is_current(reference):
 
 
 def test_nothing_is_left_out(reference):
-    """Every option with its twin, mark, fixture, metric, word, name and command has a line, and the line says something."""
+    """Every option with its twin, mark, fixture, metric, word, name and command has a line that says something."""
     page = reference.page()
 
     for option in OPTIONS:
