@@ -60,7 +60,7 @@ reference: .venv/complete
 
 # A warning is an error: a link that leads nowhere, a page that no other one names.
 docs: .venv/complete
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	$(BIN)/sphinx-build -q -W --keep-going -E docs build/docs
 
 test: test-fast test-vllm
 
