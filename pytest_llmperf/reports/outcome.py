@@ -48,7 +48,7 @@ def apply(
             report.sections.append(("the test itself then failed", report.longreprtext))
         make_error(report, _texts(invalid))
     elif isinstance(error, ConfigurationError) and excinfo is not None:
-        report.longrepr = f"{_line_of(report, excinfo)}: {type(error).__name__}: {error}"
+        report.longrepr = _plain(f"{_line_of(report, excinfo)}: {type(error).__name__}: {error}")
     elif failing and not report.skipped:
         if report.failed:
             report.sections.append(("the test itself failed, too", report.longreprtext))

@@ -255,3 +255,23 @@ def test_on_a_terminal_sentences_are_folded(monkeypatch):
         screen = Screen(isatty=isatty)
         terminal._write(screen, [long.strip()], 80, green=True)
         assert count == len(screen.written)
+
+
+def test_colours_of_a_server_s_log_are_shown_as_text(pytester):
+    """An engine's last words are quoted, and repaint nobody's terminal."""
+    pytester.makepyfile(
+        """
+        from pytest_llmperf.errors import EngineDiedError
+
+        def test_it(llm_perf):
+            raise EngineDiedError("the server has ended\\n\\x1b[31mCUDA error\\x1b[0m\\x1b]0;title\\x07")
+        """
+    )
+
+    done = pytester.runpytest()
+
+    assert 1 == done.ret
+    assert "\x1b" not in done.stdout.str()
+    done.stdout.fnmatch_lines(
+        ["EngineDiedError: the server has ended", r"\x1b[[]31mCUDA error\x1b[[]0m\x1b[]]0;title\x07"]
+    )
