@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pytest_llmperf.cli import argument_parser
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -109,3 +112,32 @@ def test_every_make_target_and_script_exists():
     scripts = set(re.findall(r"scripts/\w+\.py", text))
     assert scripts
     assert all((ROOT / script).is_file() for script in scripts)
+
+
+def given():
+    """Commands of ours in the workflows, with a word in place of each variable."""
+    for path in WORKFLOWS:
+        text = re.sub(r"\s*\\\n\s*", " ", path.read_text(encoding="utf-8"))
+        text = re.sub(r"\$\{?\w+\}?", "word", text)
+        for match in re.finditer(r"(?:^|[ /])pytest-llmperf ((?:ab|doctor|baseline|compare) [^|\n]*)", text):
+            yield pytest.param("pytest-llmperf", match.group(1), id=f"{path.name}: {match.group(1)[:20]}")
+        for match in re.finditer(r'ARGS="([^"]*)"', text):
+            yield pytest.param("pytest", match.group(1), id=f"{path.name}: pytest")
+
+
+@pytest.mark.parametrize(("program", "arguments"), list(given()))
+def test_the_commands_of_the_workflows_can_be_given(program, arguments, pytester):
+    """A night must not find out that an option has another name."""
+    words = shlex.split(arguments)
+
+    if program == "pytest":
+        pytester.parseconfigure(*words)
+    else:
+        parsed = argument_parser().parse_args(words)
+        assert parsed.command == words[0]
+        pytester.parseconfigure(*getattr(parsed, "pytest", ()))
+
+
+def test_those_commands_were_found():
+    assert {"ab", "doctor", "baseline"} <= {one.values[1].split()[0] for one in given()}
+    assert "pytest" in {one.values[0] for one in given()}
