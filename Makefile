@@ -8,6 +8,8 @@
 #   make test-fast                                  the tests without a real vLLM
 #   make test ARGS="-k gate"                        options for pytest
 #   make baselines                                  the simulated and the published ones anew
+#   make docs                                       the documentation as a site, in build/docs
+#   make reference                                  docs/reference.md anew, from the code
 
 PYTHON ?= python3
 ARGS ?=
@@ -24,7 +26,7 @@ SIMULATED := gh200 h100 h200 4x-a100 4x-rtx4090
 # Brings its own eight GPUs, whatever the others run on.
 FLEET := perf_tests/test_prefix_routing.py
 
-.PHONY: perf perf-sim perf-vllm baselines simulation test test-fast test-vllm lint engine clean
+.PHONY: perf perf-sim perf-vllm baselines simulation reference docs test test-fast test-vllm lint engine clean
 
 perf: perf-$(ENGINE)
 
@@ -53,6 +55,13 @@ baselines: .venv/complete
 simulation: .venv/complete
 	$(BIN)/python benchmarks/sim/page.py
 
+reference: .venv/complete
+	$(BIN)/python scripts/reference.py
+
+# A warning is an error: a link that leads nowhere, a page that no other one names.
+docs: .venv/complete
+	$(BIN)/sphinx-build -q -W --keep-going -E docs build/docs
+
 test: test-fast test-vllm
 
 # Side by side on all processors; what finds nothing to run is no failure (pytest's exit code 5).
@@ -75,7 +84,7 @@ engine:
 
 .venv/complete: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	touch $@
 
 clean:

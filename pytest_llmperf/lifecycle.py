@@ -111,6 +111,7 @@ class Lifecycle:
 
     def check_hardware(self, item: pytest.Item) -> None:
         """Fail a test whose hardware is not there, where that was asked for."""
+        self._progress.begin(item.name)
         unmet = item.stash.get(_UNMET_KEY, None)
         if item.stash.get(_RESULTS_KEY, None):
             self._forget(item)
@@ -235,7 +236,12 @@ class Lifecycle:
         benchmark.describe_machine(machine_info, self.suite.hardware)
 
     def summarise(self, reporter: pytest.TerminalReporter) -> None:
-        terminal.summary(reporter, self.suite, self._saved, self._notes)
+        width = self._config.get_terminal_writer().fullwidth
+        terminal.summary(reporter, self.suite, self._saved, self._notes, width)
+
+    def header(self) -> list[str]:
+        """What is going to be measured; nothing under `-q`."""
+        return [] if self._config.get_verbosity() < 0 else list(terminal.header(self.suite.outlook))
 
 
 def _is_whole(config: pytest.Config) -> bool:

@@ -62,8 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
         _fixtures_of(item).remove("benchmark")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Plan what is going to run; nothing is imported for a session without performance tests."""
+    """Plan what is going to run, before the reporter asks for a header.
+
+    Nothing is imported for a session without performance tests.
+    """
     concerned = [item for item in session.items if _is_ours(item)]
     if concerned:
         from pytest_llmperf.lifecycle import Lifecycle  # noqa: PLC0415
@@ -76,6 +80,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 raise pytest.UsageError(*error.problems) from None
             for item in concerned:  # xdist turns a worker's usage error into an internal one without a text
                 item.stash[MISTAKES_KEY] = str(error)
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    lifecycle = config.stash.get(LIFECYCLE_KEY, None)
+    return [] if lifecycle is None else lifecycle.header()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import reprlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -176,7 +176,7 @@ def parsed(path: Path, text: str) -> ResultFile:
     saved_at = saved_at if isinstance(saved_at, str) else ""
     _check_date(path, saved_at)
     entries = tuple(
-        _plain_entry(path, saved_at, row) if _is_plain(path, row, is_ours=is_ours) else _entry(path, saved_at, row)
+        (_plain_entry if _is_plain(path, row, is_ours=is_ours) else _reader(machine))(path, saved_at, row)
         for row in document["benchmarks"]
     )
     _check_unique(path, entries)
@@ -271,10 +271,10 @@ def _is_plain(path: Path, row: Any, *, is_ours: bool) -> bool:
 
 
 def _check_version(path: Path, version: object) -> None:
-    if version != SCHEMA_VERSION:
+    if not isinstance(version, int) or version not in _READERS:
         msg = (
-            f"{path} has schema version {version!r}, this release reads {SCHEMA_VERSION}; move it away, or save a new "
-            "one with --llmperf-save-baseline NAME"
+            f"{path} has schema version {version!r}, this release reads {', '.join(map(str, _READERS))}; move it away, "
+            "or save a new one with --llmperf-save-baseline NAME"
         )
         raise BaselineError(msg)
 
@@ -334,6 +334,15 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
         msg = f"{path}: the benchmark {_name(row)} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
         raise BaselineError(msg) from None
     return _checked(entry)
+
+
+_READERS: Mapping[int, Callable[[Path, str, Any], Entry]] = {1: _entry}
+"""What reads a benchmark of ours, by the file's schema version. Stored nights outlive a release: readers stay."""
+
+
+def _reader(machine: Mapping[str, Any]) -> Callable[[Path, str, Any], Entry]:
+    """That of a file whose version was checked."""
+    return _READERS[machine["llmperf"]["schema_version"]]
 
 
 def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:

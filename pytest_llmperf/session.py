@@ -21,7 +21,7 @@ from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
 from pytest_llmperf.judged import Provenance, Validity
-from pytest_llmperf.load import Load, round_robin
+from pytest_llmperf.load import Extent, Load, round_robin
 from pytest_llmperf.metrics import span
 from pytest_llmperf.readings import TelemetrySummary
 from pytest_llmperf.record_file import RecordFile
@@ -93,7 +93,7 @@ class Measurement:
         """Start the engine, if it does not run. Raises as `measure` does."""
         began_ns = setting.clock.now_ns()
         engine.start()
-        _check_fit(engine, request)
+        turns = _check_fit(engine, request)
         self.engine = engine
         self._ready_ns = engine.ready_ns if engine.ready_ns is not None and engine.ready_ns >= began_ns else None
         """When the engine was ready, if this measurement has started it."""
@@ -105,7 +105,7 @@ class Measurement:
         about = {"measurement": self.provenance.measurement, "hardware_key": self.provenance.hardware_key}
         self._rows = RecordFile(path, about)
         self._sampler = _sampler(setting, path.with_suffix(".telemetry.ndjson"), about)
-        self._runs = _Runs(engine, request, setting, self._rows, self._sampler)
+        self._runs = _Runs(engine, request, setting, self._rows, Extent.of(request.load, turns), self._sampler)
 
     def __enter__(self) -> Measurement:
         return self
@@ -153,9 +153,16 @@ class _Runs:
     """The passes of one workload over one engine."""
 
     def __init__(
-        self, engine: Engine, request: Request, setting: Setting, rows: RecordFile, sampler: Sampler | None
+        self,
+        engine: Engine,
+        request: Request,
+        setting: Setting,
+        rows: RecordFile,
+        extent: Extent,
+        sampler: Sampler | None,
     ) -> None:
         self._engine = engine
+        self._extent = extent
         self._request = request
         self._setting = setting
         self._rows = rows
@@ -173,8 +180,9 @@ class _Runs:
         phase = Phase.WARMUP if index < 0 else Phase.MEASURED
         number = index + self._request.warmup_runs + 1
         total = self._request.runs + self._request.warmup_runs
-        title = f"{self._label} {number} of {total}{' (warm-up)' if index < 0 else ''}"
-        self._setting.progress(title)
+        most = "at most " if len(self._request.budget.looks) > 1 else ""
+        title = f"{self._label} {number} of {most}{total}{' (warm-up)' if index < 0 else ''}"
+        self._setting.progress(title, "", (number - 1) / total)
         workload = self._request.workload.within(self._namespace(f"run {index}"))
         prepared = self._prepare(index, workload)
         unprepared = tuple(_failures(prepared, "could not be prepared"))
@@ -188,7 +196,8 @@ class _Runs:
         if self._sampler is not None:
             unsettled = settle(self._sampler.look, self._setting.clock)
             self._sampler.begin(index)
-        requests, driven = self._drive(index, phase, workload, self._request.load, title)
+        told = _Told(self._setting, title, self._extent, before=number - 1, runs=total)
+        requests, driven = self._drive(index, phase, workload, self._request.load, told)
         if self._sampler is not None:
             self._sampler.end()
         cache = self._engine.cache_counters().since(before)
@@ -281,19 +290,16 @@ class _Runs:
         return self._drive(index, Phase.PREPARE, sessions, round_robin(), None)[0]
 
     def _drive(
-        self, index: int, phase: Phase, sessions: Iterable[Session], load: Load, title: str | None
+        self, index: int, phase: Phase, sessions: Iterable[Session], load: Load, told: _Told | None
     ) -> tuple[tuple[RequestRecord, ...], Driven]:
-        """Have the sessions driven; progress is shown under `title`."""
+        """Have the sessions driven; `told` says how far that has come."""
         setting = self._setting
         requests: list[RequestRecord] = []
-        told_ns = setting.clock.now_ns()
 
         def record(request: RequestRecord) -> None:
-            nonlocal told_ns
             requests.append(self._rows.request(request))
-            if title is not None and setting.clock.now_ns() - told_ns > _TELL_EVERY_NS:
-                setting.progress(f"{title}: {units.count(len(requests), 'request')} done")
-                told_ns = setting.clock.now_ns()
+            if told is not None:
+                told.ended(request)
 
         team = LocalTeam(setting.clock) if phase is Phase.PREPARE else setting.team
         job = Job(connector=self._engine.connector(), sessions=sessions, load=load, run=index, phase=phase)
@@ -332,6 +338,39 @@ class _Runs:
         asked = self._engine.spec.kv_offload_gib
         if asked is not None and cache.offloaded_bytes == 0 and not cache.restored_bytes:
             yield f"kv_offload_gib={asked:g} was asked for, but the engine moved no KV cache out or back"
+
+
+class _Told:
+    """Says every half second how far a run has come, by the engine's clock."""
+
+    def __init__(self, setting: Setting, title: str, extent: Extent, *, before: int, runs: int) -> None:
+        """`before`: the runs that are over, of `runs`."""
+        self._setting = setting
+        self._title = title
+        self._extent = extent
+        self._before = before
+        self._of = runs
+        self._requests = 0
+        self._tokens: int | None = 0
+        self._began_ns = self._told_ns = setting.clock.now_ns()
+
+    def ended(self, request: RequestRecord) -> None:
+        """One more request has its answer, or has failed."""
+        self._requests += 1
+        if self._tokens is not None and request.ok:
+            self._tokens = None if request.output_tokens is None else self._tokens + request.output_tokens
+        now_ns = self._setting.clock.now_ns()
+        if now_ns - self._told_ns > _TELL_EVERY_NS:
+            self._told_ns = now_ns
+            passed_s = seconds_between(self._began_ns, now_ns)
+            share = self._extent.share(self._requests, passed_s)
+            self._setting.progress(f"{self._title}: {self._counts(passed_s)}", "", (self._before + share) / self._of)
+
+    def _counts(self, passed_s: float) -> str:
+        requests = f"{self._requests:,} of {units.count(self._extent.requests, 'request')}"
+        if self._tokens is None:  # the server does not say
+            return requests
+        return f"{requests}, {units.quantity(self._tokens / passed_s, units.TOKENS_PER_SECOND)}"
 
 
 _IDS_AS_THEY_ARE = (
@@ -382,10 +421,11 @@ def _by_kind(events: Sequence[Failure | Remark]) -> str:
     return "; ".join(f"{count} {kind} ({examples[kind]})" for kind, count in counts.most_common())
 
 
-def _check_fit(engine: Engine, request: Request) -> None:
-    """Raise `ConfigurationError` if the engine cannot serve the workload; nothing was sent yet."""
-    longest, shortest, continues = 0, sys.maxsize, False
+def _check_fit(engine: Engine, request: Request) -> int:
+    """The workload's turns. Raises `ConfigurationError` if the engine cannot serve it; nothing was sent yet."""
+    longest, shortest, continues, turns = 0, sys.maxsize, False, 0
     for session in request.workload:
+        turns += len(session.turns)
         longest = max(longest, session.total_tokens)
         shortest = min(shortest, session.fewest_input_tokens)
         continues = continues or bool(session.continued_from)
@@ -410,6 +450,7 @@ def _check_fit(engine: Engine, request: Request) -> None:
         )
     if problems:
         raise ConfigurationError(*problems)
+    return turns
 
 
 def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> tuple[str, ...]:

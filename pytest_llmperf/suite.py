@@ -49,6 +49,21 @@ class PlannedTest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What a session measures on one piece of hardware."""
+
+    hardware_key: str
+    engines: tuple[str, ...]
+    """Kind and model of each; empty where only the tests' bodies know."""
+    baseline: str
+    """What it is held against."""
+
+    def __str__(self) -> str:
+        engines = f"; {', '.join(self.engines)}" if self.engines else ""
+        return f"{self.hardware_key}{engines}; {self.baseline}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """A result together with what was gated in it."""
 
@@ -129,6 +144,31 @@ class Suite:
                 found += str(error).splitlines()
         if found:
             raise ConfigurationError(*found)
+        self.outlook = self._outlook()
+        """What is measured, on what and against what was stored before, in the order of the tests."""
+
+    def _outlook(self) -> list[Outlook]:
+        engines: dict[str, dict[str, None]] = {}
+        for test in self._tests.values():
+            of_key = engines.setdefault(self.hardware_of(test.spec).key, {})
+            if test.spec is not None:
+                of_key[" ".join(filter(None, (test.spec.kind, test.spec.model)))] = None
+        return [
+            Outlook(hardware_key=key, engines=tuple(known), baseline=self._baseline(key))
+            for key, known in engines.items()
+        ]
+
+    def _baseline(self, hardware_key: str) -> str:
+        """What results of that hardware are held against, in words."""
+        if self.gate is None:
+            return "nothing is judged"
+        if self._second.is_given and self.options.confirm is None:
+            return "against the base build, measured in turn"
+        stored = self._baselines.paths(hardware_key)
+        if not stored:
+            return f"no baseline in {self.options.baselines}"
+        more = f", the newest of {len(stored)} nights" if len(stored) > 1 else ""
+        return f"baseline {stored[0].name}{more}"
 
     def engine_of(self, nodeid: str) -> Engine:
         """The engine that a planned test wants, started by its first user."""

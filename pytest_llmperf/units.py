@@ -32,6 +32,13 @@ def seconds(value: float) -> str:
     return f"{value} s"
 
 
+def left(value: float) -> str:
+    """Time that is still to pass, in whole seconds: `3725.2` is `1:02:05`."""
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def size(value: float) -> str:
     """Bytes in binary units: `3221225472` is `3.00 GiB`."""
     for limit, factor, unit in ((2**10, 1, "B"), (2**20, 2**10, "KiB"), (GIB, 2**20, "MiB"), (math.inf, GIB, "GiB")):

@@ -21,6 +21,7 @@ from scipy import stats
 
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.load import (
+    Extent,
     Release,
     Share,
     Steady,
@@ -953,3 +954,26 @@ def test_importing_the_loads_does_not_import_scipy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+class TestExtent:
+    """How far a run has come."""
+
+    @pytest.mark.parametrize(
+        ("load", "share"),
+        [
+            (round_robin(), 0.05),
+            (closed_loop(4), 0.05),
+            (closed_loop(4, max_requests=10), 0.5),
+            (closed_loop(4, max_requests=1000), 0.05),
+            (poisson(3, duration_s=20), 0.15),
+            (replay(duration_s=1), 1.0),
+        ],
+        ids=lambda value: value.describe() if hasattr(value, "describe") else "",
+    )
+    def test_by_requests_or_by_time(self, load, share):
+        """Whichever ends the run first, as far as is known: here 5 of 100 turns in 3 seconds."""
+        assert share == Extent.of(load, 100).share(5, 3.0)
+
+    def test_of_nothing_all_is_done(self):
+        assert 1.0 == Extent.of(round_robin(), 0).share(0, 0.0)

@@ -116,7 +116,8 @@ def test_a_slower_engine_fails_its_test(suite):
     result.stdout.fnmatch_lines(
         [
             "REGRESSED test_it.py::test_rounds, against 0001_main.json*",
-            "*ttft_p50*+2?.? %*..*REGRESSED",
+            "  ttft_p50*+2?.? %*REGRESSED",
+            "      change +* % .. +* %, p *",
             "*what to do:*",
         ]
     )

@@ -50,7 +50,7 @@ def setting(tmp_path):
             hardware_key="NVIDIA-TEST",
             clock=engine.clock,
             record_dir=tmp_path,
-            progress=said.append,
+            progress=lambda step, detail="", done=None: said.append(step),
             team=team or LocalTeam(engine.clock),
         )
 
@@ -221,7 +221,7 @@ def test_progress_says_which_run_it_is(run, setting):
     run(VirtualEngine(), runs=2, warmup_runs=1)
     run(VirtualEngine(), name="cold")
 
-    titles = [said for said in setting.said if "done" not in said]
+    titles = [said for said in setting.said if "requests" not in said]
     assert ["run 1 of 3 (warm-up)", "run 2 of 3", "run 3 of 3", "cold: run 1 of 1"] == titles
 
 
@@ -230,7 +230,11 @@ def test_progress_says_how_far_a_run_has_come(run, setting):
     script = Script(ttft_s=lambda computed, number: 0.3, itl_s=0.0)
     run(VirtualEngine(script), multi_round(users=1, rounds=4, context_tokens=20, input_tokens=4, output_tokens=5))
 
-    assert ["run 1 of 1", "run 1 of 1: 2 requests done", "run 1 of 1: 4 requests done"] == setting.said
+    assert [
+        "run 1 of 1",
+        "run 1 of 1: 2 of 4 requests, 16.7 tok/s",
+        "run 1 of 1: 4 of 4 requests, 16.7 tok/s",
+    ] == setting.said
 
 
 def test_no_two_runs_share_a_prompt(run):

@@ -110,3 +110,11 @@ def test_a_unit_that_is_not_a_base_unit_has_no_form():
     """Milliseconds do not exist inside the package."""
     with pytest.raises(KeyError, match="ms"):
         units.quantity(1.0, "ms")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.2, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (754, "12:34"), (3725.2, "1:02:05")]
+)
+def test_time_left_is_shown_as_a_clock_does(value, expected):
+    """In whole seconds."""
+    assert expected == units.left(value)

@@ -33,14 +33,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(exit_codes.USAGE, f"{self.prog}: error: {message}\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code."""
+def argument_parser() -> argparse.ArgumentParser:
+    """What reads the command line, all subcommands included."""
     parser = _Parser(prog="pytest-llmperf", description="Performance-regression tests of LLM serving.")
     parser.add_argument("--version", action="version", version=f"pytest-llmperf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in SUBCOMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
+    parsed = argument_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path or a name may hold what the terminal has no letters for
         sys.stdout.reconfigure(errors="backslashreplace")
     code: int = exit_codes.OK

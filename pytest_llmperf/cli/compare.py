@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -172,7 +173,7 @@ def _report(comparison: FileComparison, base: list[ResultFile], new: ResultFile,
     yield f"base: {base[0].path}{nights} ({base[0].hardware_key})"
     yield f"new:  {new.path} ({new.hardware_key})"
     for measurement, judgement in comparison.judgements.items():
-        yield from text.judged(measurement, judgement)
+        yield from text.judged(measurement, judgement, shutil.get_terminal_size().columns)
     if comparison.refusals:
         yield "NOT COMPARABLE:"
         yield from (f"  {refusal}" for refusal in comparison.refusals)

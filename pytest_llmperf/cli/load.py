@@ -275,8 +275,8 @@ def _measure(order: _Order, progress: _Progress) -> PerfResult:
     return result
 
 
-def _silent(step: str, detail: str = "") -> None:
-    del step, detail
+def _silent(step: str, detail: str = "", done: float | None = None) -> None:
+    del step, detail, done
 
 
 def _check_client(result: PerfResult) -> None:
@@ -361,7 +361,8 @@ class _Progress:
         """Whether anybody would see a new line."""
         return self._stream is not None and self._clock.now_ns() >= self._due_ns
 
-    def __call__(self, step: str, detail: str = "") -> None:
+    def __call__(self, step: str, detail: str = "", done: float | None = None) -> None:
+        del done
         if self._stream is None or not self.is_due:
             return
         self._due_ns = self._clock.now_ns() + _REPEAT_NS

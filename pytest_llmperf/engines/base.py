@@ -34,17 +34,27 @@ class EngineSpec:
 
     kind: str
     model: str | None = None
+    """What is served."""
     dtype: str | None = None
+    """Of the weights."""
     kv_cache_dtype: str | None = None
+    """Of the KV cache; None: as the weights."""
     prefix_caching: bool | None = None
+    """Whether prompts that begin alike are computed once."""
     kv_offload_gib: float | None = None
+    """Room for KV cache outside the GPUs, all of them together."""
     kv_offload_backend: str | None = None
     """What keeps the KV cache outside the device; None: the engine's own, in host memory."""
     max_model_len: int | None = None
+    """The longest context, input and output together."""
     tensor_parallel: int | None = None
+    """GPUs that share each layer; None: one."""
     args: tuple[str, ...] = ()
+    """Further arguments of the engine's command line, passed on as they are."""
     env: tuple[tuple[str, str], ...] = ()
+    """Of the engine's process, beside that of pytest."""
     url: str | None = None
+    """Where the server is."""
     prompts: str | None = None
     """How prompts are sent: as text, or as a chat message; None: as token ids."""
     tokenizer: str | None = None
@@ -62,6 +72,7 @@ class EngineSpec:
     router: str | None = None
     """The program in front of them, its path, or the URL of one that runs; None: vllm-router."""
     router_args: tuple[str, ...] = ()
+    """Further arguments of the router's command line."""
     policy: str | None = None
     """How the router chooses; None: one after another."""
     gpus: tuple[str, ...] = ()
@@ -79,6 +90,7 @@ class EngineSpec:
     request_noise: float | None = None
     """By what share an answer is late: half-normal with this standard deviation."""
     noise_seed: int | None = None
+    """Which noise: another seed is another night."""
     slow: str | None = None
     """Slowdowns that are put in on purpose."""
     constants: tuple[tuple[str, object], ...] = ()

@@ -32,8 +32,8 @@ _GUARD = Path(__file__).with_name("guard.py")
 class Progress(Protocol):
     """Told from time to time what is going on."""
 
-    def __call__(self, step: str, detail: str = "") -> None:
-        """`step`: a few words; `detail`: what changes while the step lasts."""
+    def __call__(self, step: str, detail: str = "", done: float | None = None) -> None:
+        """`step`: a few words; `detail`: what changes while it lasts; `done`: how much of the whole is, from 0 to 1."""
         ...
 
 

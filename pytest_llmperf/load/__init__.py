@@ -3,6 +3,7 @@
 from pytest_llmperf.load.base import Load, Release, Schedule, Share, Steady
 from pytest_llmperf.load.closed_loop import ClosedLoop, closed_loop
 from pytest_llmperf.load.draws import Exponential, LogNormal, ThinkTime, exponential, lognormal
+from pytest_llmperf.load.extent import Extent
 from pytest_llmperf.load.open_loop import OpenLoop, burst, constant, poisson
 from pytest_llmperf.load.replay import Replay, replay
 from pytest_llmperf.load.round_robin import RoundRobin, round_robin
@@ -10,6 +11,7 @@ from pytest_llmperf.load.round_robin import RoundRobin, round_robin
 __all__ = [
     "ClosedLoop",
     "Exponential",
+    "Extent",
     "Load",
     "LogNormal",
     "OpenLoop",

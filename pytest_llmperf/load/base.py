@@ -103,6 +103,16 @@ class Load(Protocol):
         """Whether sends do not wait for answers, so that latency counts from the intended send."""
         ...
 
+    @property
+    def duration_s(self) -> float | None:
+        """From then on nothing is sent; None: until all sessions have ended."""
+        ...
+
+    @property
+    def max_requests(self) -> int | None:
+        """How many requests are sent at most; None: as many as the sessions have."""
+        ...
+
     def schedule(self, sessions: Sessions, share: Share = WHOLE) -> Schedule:
         """A fresh schedule for the worker's part of these sessions.
 

@@ -27,6 +27,8 @@ class RoundRobin:
 
     name: ClassVar[str] = "round_robin"
     is_open: ClassVar[bool] = False
+    duration_s: ClassVar[None] = None
+    max_requests: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         check(self, {"barrier": FLAG, "order": _ORDER, "think_s": THINK, "seed": SEED})

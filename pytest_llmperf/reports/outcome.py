@@ -42,13 +42,13 @@ def apply(
     invalid = [result for result in results if not result.validity or result.verdict is Verdict.INVALID_RUN]
     failing = [one for one in results if fails(one, mode) and one.provenance.measurement not in awaited]
     if isinstance(error, EngineError):
-        make_error(report, f"{type(error).__name__}: {error}")
+        make_error(report, _plain(f"{type(error).__name__}: {error}"))
     elif invalid:
         if error is not None:
             report.sections.append(("the test itself then failed", report.longreprtext))
         make_error(report, _texts(invalid))
     elif isinstance(error, ConfigurationError) and excinfo is not None:
-        report.longrepr = f"{_line_of(report, excinfo)}: {type(error).__name__}: {error}"
+        report.longrepr = _plain(f"{_line_of(report, excinfo)}: {type(error).__name__}: {error}")
     elif failing and not report.skipped:
         if report.failed:
             report.sections.append(("the test itself failed, too", report.longreprtext))
@@ -77,6 +77,11 @@ def make_error(report: pytest.TestReport, reason: str) -> None:
 def make_failure(report: pytest.TestReport) -> None:
     """Make a failure of a setup's report: the opposite of `make_error`."""
     report.when = "call"
+
+
+def _plain(message: str) -> str:
+    """A message with its lines, and nothing else that moves a cursor: a server's log may hold colours."""
+    return "\n".join(map(text.plain, message.splitlines()))
 
 
 def _texts(results: Sequence[Judged]) -> str:

@@ -1,12 +1,13 @@
-"""The terminal: what is being waited for, and the summary of the performance tests."""
+"""The terminal: what is going to be measured, what is being waited for, and the summary of the performance tests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf import units
 from pytest_llmperf.clock import Clock, seconds_between
 from pytest_llmperf.reports import text
 from pytest_llmperf.verdicts import Verdict
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_llmperf.judged import Judged
-    from pytest_llmperf.suite import Suite
+    from pytest_llmperf.suite import Outlook, Suite
 
 _TTY_CHARACTERS = 79
 _REPEAT_S = 15.0
@@ -42,17 +43,26 @@ class Progress:
         self._said_ns: int | None = None
         self._dirty = False
         self._silent = config.get_verbosity() < 0
+        self._running: str | None = None
+        self._rest = _Rest(clock)
 
-    def __call__(self, step: str, detail: str = "") -> None:
+    def begin(self, test: str) -> None:
+        """What is said from now on is about this test."""
+        self._running = test
+        self._rest = _Rest(self._clock)
+
+    def __call__(self, step: str, detail: str = "", done: float | None = None) -> None:
         """See `pytest_llmperf.engines.process.Progress`."""
         if self._silent or self._reporter is None:
             return
-        what, now_ns = f"{step}, {detail}" if detail else step, self._clock.now_ns()
+        remaining_s = self._rest.seconds(done)
+        parts = (step, detail, None if remaining_s is None else f"{units.left(remaining_s)} left")
+        what, now_ns = text.plain(", ".join(part for part in parts if part)), self._clock.now_ns()
         if self._reporter.isatty:
-            self._write(f"\r\x1b[K{what[:_TTY_CHARACTERS]}")
+            self._write(f"\r\x1b[K{self._named(what)[:_TTY_CHARACTERS]}")
             self._dirty = True
         elif self._said_ns is None or seconds_between(self._said_ns, now_ns) >= _REPEAT_S:
-            self._write(f"\nllmperf: {what}")
+            self._write(f"\nllmperf: {self._named(what, room=None)}")
             self._said_ns, self._dirty = now_ns, True
 
     def clear(self) -> None:
@@ -61,35 +71,89 @@ class Progress:
             self._write("\r\x1b[K" if self._reporter.isatty else "\n")
             self._dirty = False
 
+    def _named(self, what: str, room: int | None = _TTY_CHARACTERS) -> str:
+        """Which test it is, as far as there is room; the numbers come first."""
+        if self._running is None:
+            return what
+        name = text.plain(self._running)
+        left = len(name) if room is None else room - len(what) - len(": ")
+        if len(name) > left:
+            name = f"{name[: max(0, left - 3)]}..." if left > len("...") else ""
+        return f"{name}: {what}" if name else what
+
     def _write(self, what: str) -> None:
         with self._capture.global_and_fixture_disabled() if self._capture else nullcontext():
             if self._reporter is not None:
                 self._reporter.write(what, flush=True)
 
 
-def summary(reporter: pytest.TerminalReporter, suite: Suite, saved: Sequence[Path], notes: Sequence[str]) -> None:
-    """Print every measurement of the session, and one line that says what came of it."""
+class _Rest:
+    """How long the rest of a measurement may take, if it goes on as fast as so far."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began: tuple[int, float] | None = None
+        self._done = 0.0
+
+    def seconds(self, done: float | None) -> float | None:
+        """After this share of it; None while nothing is known. A share that falls is another measurement's."""
+        if done is None:
+            return None
+        now_ns = self._clock.now_ns()
+        if self._began is None or done < self._done:
+            self._began = (now_ns, done)
+        self._done = done
+        began_ns, before = self._began
+        return None if done <= before else seconds_between(began_ns, now_ns) / (done - before) * (1 - done)
+
+
+def header(outlooks: Sequence[Outlook]) -> Iterator[str]:
+    """What is measured, with what, against what: a line for each piece of hardware."""
+    for outlook in outlooks:
+        yield text.plain(f"llmperf: {outlook}")
+
+
+def summary(
+    reporter: pytest.TerminalReporter, suite: Suite, saved: Sequence[Path], notes: Sequence[str], width: int
+) -> None:
+    """Print every measurement of the session, and at last one line that says what came of it and what to do.
+
+    `width`: of the terminal, in characters.
+    """
     if not suite.measured and not notes:
         return
-    measured_on = dict.fromkeys(measured.result.provenance.hardware_key for measured in suite.measured)
-    reporter.write_sep("=", f"llmperf on {', '.join(measured_on) or suite.hardware.key}")
-    for measured in suite.measured:
-        _measurement(reporter, measured.result)
-    for line in text.assumptions([measured.result for measured in suite.measured]):
-        reporter.write_line(line)
-    for line in suite.gate.spreads() if suite.gate is not None else ():
-        reporter.write_line(line)
-    for path in saved:
-        reporter.write_line(f"stored as baseline: {path}")
-    for note in notes:
-        reporter.write_line(note)
-    if suite.measured:
-        reporter.write_line(f"records and server logs: {suite.output}")
+    results = [measured.result for measured in suite.measured]
+    measured_on = dict.fromkeys(result.provenance.hardware_key for result in results)
+    reporter.write_sep("=", text.plain(f"llmperf on {', '.join(measured_on) or suite.hardware.key}"))
+    _write(reporter, header(suite.outlook), width)
+    for result in results:
+        _measurement(reporter, result, width)
+    _write(reporter, _about_all(suite, results, saved, notes), width)
+    colour = _colour(text.worst(results))
+    _write(reporter, [text.closing(results, stored=bool(saved))], width, **colour)
 
 
-def _measurement(reporter: pytest.TerminalReporter, result: Judged) -> None:
-    first, *rest = text.measurement(result)
-    colour = {} if result.verdict is None else _COLOURS.get(result.verdict, {"yellow": True})
-    reporter.write_line(first, **colour)
-    for line in rest:
-        reporter.write_line(line)
+def _about_all(suite: Suite, results: Sequence[Judged], saved: Sequence[Path], notes: Sequence[str]) -> Iterator[str]:
+    yield from text.assumptions(results)
+    yield from suite.gate.spreads() if suite.gate is not None else ()
+    yield from (f"stored as baseline: {path}" for path in saved)
+    yield from notes
+    if results:
+        yield f"records and server logs: {suite.output}"
+
+
+def _measurement(reporter: pytest.TerminalReporter, result: Judged, width: int) -> None:
+    first, *rest = text.measurement(result, width)
+    _write(reporter, [first], width, **_colour(result.verdict))
+    _write(reporter, rest, width)
+
+
+def _colour(verdict: Verdict | None) -> dict[str, bool]:
+    return {} if verdict is None else _COLOURS.get(verdict, {"yellow": True})
+
+
+def _write(reporter: pytest.TerminalReporter, lines: Iterable[str], width: int, **colour: bool) -> None:
+    """Sentences are folded on a terminal; in a log they stay whole, so that they are found."""
+    for line in map(text.plain, lines):
+        for part in text.wrapped(line, width) if reporter.isatty else (line,):
+            reporter.write_line(part, **colour)

@@ -15,35 +15,109 @@ from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
 _HEADINGS = ("metric", "baseline", "now", "change", "interval", "could see", "p", "verdict")
 _IDLE = "gpu_idle"
+_NARROW = (0, 1, 2, 3, 5, 7)
+"""The columns that stay where the terminal is narrow; interval and p then have a line of their own."""
 _ABSENT = "-"
 _ROUNDS_SHOWN = 12
-_CHARACTERS = 80
+CHARACTERS = 80
+"""The width of a report where nobody knows the reader's."""
 
 
-def measurement(result: Judged) -> Iterator[str]:
-    """All that the terminal says of one measurement, line by line."""
+def measurement(result: Judged, width: int = CHARACTERS) -> Iterator[str]:
+    """All that is said of one measurement, line by line; its table within `width` characters."""
+    return map(plain, _measurement(result, width))
+
+
+def _measurement(result: Judged, width: int) -> Iterator[str]:
     yield verdict_line(result)
     found = result.judgement
-    yield from (f"  {line}" for line in findings_table(found.findings if found is not None else ()))
+    doubts = found.doubts if found is not None and result.validity else ()
+    if found is not None:
+        yield from (f"  {line}" for line in findings_table(found.findings, doubts, width - 2))
     if isinstance(result, PerfResult):
         yield from (f"  {line}" for line in figures(result))
         yield from (f"  {line}" for line in roofline(result))
     if found is None:
         yield from (f"  doubt: {doubt}" for doubt in result.doubts)
         return
-    yield from (f"  {line}" for line in _remarks(found, doubts=found.doubts if result.validity else ()))
+    yield from (f"  {line}" for line in _remarks(found, doubts=doubts))
 
 
-def judged(name: str, judgement: Judgement) -> Iterator[str]:
+def judged(name: str, judgement: Judgement, width: int = CHARACTERS) -> Iterator[str]:
     """A judgement of which nothing but itself is known, such as that of two files."""
-    yield _judged_line(name, judgement)
-    yield from (f"  {line}" for line in findings_table(judgement.findings))
-    yield from (f"  {line}" for line in _remarks(judgement, doubts=judgement.doubts))
+    lines = [_judged_line(name, judgement)]
+    lines += [f"  {line}" for line in findings_table(judgement.findings, judgement.doubts, width - 2)]
+    lines += [f"  {line}" for line in _remarks(judgement, doubts=judgement.doubts)]
+    return map(plain, lines)
+
+
+def plain(line: str) -> str:
+    """The line with what is no text written out: a name with an escape code in it moves no cursor."""
+    return line if line.isprintable() else "".join(map(_written_out, line))
+
+
+def _written_out(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """A line in as many as it takes; the further ones begin a little more to the right. Words stay whole."""
+    if len(line) <= width:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+_WORST = (
+    Verdict.REGRESSED,
+    Verdict.INVALID_RUN,
+    Verdict.INCONCLUSIVE,
+    Verdict.NO_BASELINE,
+    Verdict.IMPROVED,
+    Verdict.PASS,
+)
+
+
+def worst(results: Sequence[Judged]) -> Verdict | None:
+    """The verdict that asks most of the reader; None where nothing was judged and nothing is invalid."""
+    said = {_verdict(result) for result in results}
+    return next((verdict for verdict in _WORST if verdict in said), None)
+
+
+def _verdict(result: Judged) -> Verdict | None:
+    return result.verdict if result.validity else Verdict.INVALID_RUN
+
+
+def closing(results: Sequence[Judged], *, stored: bool) -> str:
+    """One line: how many of which verdict, and what to do about the worst. `stored`: whether a baseline was saved."""
+    if not results:
+        return "llmperf: nothing was measured"
+    counts = Counter(_verdict(result) for result in results)
+    parts = [f"{counts[verdict]} {verdict}" for verdict in _WORST if counts[verdict]]
+    if counts[None]:
+        parts.append(f"{counts[None]} not judged")
+    return f"llmperf: {', '.join(parts)}; {_next(worst(results), results, stored=stored)}"
+
+
+def _next(verdict: Verdict | None, results: Sequence[Judged], *, stored: bool) -> str:
+    if verdict in (Verdict.PASS, Verdict.IMPROVED):
+        return "nothing to do"
+    if verdict in (Verdict.NO_BASELINE, None) and stored:
+        return "the next session is judged by what was stored"
+    if verdict is None:
+        return "judge them by leaving out --llmperf-gate off, once a level is stored with --llmperf-save-baseline NAME"
+    judgements = (result.judgement for result in results if _verdict(result) is verdict)
+    advice = next((one.advice for one in judgements if one is not None and one.advice is not None), None)
+    return f"what to do: {advice or _MEND}"
+
+
+_MEND = "mend what is named above and measure again"
 
 
 def _remarks(judgement: Judgement, doubts: Sequence[str]) -> Iterator[str]:
     yield from _notes(judgement.findings)
-    yield from (f"doubt: {doubt}" for doubt in doubts)
+    beside = {doubt for finding in judgement.findings for doubt in _about(finding, doubts)}
+    yield from (f"doubt: {doubt}" for doubt in doubts if doubt not in beside)
     if judgement.advice is not None:
         yield f"what to do: {judgement.advice}"
 
@@ -51,7 +125,7 @@ def _remarks(judgement: Judgement, doubts: Sequence[str]) -> Iterator[str]:
 def assumptions(results: Sequence[Judged]) -> Iterator[str]:
     """What the shares of the roofline were computed with, each once."""
     for assumed in dict.fromkeys(filter(None, map(_assumed, results))):
-        yield from textwrap.wrap(f"roofline of {assumed}", _CHARACTERS, subsequent_indent="  ")
+        yield f"roofline of {assumed}"
 
 
 def _assumed(result: Judged) -> str:
@@ -60,8 +134,9 @@ def _assumed(result: Judged) -> str:
 
 
 def _notes(findings: Sequence[Finding]) -> Iterator[str]:
-    """Each note once, with the metrics that it is about."""
-    for note in dict.fromkeys(finding.note for finding in findings if finding.note is not None):
+    """Each note on several metrics once; one on a single metric stands beside its number."""
+    counts = Counter(finding.note for finding in findings if finding.note is not None)
+    for note in (note for note, count in counts.items() if count > 1):
         names = ", ".join(finding.metric.name for finding in findings if finding.note == note)
         yield f"{names}: {note}"
 
@@ -83,11 +158,47 @@ def _judged_line(name: str, judgement: Judgement) -> str:
     return f"{judgement.verdict} {name}, against {judgement.against}{counts}"
 
 
-def findings_table(findings: Sequence[Finding]) -> list[str]:
-    """One line per gated metric; a dash where there is no number."""
+def findings_table(findings: Sequence[Finding], doubts: Sequence[str] = (), width: int = CHARACTERS) -> list[str]:
+    """One line per gated metric, a dash where there is no number, and below it what is to be known of that number."""
     if not findings:
         return []
-    return table([_HEADINGS, *(_row(finding) for finding in findings)])
+    rows = [_HEADINGS, *(_row(finding) for finding in findings)]
+    lines = table(rows)
+    is_narrow = max(map(len, lines)) > width
+    if is_narrow:
+        lines = table([[row[column] for column in _NARROW] for row in rows])
+    if max(map(len, lines)) > width:
+        return _named_above(rows, findings, doubts)
+    made = [lines[0]]
+    for finding, line in zip(findings, lines[1:], strict=True):
+        made += [line, *_beside(finding, doubts, findings, with_interval=is_narrow)]
+    return made
+
+
+def _named_above(rows: Sequence[Sequence[str]], findings: Sequence[Finding], doubts: Sequence[str]) -> list[str]:
+    """Where a metric's name alone is too long: each name has its own line."""
+    heading, *lines = table([["", *(row[column] for column in _NARROW[1:])] for row in rows])
+    made = [heading]
+    for finding, line in zip(findings, lines, strict=True):
+        made += [finding.metric.name, line, *_beside(finding, doubts, findings, with_interval=True)]
+    return made
+
+
+def _beside(
+    finding: Finding, doubts: Sequence[str], findings: Sequence[Finding], *, with_interval: bool
+) -> Iterator[str]:
+    """What bears on one number, below it."""
+    if with_interval and finding.interval is not None:
+        p = "" if finding.p is None else f", p {units.probability(finding.p)}"
+        yield f"    change {' .. '.join(map(units.change, finding.interval))}{p}"
+    if finding.note is not None and [one.note for one in findings].count(finding.note) == 1:
+        yield f"    {finding.metric.name}: {finding.note}"
+    yield from (f"    doubt: {doubt}" for doubt in _about(finding, doubts))
+
+
+def _about(finding: Finding, doubts: Sequence[str]) -> list[str]:
+    """The doubts that are about this metric alone."""
+    return [doubt for doubt in doubts if doubt.startswith(f"{finding.metric.name}: ")]
 
 
 def changes_table(changes: Sequence[Change]) -> list[str]:

@@ -474,9 +474,11 @@ GOLDEN = """\
 base: base.json (NVIDIA-GH200-96GB)
 new:  new.json (NVIDIA-GH200-96GB)
 REGRESSED perf_tests/test_it.py::test_rounds[4], against base.json (5 + 5 runs)
-  metric               baseline         now   change            interval  could see      p  verdict
-  ttft_p50               123 ms      150 ms  +22.0 %  +20.5 % .. +23.4 %     +1.4 %  <1e-6  REGRESSED
-  output_throughput  81.3 tok/s  81.3 tok/s   +0.0 %    -1.2 % .. +1.2 %     -1.4 %    0.5  PASS
+  metric               baseline         now   change  could see  verdict
+  ttft_p50               123 ms      150 ms  +22.0 %     +1.4 %  REGRESSED
+      change +20.5 % .. +23.4 %, p <1e-6
+  output_throughput  81.3 tok/s  81.3 tok/s   +0.0 %     -1.4 %  PASS
+      change -1.2 % .. +1.2 %, p 0.5
   doubt: the engine differs: prefix_caching None -> False
   what to do: look for the change that caused it; if it is accepted, say so until a day with pytest-llmperf baseline acknowledge
 MISSING: ttft_p50 of t.py::test_old: only in the base (base.json); was it renamed to t.py::test_new? (--rename OLD=NEW)
