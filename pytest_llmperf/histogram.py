@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 _SUB_BITS = 5
 """Each power of two is cut into 32 bins: a bin's width is at most 1/32 of its values, 3 %."""
 
@@ -20,6 +23,15 @@ class Histogram:
         shift = value_ns.bit_length() - _SUB_BITS - 1
         edge = max(0, value_ns if shift <= 0 else value_ns >> shift << shift)
         self.bins[edge] = self.bins.get(edge, 0) + 1
+
+    def add_all(self, values_ns: npt.NDArray[np.int64]) -> None:
+        """Count many at once; the same as `add` of each."""
+        values = np.maximum(values_ns, 0)
+        lengths = np.frexp(values.astype(np.float64))[1]  # exact below 2^53 ns, 104 days
+        shifts = np.maximum(lengths.astype(np.int64) - _SUB_BITS - 1, 0)
+        edges, counts = np.unique(values >> shifts << shifts, return_counts=True)
+        for edge, count in zip(edges.tolist(), counts.tolist(), strict=True):
+            self.bins[edge] = self.bins.get(edge, 0) + count
 
     def merge(self, other: Histogram) -> None:
         """Add all that another one has counted."""

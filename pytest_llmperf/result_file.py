@@ -64,6 +64,8 @@ class Entry:
     """Of what it was measured, as the file has it; empty where it does not say."""
     judgement: Mapping[str, Any] = field(default_factory=dict)
     """What the session that wrote the file said of the measurement; empty where it judged nothing."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The test's parameters, by name; empty where the file does not say."""
 
     @property
     def metric(self) -> str:
@@ -88,6 +90,10 @@ class ResultFile:
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
     figures: Mapping[str, Sequence[Mapping[str, float]]]
     """By measurement, what was measured in each run and not gated."""
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By measurement, all figures under the names that tests use, as the file has them."""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known of the hardware: driver, CUDA, host."""
     commit: str | None = None
     """Of the working tree that was measured; None where the file does not say."""
     is_dirty: bool = False
@@ -183,6 +189,8 @@ def parsed(path: Path, text: str) -> ResultFile:
         entries=entries,
         is_ours=is_ours,
         figures=_figures(document["benchmarks"]),
+        results=_results(document["benchmarks"]),
+        fingerprint=_mapping(machine["llmperf"].get("fingerprint")) if is_ours else {},
         commit=_commit(about_commit),
         is_dirty=about_commit.get("dirty") is True,
     )
@@ -321,6 +329,7 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             simulated=bool(about["comparable"].get("simulated")),
             provenance=_mapping(about.get("provenance")),
             judgement=_mapping(about.get("judgement")),
+            params=_mapping(row.get("params")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         msg = f"{path}: the benchmark {_name(row)} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
@@ -328,16 +337,22 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
     return _checked(entry)
 
 
-def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
-    found: dict[str, list[dict[str, float]]] = {}
+def _results(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        extra = row.get("extra_info")
-        about = extra.get("llmperf", {}) if isinstance(extra, dict) else {}
-        result = about.get("result")
-        runs = result.get("runs") if isinstance(result, dict) else None
-        if isinstance(runs, list) and all(isinstance(run, dict) for run in runs):
-            found.setdefault(about["measurement"], runs)
+        about = _mapping(_mapping(row.get("extra_info")).get("llmperf"))
+        if isinstance(about.get("result"), dict):
+            found.setdefault(about["measurement"], about["result"])
     return found
+
+
+def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
+    runs = {measurement: result.get("runs") for measurement, result in _results(rows).items()}
+    return {
+        measurement: each
+        for measurement, each in runs.items()
+        if isinstance(each, list) and all(isinstance(run, dict) for run in each)
+    }
 
 
 def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:
