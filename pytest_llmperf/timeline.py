@@ -19,8 +19,12 @@ from pytest_llmperf.records import Phase, RequestRecord, Window
 
 _FINEST_BITS = 20
 """The narrowest bins hold 2^20 ns, a millisecond."""
-_MOST_BINS = 240
-"""Of a run: more cannot be told apart on a screen."""
+_MOST_BINS = 480
+"""Of a run while it is read, and of all runs together: more cannot be told apart on a screen."""
+_FEWEST_BINS = 16
+"""Of each of many runs."""
+_FINE = 10
+"""A drawn distribution's bins are 0.1 % wide: what is to be seen is whether it moved by a percent."""
 _BATCH = 65_536
 """Gaps between tokens that are counted at once."""
 _DRAWN = ("ttft", "scheduled_ttft")
@@ -142,6 +146,11 @@ class _Run:
             self._at(request.first_token_ns).first.add(request.first_token_ns - request.sent_ns)
         self._add_tokens(request)
 
+    def widen_to(self, most: int) -> None:
+        """Make bins wider until there are no more than so many."""
+        while self._high - self._low >= most:
+            self._widen()
+
     def course(self, run: int) -> Course:
         rows = [self._bins.get(number, _NOTHING) for number in range(self._low, self._high + 1)]
         in_flight = np.cumsum([row.sent - row.ended for row in rows]).tolist()
@@ -163,7 +172,7 @@ class _Run:
         low, high = min(self._low, number), max(self._high, number)
         while high - low >= _MOST_BINS:
             self._widen()
-            number, low, high = number >> 1, low >> 1, high >> 1
+            number, low, high = moment_ns >> self._bits, low >> 1, high >> 1
         self._low, self._high = low, high
         return self._bins.setdefault(number, _Bin())
 
@@ -172,6 +181,7 @@ class _Run:
         for number, one in self._bins.items():
             wider.setdefault(number >> 1, _Bin()).merge(one)
         self._bins = wider
+        self._low, self._high = self._low >> 1, self._high >> 1
         self._bits += 1
 
     def _add_tokens(self, request: RequestRecord) -> None:
@@ -205,7 +215,7 @@ class _Building:
         self._windows = windows
         self._runs: dict[int, _Run] = {}
         self._turns: dict[int, _Turn] = {}
-        self._distributions = {name: Histogram() for name in (*_DRAWN, "itl")}
+        self._distributions = {name: Histogram(sub_bits=_FINE) for name in (*_DRAWN, "itl")}
         self._gaps: list[float] = []
         self._requests = 0
 
@@ -218,6 +228,8 @@ class _Building:
 
     def finished(self, gauges: Sequence[Gauge]) -> Timeline:
         self._count_gaps()
+        for run in self._runs.values():
+            run.widen_to(max(_FEWEST_BINS, _MOST_BINS // len(self._runs)))
         return Timeline(
             courses=tuple(self._runs[run].course(run) for run in sorted(self._runs)),
             distributions={name: counted for name, counted in self._distributions.items() if counted.bins},
@@ -246,9 +258,7 @@ class _Building:
 
     def _round(self, number: int) -> Round:
         turn = self._turns[number]
-        return Round(
-            turn=number, ttft=turn.ttft, prompt_tokens=turn.prompt_tokens, cached_tokens=turn.cached_tokens
-        )
+        return Round(turn=number, ttft=turn.ttft, prompt_tokens=turn.prompt_tokens, cached_tokens=turn.cached_tokens)
 
 
 def _plus(total: int | None, amount: int | None) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import ConfigurationError, EngineError
@@ -57,7 +57,19 @@ def apply(
         report.longrepr = _texts(failing)
     for result in results:
         if result.verdict is not None:
-            report.user_properties.append(("llmperf_verdict", str(result.verdict)))
+            report.user_properties += _properties(result)
+
+
+def _properties(result: Judged) -> Iterator[tuple[str, str]]:
+    """What JUnit files and other reports get to see: the verdict, and each gated metric in its base unit."""
+    name = result.provenance.name
+    prefix = "llmperf_" if name is None else f"llmperf_{name}_"
+    yield "llmperf_measurement", result.provenance.measurement
+    yield "llmperf_verdict", str(result.verdict)
+    for finding in result.judgement.findings if result.judgement is not None else ():
+        for suffix, value in (("", finding.now), ("_baseline", finding.baseline), ("_change", finding.change)):
+            if value is not None:
+                yield f"{prefix}{finding.metric.name}{suffix}", f"{value:.6g}"
 
 
 def _line_of(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException]) -> str:

@@ -10,8 +10,8 @@ from importlib import resources
 from typing import Any
 
 from pytest_llmperf import __version__, units
-from pytest_llmperf.metrics import LABELS, METRICS
-from pytest_llmperf.reports.content import GREEN, Report, Section, items, numbers
+from pytest_llmperf.reports.content import GREEN, Report, Section
+from pytest_llmperf.reports.facts import client_error, facts
 from pytest_llmperf.reports.html import plots
 from pytest_llmperf.reports.html.svg import Plot, check_installed
 from pytest_llmperf.reports.sweeps import sweeps_in
@@ -96,7 +96,7 @@ class _Shown:
         self.is_open = is_open
         self.verdict = section.verdict_text
         self.rows = list(_rows(section))
-        self.facts = list(_facts(section))
+        self.facts = list(facts(section))
         self.shares = list(_shares(section))
         self.plots = list(_plots(section, self.anchor))
         self.runs = _runs(section)
@@ -127,7 +127,7 @@ def _rows(section: Section) -> Iterator[Row]:
         if quantity.name not in judged and values:
             now = units.quantity(plots.typical(values), quantity.unit)
             blank = (_ABSENT,) * 4
-            cells = (quantity.name, _ABSENT, now, *blank, _client_error(section, quantity.name))
+            cells = (quantity.name, _ABSENT, now, *blank, client_error(section, quantity.name))
             yield Row(cells=cells, verdict=section.verdict_text)
 
 
@@ -141,84 +141,9 @@ def _finding_row(finding: Finding, section: Section) -> Row:
         _ABSENT if finding.interval is None else " .. ".join(map(units.change, finding.interval)),
         _ABSENT if finding.detectable is None else units.change(finding.detectable),
         _ABSENT if finding.p is None else units.probability(finding.p),
-        _client_error(section, finding.metric.name),
+        client_error(section, finding.metric.name),
     )
     return Row(cells=cells, verdict=str(finding.verdict), note=finding.note)
-
-
-def _client_error(section: Section, metric: str) -> str:
-    bound = section.number("client", "error_bounds", metric)
-    return _ABSENT if bound is None or metric not in METRICS else units.quantity(bound, METRICS[metric].unit)
-
-
-def _facts(section: Section) -> Iterator[tuple[str, str]]:
-    """What was measured beside the gated metrics, by its name; what was not is left out."""
-    for label, value in section.about.items():
-        if value:
-            yield label, value
-    for name in dict.fromkeys((section.ttft, *LABELS)):
-        p50, p99 = section.number(name, "p50"), section.number(name, "p99")
-        if p50 is not None and p99 is not None and (name != "scheduled_ttft" or section.is_open):
-            yield f"{LABELS[name]} p50 (p99)", f"{units.seconds(p50)} ({units.seconds(p99)})"
-    yield from _rates(section)
-    yield from _counts(section)
-    yield from _cache(section)
-    yield from _client(section)
-
-
-def _rates(section: Section) -> Iterator[tuple[str, str]]:
-    for label, path, unit in (
-        ("output", ("output_throughput",), units.TOKENS_PER_SECOND),
-        ("input and output", ("total_throughput",), units.TOKENS_PER_SECOND),
-        ("requests", ("request_throughput",), units.REQUESTS_PER_SECOND),
-        ("goodput", ("goodput",), units.REQUESTS_PER_SECOND),
-        ("offered", ("load", "offered"), units.REQUESTS_PER_SECOND),
-    ):
-        value = section.number(*path)
-        if value is not None and (label != "offered" or section.is_open):
-            yield label, units.quantity(value, unit)
-
-
-def _counts(section: Section) -> Iterator[tuple[str, str]]:
-    requests, duration, shed = section.number("requests"), section.number("duration_s"), section.number("load", "shed")
-    runs = len(items(section.figures, "runs"))
-    if requests is not None:
-        over = "" if duration is None else f", {units.seconds(duration)}"
-        yield "measured", f"{requests:,.0f} requests in {units.count(runs, 'run')}{over}"
-    if shed:
-        yield "not sent", f"{shed:,.0f} turns that the load meant to send"
-    for label, name in (("failed", "errors"), ("remarks", "remarks")):
-        found = [f"{count:,.0f} {kind}" for kind, count in numbers(section.figures, name)]
-        if found:
-            yield label, ", ".join(found)
-
-
-def _cache(section: Section) -> Iterator[tuple[str, str]]:
-    hit_rate = section.number("cache", "hit_rate")
-    if hit_rate is not None:
-        yield "cache hit rate", units.share(hit_rate)
-    tiers = dict(numbers(section.figures.get("cache"), "tiers"))
-    total = sum(tiers.values())
-    if total:
-        shown = [f"{tier} {units.share(count / total)}" for tier, count in tiers.items() if count]
-        yield "prompt tokens from", ", ".join(shown)
-    for label in ("offloaded", "restored"):
-        amount = section.number("cache", f"{label}_bytes")
-        if amount:
-            yield f"KV cache {label}", units.size(amount)
-    preemptions = section.number("cache", "preemptions")
-    if preemptions:
-        yield "preemptions", f"{preemptions:,.0f}"
-
-
-def _client(section: Section) -> Iterator[tuple[str, str]]:
-    for label, name in (("client away p99", "lag_p99_s"), ("client sent late p99", "sent_late_p99_s")):
-        value = section.number("client", name)
-        if value is not None:
-            yield label, units.seconds(value)
-    share = section.number("client", "cpu_share")
-    if share is not None:
-        yield "client CPU, busiest worker", units.share(share)
 
 
 def _shares(section: Section) -> Iterator[tuple[str, float, str]]:

@@ -85,13 +85,14 @@ def _distribution(axes: Axes, section: Section, name: str, *, is_first: bool) ->
     if section.before is not None:
         style = {"color": BEFORE, "marker": "D", "markerfacecolor": "none", "label": "baseline"}
         _marks(axes, section.before.figures, name, style, joined=True)
+    _wide_enough(axes, section.number(name, "p50"))
     _logarithmic(axes)
     axes.set_title(LABELS[name])
     ticks = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
     axes.set_yticks([_nines(share) for share in ticks], ["min", "p50", "p90", "p99", "p99.9", "p99.99"])
     axes.set_ylim(-0.1, max(2.3, axes.get_ylim()[1]))
     if is_first:
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left")
 
 
 def _marks(axes: Axes, figures: Mapping[str, Any], name: str, style: Mapping[str, Any], *, joined: bool) -> None:
@@ -103,6 +104,13 @@ def _marks(axes: Axes, figures: Mapping[str, Any], name: str, style: Mapping[str
         runs = [value for run in items(figures, "runs") if (value := number(run, f"{name}_{level}")) is not None]
         if len(runs) > 1:
             axes.plot([min(runs), max(runs)], [height, height], color=style["color"], lw=3.0, alpha=0.35)
+
+
+def _wide_enough(axes: Axes, middle: float | None) -> None:
+    """At least 10 % to either side, so that a narrow distribution looks narrow."""
+    if middle is not None:
+        low, high = axes.get_xlim()
+        axes.set_xlim(min(low, 0.9 * middle), max(high, 1.1 * middle))
 
 
 def _nines(share: float) -> float:
@@ -168,7 +176,7 @@ def rounds(section: Section, name: str) -> Plot | None:
         draw,
         name=name,
         title="TTFT by round" + (", with where the prompts came from" if sources else ""),
-        description=f"{len(now)} rounds; TTFT p50 {_seconds(now[0][0])} in the first, {_seconds(now[-1][0])} in the last",
+        description=f"TTFT p50 {_seconds(now[0][0])} in the first of {len(now)} rounds, {_seconds(now[-1][0])} in the last",
         height_in=3.0 if sources else 2.3,
         table=_rounds_table(now, before, sources),
     )
@@ -177,26 +185,34 @@ def rounds(section: Section, name: str) -> Plot | None:
 def _sources(timeline: Timeline | None) -> dict[int, float]:
     """By round counted from 1, the share of the prompt tokens that a cache held; empty where it is not known."""
     found: Sequence[Round] = () if timeline is None else timeline.rounds
-    shares = {r.turn + 1: r.cached_tokens / r.prompt_tokens for r in found if r.prompt_tokens and r.cached_tokens is not None}
+    shares = {
+        r.turn + 1: r.cached_tokens / r.prompt_tokens for r in found if r.prompt_tokens and r.cached_tokens is not None
+    }
     return shares if len(shares) == len(found) else {}
 
 
-def _rounds_lines(
-    axes: Axes, now: Sequence[tuple[float | None, float | None]], before: Sequence[float | None]
-) -> None:
+def _rounds_lines(axes: Axes, now: Sequence[tuple[float | None, float | None]], before: Sequence[float | None]) -> None:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - an extra
+
     places = range(1, len(now) + 1)
+    size = 3.5 if len(now) <= _ROUNDS else 0.0
     axes.plot(places, _gaps(p99 for _, p99 in now), color=NOW, lw=0.8, alpha=0.5, label="p99 now")
-    axes.plot(places, _gaps(p50 for p50, _ in now), color=NOW, marker="o", markersize=3.5, label="p50 now")
+    axes.plot(places, _gaps(p50 for p50, _ in now), color=NOW, marker="o", markersize=size, label="p50 now")
     if any(value is not None for value in before):
         axes.plot(
-            range(1, len(before) + 1), _gaps(before), color=BEFORE, marker="D", markersize=3.5, lw=1.0, linestyle="--",
+            range(1, len(before) + 1), _gaps(before), color=BEFORE, marker="D", markersize=size, lw=1.0, linestyle="--",
             markerfacecolor="none", label="p50 baseline",
         )  # fmt: skip
-    axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _from_nothing(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     _in_units(axes, units.SECONDS)
     axes.set_title("TTFT")
     axes.legend(loc="best", ncols=3)
+
+
+def _from_nothing(axes: Axes) -> None:
+    """From 0 to a little above the highest value."""
+    axes.set_ylim(0, 1.12 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
 
 
 def _cache_bars(axes: Axes, shares: Mapping[int, float]) -> None:
@@ -224,9 +240,7 @@ def _rounds_table(
         )
         for place, (p50, p99) in enumerate(now, start=1)
     ]
-    return Table(
-        headings=("round", "p50 baseline", "p50 now", "p99 now", "from a cache"), rows=tuple(_thinned(rows))
-    )
+    return Table(headings=("round", "p50 baseline", "p50 now", "p99 now", "from a cache"), rows=tuple(_thinned(rows)))
 
 
 def _thinned(rows: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
@@ -241,7 +255,7 @@ def _gaps(values: Iterator[float | None] | Sequence[float | None]) -> list[float
 def _in_units(axes: Axes, unit: str) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: PLC0415 - an extra
 
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=not unit))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, unit)))
 
 
@@ -254,7 +268,7 @@ def course(section: Section, name: str) -> Plot | None:
     panels = [*_panels(timeline.courses, places), *(_gauge_panel(g, timeline.courses, places) for g in timeline.gauges)]
 
     def draw(figure: Figure) -> None:
-        all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        all_axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
         for axes, panel in zip(all_axes, panels, strict=True):
             panel.draw(axes)
         _mark_runs(all_axes, timeline.courses, places)
@@ -282,21 +296,24 @@ def _places(courses: Sequence[Course]) -> list[float]:
 
 
 class _Panel:
-    """One figure over time. `lines`: for each run the times and the values, with what they are drawn as."""
+    """One figure over time.
 
-    def __init__(self, title: str, unit: str, colour: str, lines: Sequence[tuple[Any, Any]], style: str) -> None:
+    `lines`: for each run the times and the values; with one time more than values these are the edges of bins.
+    """
+
+    def __init__(self, title: str, unit: str, colour: str, lines: Sequence[tuple[Any, Any]]) -> None:
         self.title = title
-        self._unit, self._colour, self._lines, self._style = unit, colour, lines, style
+        self._unit, self._colour, self._lines = unit, colour, lines
 
     def draw(self, axes: Axes) -> None:
         for times, values in self._lines:
-            if self._style == "steps":
-                axes.stairs(values, times, color=self._colour, lw=1.0)
+            if len(times) > len(values):
+                axes.stairs(values, times, color=self._colour, lw=1.2, baseline=None)
             else:
-                axes.plot(times, values, self._style, color=self._colour, markersize=2.0, lw=1.0)
+                axes.plot(times, values, color=self._colour, lw=1.0)
         axes.set_title(self.title, pad=2)
         axes.margins(x=0.01)
-        axes.set_ylim(bottom=0)
+        _from_nothing(axes)
         axes.grid(visible=False, axis="x")
         _in_units(axes, self._unit)
 
@@ -305,17 +322,17 @@ def _panels(courses: Sequence[Course], places: Sequence[float]) -> Iterator[_Pan
     edges = [
         place + np.arange(one.bins + 1) * one.bin_ns / NS_PER_S for one, place in zip(courses, places, strict=True)
     ]
-    yield _Panel("requests under way", "", NOW, [(e, c.in_flight) for e, c in zip(edges, courses, strict=True)], "steps")
+    yield _Panel("requests under way", "", NOW, [(e, c.in_flight) for e, c in zip(edges, courses, strict=True)])
     if all(one.tokens is not None for one in courses):
         rates = [np.array(one.tokens) * NS_PER_S / one.bin_ns for one in courses]
         lines = list(zip(edges, rates, strict=True))
-        yield _Panel("output tokens per second", units.TOKENS_PER_SECOND, THIRD, lines, "steps")
+        yield _Panel("output tokens per second", units.TOKENS_PER_SECOND, THIRD, lines)
     if any(value is not None for one in courses for value in one.ttft_p50_s):
-        dots = [(e[:-1], _gaps(c.ttft_p50_s)) for e, c in zip(edges, courses, strict=True)]
-        yield _Panel("TTFT p50 of what began to arrive", units.SECONDS, NOW, dots, "o")
+        dots = [(e, _gaps(c.ttft_p50_s)) for e, c in zip(edges, courses, strict=True)]
+        yield _Panel("TTFT p50 of what began to arrive", units.SECONDS, NOW, dots)
     if any(any(one.failed) for one in courses):
         lines = [(e, np.array(c.failed)) for e, c in zip(edges, courses, strict=True)]
-        yield _Panel("failed requests", "", BAD, lines, "steps")
+        yield _Panel("failed requests", "", BAD, lines)
 
 
 def _gauge_panel(gauge: Gauge, courses: Sequence[Course], places: Sequence[float]) -> _Panel:
@@ -327,7 +344,7 @@ def _gauge_panel(gauge: Gauge, courses: Sequence[Course], places: Sequence[float
         every = max(1, math.ceil(int(inside.sum()) / max(one.bins, 1)))
         times = place + (at_ns[inside] - one.start_ns) / NS_PER_S
         lines.append((times[::every], values[inside][::every]))
-    return _Panel(gauge.label, gauge.unit, BEFORE, lines, "-")
+    return _Panel(gauge.label, gauge.unit, BEFORE, lines)
 
 
 def _mark_runs(all_axes: Sequence[Axes], courses: Sequence[Course], places: Sequence[float]) -> None:
@@ -381,7 +398,7 @@ def sweep(found: Sweep, name: str) -> Plot:
         _in_units(right, units.SECONDS)
         for axes in (left, right):
             axes.set_xlabel(label)
-            axes.set_ylim(bottom=0)
+            _from_nothing(axes)
             if knee is not None:
                 axes.axvline(loads[knee], color=BAD, lw=1.0, linestyle="--")
         if knee is not None:
@@ -423,7 +440,7 @@ def _quantity(value: float | None, unit: str) -> str:
 
 
 def history(section: Section, name: str) -> Plot | None:
-    """The stored nights of each gated metric, the steps in them, and this measurement; None of fewer than two nights."""
+    """The stored nights of each gated metric, the steps in them, and this measurement; None of a single night."""
     shown = [series for series in section.series if len(series.nights) > 1]
     if not shown:
         return None
@@ -435,12 +452,12 @@ def history(section: Section, name: str) -> Plot | None:
             axes = figure.add_subplot(math.ceil(len(shown) / columns), columns, place + 1)
             _nights(axes, series, now.get(series.quantity.name))
 
-    found = sum(len(steps_of(series)) for series in shown)
+    steps = units.count(sum(len(steps_of(series)) for series in shown), "step")
     return drawn(
         draw,
         name=name,
         title="Stored nights",
-        description=f"{len(shown[0].nights)} nights; {units.count(found, 'step')} in {units.count(len(shown), 'metric')}",
+        description=f"{len(shown[0].nights)} nights; {steps} in {units.count(len(shown), 'metric')}",
         height_in=1.9 * math.ceil(len(shown) / 3),
         table=_nights_table(shown),
     )

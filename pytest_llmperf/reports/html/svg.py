@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from collections.abc import Callable, Iterable
@@ -50,6 +51,10 @@ _STYLE: dict[str, Any] = {
     "ytick.color": GRID,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "xtick.minor.size": 0.0,
+    "ytick.minor.size": 0.0,
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
     "legend.frameon": False,
@@ -57,8 +62,11 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.4,
     "path.simplify": True,
 }
+LIBRARIES = ("jinja2", "matplotlib")
+"""Of the extra `report`."""
 _WIDTH_IN = 7.6
 _LEFT_IN, _RIGHT_IN, _TOP_IN, _BOTTOM_IN = 0.85, 0.1, 0.26, 0.42
+_NOT_TURNED = re.compile(r"rotate\(-?0(\.0+)? [^)]*\)")
 _FRACTION = re.compile(r"(\d+\.\d{2})\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _NAMESPACE = re.compile(r"\{[^}]*\}")
@@ -87,13 +95,11 @@ class Plot:
 
 def check_installed() -> None:
     """Raise `ConfigurationError` with what to install, where the report's libraries are not there."""
-    try:
-        import jinja2  # noqa: F401, PLC0415 - an extra
-        import matplotlib as _  # noqa: PLC0415 - an extra
-    except ImportError as error:
+    missing = [module for module in LIBRARIES if importlib.util.find_spec(module) is None]
+    if missing:
         raise ConfigurationError(
-            f"the HTML report needs {error.name}: pip install 'pytest-llmperf[report]'; Markdown needs nothing more"
-        ) from None
+            f"the HTML report needs {' and '.join(missing)}: pip install 'pytest-llmperf[report]'; Markdown needs nothing more"
+        )
 
 
 def drawn(
@@ -104,7 +110,8 @@ def drawn(
     from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415 - an extra
     from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
 
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    style: Any = {**_STYLE, "svg.hashsalt": name}
+    with mpl.rc_context(style):
         figure = Figure(figsize=(_WIDTH_IN, height_in))
         figure.patch.set_visible(False)
         draw(figure)
@@ -118,7 +125,8 @@ def drawn(
             hspace=0.3,
         )
         written = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(written, metadata={"Date": None})
     title, description = visible(title), visible(description)
     return Plot(
         title=title,
@@ -132,7 +140,7 @@ def _for_page(written: str, name: str, title: str, description: str) -> str:
     root = ElementTree.fromstring(written)
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag in (f"{_SVG}style",) or _NAMESPACE.sub("", str(child.tag)) == "metadata":
+            if child.tag == f"{_SVG}style" or _NAMESPACE.sub("", str(child.tag)) == "metadata":
                 parent.remove(child)
     _rename(root, name)
     for tag, text in (("desc", description), ("title", title)):
@@ -144,6 +152,9 @@ def _for_page(written: str, name: str, title: str, description: str) -> str:
         root.attrib.pop(size, None)
     for element in root.iter():
         element.tag = _NAMESPACE.sub("", element.tag)
+        element.tail = None
+        if not (element.text or "").strip():
+            element.text = None
     return _themed(ElementTree.tostring(root, encoding="unicode"))
 
 
@@ -159,7 +170,14 @@ def _rename(root: ElementTree.Element, name: str) -> None:
             element.set("href", f"#{name}-{target.removeprefix('#')}")
         for attribute, value in element.attrib.items():
             renamed = _REFERENCE.sub(rf"url(#{name}-\1)", value)
-            element.set(attribute, _FRACTION.sub(r"\1", renamed) if attribute in _SHORTENED else renamed)
+            element.set(attribute, _short(renamed) if attribute in _SHORTENED else renamed)
+        if _NOT_TURNED.fullmatch(element.attrib.get("transform", "")):
+            del element.attrib["transform"]
+
+
+def _short(coordinates: str) -> str:
+    """No finer than a hundredth of a point."""
+    return " ".join(_FRACTION.sub(r"\1", coordinates).split())
 
 
 def _references(root: ElementTree.Element) -> Iterable[str]:
