@@ -148,6 +148,7 @@ class Lifecycle:
             self.suite.failed.add(item.nodeid)
         results: list[Judged] = item.stash.get(_RESULTS_KEY, [])
         outcome.apply(report, call.excinfo, results, self.options.gate, self.suite.awaited)
+        outcome.record(item, report, results)
         unrecorded = self.suite.unrecorded(item.nodeid) if report.passed else None
         if unrecorded is not None:
             outcome.make_error(report, unrecorded)

@@ -113,7 +113,7 @@ OPTIONS = (
     Option("save-baseline", "store this session's valid results under NAME, except regressed ones", "NAME"),
     Option(
         "report",
-        "write an HTML report of the session there: one file, which needs pip install 'pytest-llmperf[report]' to be made",
+        "write an HTML report of the session there, one file; making it needs pip install 'pytest-llmperf[report]'",
         "FILE.html",
     ),
     Option("markdown", "write the report there as Markdown, for a comment on a pull request", "FILE.md"),

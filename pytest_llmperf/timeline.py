@@ -135,15 +135,19 @@ class _Run:
         self._knows_tokens = True
 
     def add(self, request: RequestRecord) -> None:
-        if request.sent_ns is not None:
-            self._at(request.sent_ns).sent += 1
-            self._at(request.end_ns).ended += 1
+        sent_ns, first_ns, end_ns = request.sent_ns, request.first_token_ns, request.end_ns
+        moments = [at for at in (sent_ns, first_ns, request.last_token_ns, end_ns) if at is not None]
+        self._reach(min(moments), max(moments))
+        ended = self._at(end_ns)
+        if sent_ns is not None:
+            self._at(sent_ns).sent += 1
+            ended.ended += 1
         if not request.ok:
-            self._at(request.end_ns).failed += 1
+            ended.failed += 1
             return
-        self._at(request.end_ns).answered += 1
-        if request.sent_ns is not None and request.first_token_ns is not None:
-            self._at(request.first_token_ns).first.add(request.first_token_ns - request.sent_ns)
+        ended.answered += 1
+        if sent_ns is not None and first_ns is not None:
+            self._at(first_ns).first.add(first_ns - sent_ns)
         self._add_tokens(request)
 
     def widen_to(self, most: int) -> None:
@@ -167,14 +171,21 @@ class _Run:
 
     def _at(self, moment_ns: int) -> _Bin:
         number = moment_ns >> self._bits
-        if not self._bins:
-            self._low = self._high = number
-        low, high = min(self._low, number), max(self._high, number)
-        while high - low >= _MOST_BINS:
+        found = self._bins.get(number)
+        if found is None:
+            found = self._bins[number] = _Bin()
+        return found
+
+    def _reach(self, first_ns: int, last_ns: int) -> None:
+        """Make room for moments from one to the other, wider bins if need be."""
+        while True:
+            low, high = first_ns >> self._bits, last_ns >> self._bits
+            if self._high >= self._low:
+                low, high = min(self._low, low), max(self._high, high)
+            if high - low < _MOST_BINS:
+                break
             self._widen()
-            number, low, high = moment_ns >> self._bits, low >> 1, high >> 1
         self._low, self._high = low, high
-        return self._bins.setdefault(number, _Bin())
 
     def _widen(self) -> None:
         wider: dict[int, _Bin] = {}
@@ -190,12 +201,11 @@ class _Run:
             self._knows_tokens = False
         if not len(arrivals) or not self._knows_tokens:
             return
-        self._at(arrivals.at_ns[0])
-        self._at(arrivals.at_ns[-1])  # now the width suits them all
         numbers = np.frombuffer(arrivals.at_ns, np.int64) >> self._bits
-        counts = np.bincount(numbers - numbers[0], weights=np.frombuffer(arrivals.tokens, np.int32))
+        first = int(numbers.min())
+        counts = np.bincount(numbers - first, weights=np.frombuffer(arrivals.tokens, np.int32))
         for place in np.flatnonzero(counts).tolist():
-            self._bins.setdefault(int(numbers[0]) + place, _Bin()).tokens += int(counts[place])
+            self._at(first + place << self._bits).tokens += int(counts[place])
 
 
 _NOTHING = _Bin()

@@ -16,6 +16,8 @@ from pytest_llmperf.result_file import Entry, ResultFile, moment
 from pytest_llmperf.timeline import Timeline, timeline
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
+_BESIDE = ".telemetry.jsonl"
+"""What files are called that hold no requests but what was sampled beside them."""
 _ABOUT = {"workload": "workload", "load": "load", "cache": "cache", "engine": "engine_kind"}
 
 
@@ -54,7 +56,7 @@ def timelines_in(folder: Path, measurements: Iterable[str], notes: list[str]) ->
     """
     wanted = set(measurements)
     found: dict[str, Timeline] = {}
-    for path in sorted(folder.rglob("*.jsonl")):
+    for path in sorted(path for path in folder.rglob("*.jsonl") if not path.name.endswith(_BESIDE)):
         try:
             name = read_header(path).get("measurement")
             if name in wanted:

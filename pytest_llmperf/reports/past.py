@@ -77,11 +77,13 @@ def beside(
     entry = next(one for one in file.entries if one.measurement == section.name)
     stored_engine = entry.provenance.get("engine")
     account = differences(stored_engine if isinstance(stored_engine, dict) else {}, engine, _VOLATILE)
+    differing = dict.fromkeys((*differences(entry.engine_words, words), *account))
+    doubts = section.judgement.doubts if section.judgement is not None else ()
     return replace(
         section,
         series=series,
         before=Before(name=file.path.name, figures=file.results.get(section.name, {})),
-        differences=tuple(dict.fromkeys((*differences(entry.engine_words, words), *account))),
+        differences=tuple(one for one in differing if not any(doubt.endswith(one) for doubt in doubts)),
     )
 
 

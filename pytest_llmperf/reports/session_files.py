@@ -13,7 +13,7 @@ from pytest_llmperf.reports.from_session import Told, section_of
 from pytest_llmperf.reports.markdown import markdown
 from pytest_llmperf.reports.past import NO_PAST, environment_differences, past_of, steps_problem
 
-_SOURCE = "pytest"
+_SOURCE = "pytest session"
 _LONGEST_SUMMARY = 900_000
 """Characters: GitHub takes summaries of a MiB for each step."""
 

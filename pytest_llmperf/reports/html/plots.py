@@ -14,7 +14,7 @@ from pytest_llmperf.histogram import Histogram
 from pytest_llmperf.history import Series
 from pytest_llmperf.metrics import LABELS
 from pytest_llmperf.reports.content import Section, items, number
-from pytest_llmperf.reports.html.svg import BAD, BEFORE, INK, MUTED, NOW, THIRD, Plot, Table, drawn
+from pytest_llmperf.reports.html.svg import BAD, BEFORE, MUTED, NOW, THIRD, Plot, Table, drawn
 from pytest_llmperf.reports.past import steps_of
 from pytest_llmperf.reports.sweeps import Sweep
 from pytest_llmperf.timeline import Course, Gauge, Round, Timeline
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEVELS = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_TICKS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "p99.99": 0.9999}
 _CURVE_POINTS = 60
+_DECADES = 15.0
+"""From the quickest to the slowest beyond this, a linear axis shows but the slowest."""
 _TABLE_ROWS = 40
 """Of a plot with more points the table takes every n-th."""
 _ROUNDS = 60
@@ -88,9 +91,8 @@ def _distribution(axes: Axes, section: Section, name: str, *, is_first: bool) ->
     _wide_enough(axes, section.number(name, "p50"))
     _logarithmic(axes)
     axes.set_title(LABELS[name])
-    ticks = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
-    axes.set_yticks([_nines(share) for share in ticks], ["min", "p50", "p90", "p99", "p99.9", "p99.99"])
-    axes.set_ylim(-0.1, max(2.3, axes.get_ylim()[1]))
+    axes.set_yticks([_nines(share) for share in _TICKS.values()], list(_TICKS))
+    axes.set_ylim(0, max(2.3, 1.05 * axes.dataLim.y1))
     if is_first:
         axes.legend(loc="upper left")
 
@@ -121,11 +123,12 @@ def _nines(share: float) -> float:
 def _logarithmic(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: PLC0415 - an extra
 
-    low, high = sorted(axes.get_xlim())
-    if low > 0 and high / low > 30:
+    low, high = axes.dataLim.x0, axes.dataLim.x1
+    if low > 0 and high / low > _DECADES:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
         axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(low / 1.2, high * 1.2)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, units.SECONDS)))
@@ -176,7 +179,7 @@ def rounds(section: Section, name: str) -> Plot | None:
         draw,
         name=name,
         title="TTFT by round" + (", with where the prompts came from" if sources else ""),
-        description=f"TTFT p50 {_seconds(now[0][0])} in the first of {len(now)} rounds, {_seconds(now[-1][0])} in the last",
+        description=f"TTFT p50 {_seconds(now[0][0])} at first, {_seconds(now[-1][0])} in the last of {len(now)} rounds",
         height_in=3.0 if sources else 2.3,
         table=_rounds_table(now, before, sources),
     )
@@ -459,6 +462,7 @@ def history(section: Section, name: str) -> Plot | None:
         title="Stored nights",
         description=f"{len(shown[0].nights)} nights; {steps} in {units.count(len(shown), 'metric')}",
         height_in=1.9 * math.ceil(len(shown) / 3),
+        gap=0.45,
         table=_nights_table(shown),
     )
 
@@ -472,23 +476,23 @@ def _nights(axes: Axes, series: Series, now: float | None) -> None:
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - an extra
 
     values = [series.value(level) for level in series.levels]
-    axes.plot(range(len(values)), values, "o", color=BEFORE, markersize=2.5)
+    axes.plot(range(1, len(values) + 1), values, "o", color=BEFORE, markersize=2.5)
     steps = steps_of(series)
     for step in steps:
-        axes.axvline(step.at - 0.5, color=BAD if step.is_worse else NOW, lw=0.9, linestyle=":")
+        axes.axvline(step.at + 0.5, color=BAD if step.is_worse else NOW, lw=0.9, linestyle=":")
     edges = [0, *(step.at for step in steps), len(values)]
     levels = [steps[0].before, *(step.after for step in steps)] if steps else [series.level]
     for start, end, level in zip(edges[:-1], edges[1:], levels, strict=True):
-        axes.plot([start, end - 1], [series.value(level)] * 2, color=BEFORE, lw=1.2)
+        axes.plot([start + 1, end], [series.value(level)] * 2, color=BEFORE, lw=1.2)
     if now is not None:
-        axes.plot([len(values)], [now], "D", color=NOW, markersize=4.5)
+        axes.plot([len(values) + 1], [now], "D", color=NOW, markersize=4.5)
     axes.set_title(series.quantity.name)
     low, high = min([*values, now or values[0]]), max([*values, now or values[0]])
     margin = max(0.1 * high, high - low) / 2
     axes.set_ylim(max(0.0, low - margin), high + margin)
+    axes.set_xlim(0, len(values) + 2)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_xlabel("night")
-    axes.tick_params(axis="x", colors=INK)
     _in_units(axes, series.quantity.unit)
 
 

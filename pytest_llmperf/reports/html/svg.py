@@ -98,14 +98,24 @@ def check_installed() -> None:
     missing = [module for module in LIBRARIES if importlib.util.find_spec(module) is None]
     if missing:
         raise ConfigurationError(
-            f"the HTML report needs {' and '.join(missing)}: pip install 'pytest-llmperf[report]'; Markdown needs nothing more"
+            f"the HTML report needs {' and '.join(missing)}: pip install 'pytest-llmperf[report]'; --markdown does not"
         )
 
 
 def drawn(
-    draw: Callable[[Figure], None], *, name: str, title: str, description: str, height_in: float, table: Table
+    draw: Callable[[Figure], None],
+    *,
+    name: str,
+    title: str,
+    description: str,
+    height_in: float,
+    table: Table,
+    gap: float = 0.28,
 ) -> Plot:
-    """The plot that `draw` makes of an empty figure. `name`: letters and digits that no other plot of the page has."""
+    """The plot that `draw` makes of an empty figure.
+
+    `name`: letters and digits that no other plot of the page has. `gap`: between columns, as a share of their width.
+    """
     import matplotlib as mpl  # noqa: PLC0415 - an extra
     from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415 - an extra
     from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
@@ -121,7 +131,7 @@ def drawn(
             right=1 - _RIGHT_IN / _WIDTH_IN,
             top=1 - _TOP_IN / height_in,
             bottom=_BOTTOM_IN / height_in,
-            wspace=0.28,
+            wspace=gap,
             hspace=0.3,
         )
         written = io.StringIO()
