@@ -6,9 +6,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_llmperf.clock import VirtualClock
+
 TESTS = """
 import pytest
-from pytest_llmperf import single_turn
+from pytest_llmperf import lifecycle, single_turn
 
 @pytest.mark.llm_engine("sim", model="llama-3.1-8b", part="gh200")
 class TestIt:
@@ -21,12 +23,12 @@ class TestIt:
 """
 SPOILED = """
 from fakes import Script, VirtualEngine
-from pytest_llmperf import single_turn
+from pytest_llmperf import lifecycle, single_turn
 from pytest_llmperf.records import Failure
 
 def test_it(llm_perf):
     script = Script(fail=lambda number: Failure("timeout", "no answer"))
-    engine = VirtualEngine(script=script)
+    engine = VirtualEngine(script=script, clock=lifecycle.RealClock())
     llm_perf(engine, single_turn(requests=2, input_tokens=100, output_tokens=8, seed=7))
 """
 PLUGINS = ("-p", "pytest_benchmark.plugin", "-p", "pytest_llmperf.plugin")
@@ -67,7 +69,10 @@ def test_a_session_is_set_beside_what_was_stored_before_it_and_not_beside_itself
     assert "Against 0001_main.json" in (pytester.path / "second.html").read_text(encoding="utf-8")
 
 
-def test_a_measurement_of_failures_alone_is_reported(run, pytester):
+def test_a_measurement_of_failures_alone_is_reported(run, pytester, monkeypatch):
+    clock = VirtualClock()
+    monkeypatch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: clock)
+
     result = run("--llmperf-report", "report.html", tests=SPOILED)
 
     assert result.ret != 0
