@@ -124,6 +124,12 @@ OPTIONS = (
         "each node: ray://auto, ray://HOST:PORT",
         "N|ray://...",
     ),
+    Option(
+        "telemetry",
+        "how often a second the engine's GPUs are sampled beside each run, where it runs on this machine; off: not at "
+        "all (default: 10)",
+        "HZ|off",
+    ),
     Option("timeout", "seconds that a server may stay silent within a request (default: 300)", "SECONDS"),
     Option("request-timeout", "seconds that a whole request may take (default: 3600)", "SECONDS"),
     Option("start-timeout", "seconds that a server may take to start (default: 900)", "SECONDS"),
@@ -208,6 +214,8 @@ class Options:
     cache: Path
     workers: int | str
     """A number of processes, or the address of a Ray cluster, `ray://...`."""
+    telemetry_hz: float | None
+    """Samples per second; None: none are taken."""
     timeout_s: float
     request_timeout_s: float
     start_timeout_s: float
@@ -264,6 +272,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         output=reader.folder("output", ".llmperf"),
         cache=_cache_folder(environ),
         workers=reader.checked("workers", workers, 1),
+        telemetry_hz=reader.checked("telemetry", _rate_hz, 10.0),
         timeout_s=reader.checked("timeout", _seconds, 300.0),
         request_timeout_s=reader.checked("request-timeout", _seconds, 3600.0),
         start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
@@ -465,6 +474,12 @@ def workers(text: str) -> int | str:
     if text.isdecimal() and 1 <= int(text) <= _MOST_WORKERS:
         return int(text)
     raise ConfigurationError(f"expected a number of processes from 1 to {_MOST_WORKERS}, or ray://..., got {text!r}")
+
+
+def _rate_hz(text: str) -> float | None:
+    if text == "off":
+        return None
+    return _number_from(text, 0.1, 100.0, "a number of samples per second from 0.1 to 100, or off")
 
 
 def _seconds(text: str) -> float:

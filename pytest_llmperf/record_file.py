@@ -65,6 +65,7 @@ class RecordFile:
                         "cpu_shares": client.cpu_shares,
                         "clock_offsets_ns": client.clock_offsets_ns,
                     },
+                    **({} if record.telemetry is None else {"telemetry": record.telemetry.to_json()}),
                 }
             }
         )

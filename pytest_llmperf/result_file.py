@@ -13,7 +13,7 @@ import os
 import re
 import reprlib
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -24,6 +24,7 @@ from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS, Quantity
+from pytest_llmperf.readings import TelemetrySummary, telemetry_from
 
 SCHEMA_VERSION = 1
 NO_DAY = "1970-01-01T00:00:00+00:00"
@@ -94,6 +95,8 @@ class ResultFile:
     """By measurement, all figures under the names that tests use, as the file has them."""
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     """What else is known of the hardware: driver, CUDA, host."""
+    telemetry: Mapping[str, Sequence[TelemetrySummary | None]] = field(default_factory=dict)
+    """By measurement, what was sampled beside each run; empty in files from before it was."""
     commit: str | None = None
     """Of the working tree that was measured; None where the file does not say."""
     is_dirty: bool = False
@@ -191,6 +194,7 @@ def parsed(path: Path, text: str) -> ResultFile:
         figures=_figures(document["benchmarks"]),
         results=_results(document["benchmarks"]),
         fingerprint=_mapping(machine["llmperf"].get("fingerprint")) if is_ours else {},
+        telemetry=_telemetry(document["benchmarks"]),
         commit=_commit(about_commit),
         is_dirty=about_commit.get("dirty") is True,
     )
@@ -346,13 +350,20 @@ def _results(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _telemetry(rows: Sequence[Any]) -> dict[str, list[TelemetrySummary | None]]:
+    return {name: [telemetry_from(run) for run in runs] for name, runs in _by_run(rows, "telemetry")}
+
+
+def _by_run(rows: Sequence[Any], word: str) -> Iterator[tuple[str, list[Any]]]:
+    """Each measurement's list of that name in its result, where it has one."""
+    for measurement, result in _results(rows).items():
+        runs = result.get(word)
+        if isinstance(runs, list):
+            yield measurement, runs
+
+
 def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
-    runs = {measurement: result.get("runs") for measurement, result in _results(rows).items()}
-    return {
-        measurement: each
-        for measurement, each in runs.items()
-        if isinstance(each, list) and all(isinstance(run, dict) for run in each)
-    }
+    return {name: runs for name, runs in _by_run(rows, "runs") if all(isinstance(run, dict) for run in runs)}
 
 
 def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:

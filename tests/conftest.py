@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from nvml import found_on, machine, no_driver, nvml_here, nvml_stub  # noqa: F401 - fixtures, everybody's
 
 # pytester forgets the modules that an in-process run has imported, and numpy cannot be loaded twice.
 import pytest_llmperf.lifecycle  # noqa: F401
