@@ -25,6 +25,7 @@ from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware, declared, detect
 from pytest_llmperf.options import GateMode, Options
 from pytest_llmperf.reports import benchmark, github, outcome, session_files, terminal, text
+from pytest_llmperf.reports.beside import beside
 from pytest_llmperf.reports.from_session import Told
 from pytest_llmperf.request import checked_request
 from pytest_llmperf.suite import Measured, PlannedTest, Suite
@@ -228,10 +229,18 @@ class Lifecycle:
 
     def _report(self) -> bool:
         """Write the reports; whether those that were asked for are there."""
+        names = [m.result.provenance.measurement for m in self.suite.measured]
+        records = beside(self.suite.output, names)
         told = [
-            Told(result=m.result, metrics=[c.metric for c in m.criteria], params=self._params(m.result.provenance.test))
-            for m in self.suite.measured
+            Told(
+                result=m.result,
+                metrics=[criterion.metric for criterion in m.criteria],
+                params=self._params(m.result.provenance.test),
+                gauges=records.gauges(name),
+            )
+            for name, m in zip(names, self.suite.measured, strict=True)
         ]
+        self._notes += records.notes
         report = session_files.report_of(told, self.options, hardware=self.suite.hardware_by_key, saved=self._saved)
         is_there = True
         for path, problem in session_files.write(report, self.options):

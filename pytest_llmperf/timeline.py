@@ -76,6 +76,8 @@ class Gauge:
     """
 
     label: str
+    of: str
+    """What it was taken of, such as `GPU 0`; gauges of one label share a panel."""
     unit: str
     at_ns: Sequence[int]
     values: Sequence[float]

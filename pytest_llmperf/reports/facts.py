@@ -33,6 +33,7 @@ def facts(section: Section) -> Iterator[tuple[str, str]]:
     yield from _rates(section)
     yield from _counts(section)
     yield from _cache(section)
+    yield from _gpu(section)
     yield from _client(section)
 
 
@@ -53,8 +54,9 @@ def _counts(section: Section) -> Iterator[tuple[str, str]]:
     requests, duration, shed = section.number("requests"), section.number("duration_s"), section.number("load", "shed")
     runs = len(items(section.figures, "runs"))
     if requests is not None:
+        within = f" in {units.count(runs, 'run')}" if runs else ""
         over = "" if duration is None else f", {units.seconds(duration)}"
-        yield "measured", f"{requests:,.0f} requests in {units.count(runs, 'run')}{over}"
+        yield "measured", f"{requests:,.0f} requests{within}{over}"
     if shed:
         yield "not sent", f"{shed:,.0f} turns that the load meant to send"
     for label, name in (("failed", "errors"), ("remarks", "remarks")):
@@ -79,6 +81,26 @@ def _cache(section: Section) -> Iterator[tuple[str, str]]:
     preemptions = section.number("cache", "preemptions")
     if preemptions:
         yield "preemptions", f"{preemptions:,.0f}"
+
+
+def _gpu(section: Section) -> Iterator[tuple[str, str]]:
+    """Of the engine's GPUs, all runs together."""
+    for label, name, written in (
+        ("energy", "joules_per_token", lambda value: units.quantity(value, units.JOULES_PER_TOKEN)),
+        ("GPU power, all together", "mean_power_w", lambda value: units.quantity(value, units.WATTS)),
+        ("SM clock, mean", "mean_sm_clock_mhz", lambda value: f"{value:,.0f} MHz"),
+        ("GPU temperature, at most", "max_temperature_c", lambda value: f"{value:.0f} °C"),
+        ("GPU memory, at most", "max_memory_bytes", units.size),
+        ("time with a kernel running", "utilisation", units.share),
+    ):
+        value = section.number("gpu", name)
+        if value is not None:
+            yield label, written(value)
+    reasons = [
+        f"{name} {units.share(share)}" for name, share in numbers(section.figures.get("gpu"), "reasons") if share
+    ]
+    if reasons:
+        yield "clocks held down by", ", ".join(reasons)
 
 
 def _client(section: Section) -> Iterator[tuple[str, str]]:

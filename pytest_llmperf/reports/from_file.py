@@ -6,38 +6,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.errors import LLMPerfError
 from pytest_llmperf.gate.files import Terms, compared
 from pytest_llmperf.metrics import METRICS, Quantity
-from pytest_llmperf.record_file import read_header, read_requests, read_windows
+from pytest_llmperf.reports.beside import beside
 from pytest_llmperf.reports.content import Report, Section, number
-from pytest_llmperf.reports.past import NO_PAST, Past, beside, environment_differences, past_of, steps_problem
+from pytest_llmperf.reports.past import NO_PAST, Past, environment_differences, past_of, set_beside, steps_problem
 from pytest_llmperf.result_file import Entry, ResultFile, moment
-from pytest_llmperf.timeline import Timeline, timeline
+from pytest_llmperf.timeline import Timeline
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
-_BESIDE = ".telemetry.jsonl"
-"""What files are called that hold no requests but what was sampled beside them."""
 _ABOUT = {"workload": "workload", "load": "load", "cache": "cache", "engine": "engine_kind"}
 
 
 def report_of(file: ResultFile, *, records: Path | None = None, baselines: Path | None = None) -> Report:
     """All that a file says.
 
-    `records`: a folder of record files, such as `.llmperf/<time>-<pid>`. `baselines`: the folder of stored nights;
-    a file that was not judged is then compared with them. What cannot be used of either is a note of the report.
+    `records`: the session's folder, such as `.llmperf/<time>-<pid>`. `baselines`: the folder of stored nights; a file
+    that was not judged is then compared with them. What cannot be used of either is a note of the report.
     """
     notes: list[str] = []
     past = NO_PAST if baselines is None else past_of(_folder_of(baselines, file.hardware_key), without=[file.path])
     notes += past.reading.problems
-    timelines = {} if records is None else timelines_in(records, {e.measurement for e in file.entries}, notes)
+    records_of = beside(records, {entry.measurement for entry in file.entries})
     judgements = {} if any(entry.judgement for entry in file.entries) else _compared(file, past, notes)
     problem = steps_problem(past)
     notes += [problem] if problem is not None else []
     sections = [
-        _section(file, entries, past, judgements.get(name), timelines.get(name))
+        _section(file, entries, past, judgements.get(name), records_of.timeline(name))
         for name, entries in _by_measurement(file.entries).items()
     ]
+    notes += records_of.notes
     differences = environment_differences(past, file.fingerprint)
     return Report(
         source=file.path.name,
@@ -47,23 +45,6 @@ def report_of(file: ResultFile, *, records: Path | None = None, baselines: Path 
         environment={file.hardware_key: differences} if differences else {},
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def timelines_in(folder: Path, measurements: Iterable[str], notes: list[str]) -> dict[str, Timeline]:
-    """By measurement, what its record file tells; files of others are left alone, unreadable ones noted.
-
-    Of several files of one measurement, the newest by name counts.
-    """
-    wanted = set(measurements)
-    found: dict[str, Timeline] = {}
-    for path in sorted(path for path in folder.rglob("*.jsonl") if not path.name.endswith(_BESIDE)):
-        try:
-            name = read_header(path).get("measurement")
-            if name in wanted:
-                found[name] = timeline(read_requests(path), read_windows(path))
-        except (LLMPerfError, OSError, LookupError, TypeError, ValueError) as error:
-            notes.append(f"{path} was left out: {error}")
-    return found
 
 
 def judgement_of(stored: Mapping[str, Any], quantities: Mapping[str, Quantity]) -> Judgement | None:
@@ -149,7 +130,7 @@ def _section(
         timeline=course,
     )
     engine = entry.provenance.get("engine")
-    return beside(
+    return set_beside(
         section,
         past,
         comparable=entry.comparable,

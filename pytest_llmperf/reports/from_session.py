@@ -10,10 +10,10 @@ from pytest_llmperf.judged import Judged, RatioResult
 from pytest_llmperf.metrics import Quantity
 from pytest_llmperf.reports.content import Section
 from pytest_llmperf.reports.figures import figures_json, ratio_json
-from pytest_llmperf.reports.past import Past, beside
+from pytest_llmperf.reports.past import Past, set_beside
 from pytest_llmperf.result_file import comparable
 from pytest_llmperf.results import PerfResult
-from pytest_llmperf.timeline import Timeline, timeline
+from pytest_llmperf.timeline import Gauge, Timeline, timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,8 @@ class Told:
     metrics: Sequence[str]
     """Those that are gated."""
     params: Mapping[str, Any] = field(default_factory=dict)
+    gauges: Sequence[Gauge] = ()
+    """What was sampled beside its runs."""
 
 
 def section_of(told: Told, past: Past) -> Section:
@@ -48,16 +50,16 @@ def section_of(told: Told, past: Past) -> Section:
         },
         is_open=about.open_load,
         params=told.params,
-        timeline=None if is_ratio else _timeline(cast("PerfResult", result)),
+        timeline=None if is_ratio else _timeline(cast("PerfResult", result), told.gauges),
     )
-    return beside(section, past, comparable=comparable(about), words=about.engine_words, engine=about.engine)
+    return set_beside(section, past, comparable=comparable(about), words=about.engine_words, engine=about.engine)
 
 
 def _values(result: Judged, metric: str) -> tuple[Quantity, tuple[float, ...]]:
     return result.quantity(metric), tuple(value for value in result.values(metric) if value is not None)
 
 
-def _timeline(result: PerfResult) -> Timeline:
+def _timeline(result: PerfResult, gauges: Sequence[Gauge]) -> Timeline:
     windows = {run.index: run.window for run in result.records if run.window is not None}
     requests = (request for run in result.records for request in run.requests)
-    return timeline(requests, windows)
+    return timeline(requests, windows, gauges)

@@ -60,7 +60,7 @@ def past_of(folder: Path, *, without: Collection[Path] = ()) -> Past:
     return Past(replace(reading, files=tuple(one for one in reading.files if one.file.path.resolve() not in left)))
 
 
-def beside(
+def set_beside(
     section: Section, past: Past, *, comparable: Mapping[str, Any], words: Mapping[str, Any], engine: Mapping[str, Any]
 ) -> Section:
     """The section with its baseline's figures, the engine's differences and the nights of its metrics."""

@@ -190,7 +190,7 @@ def test_records_give_the_course(tmp_path):
 
 def test_records_of_other_measurements_and_of_telemetry_are_left_alone(tmp_path):
     records(tmp_path / "out" / "other.jsonl", "other")
-    written(tmp_path / "out" / "a.telemetry.jsonl", '{"schema": "another"}\n')
+    written(tmp_path / "out" / "a.telemetry.ndjson", '{"schema": "another"}\n')
 
     report = report_of(file_with(tmp_path, benchmark()), records=tmp_path / "out")
 

@@ -208,7 +208,7 @@ def test_fifty_tests_stay_small():
 
 def test_what_was_sampled_beside_the_runs_is_drawn_under_the_same_axis():
     at_ns = [5_000_000 * k for k in range(60)]
-    gauge = Gauge(label="SM clock", unit="MHz", at_ns=at_ns, values=[1980.0] * 60)
+    gauge = Gauge(label="SM clock", of="GPU 0", unit="MHz", at_ns=at_ns, values=[1980.0] * 60)
 
     plain = page(report(section(timeline=timeline([request(0), request(1)]))))
     sampled = page(report(section(timeline=timeline([request(0), request(1)], gauges=[gauge]))))

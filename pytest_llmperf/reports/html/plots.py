@@ -268,7 +268,7 @@ def course(section: Section, name: str) -> Plot | None:
     if timeline is None or not timeline.courses:
         return None
     places = _places(timeline.courses)
-    panels = [*_panels(timeline.courses, places), *(_gauge_panel(g, timeline.courses, places) for g in timeline.gauges)]
+    panels = [*_panels(timeline.courses, places), *_gauge_panels(timeline, places)]
 
     def draw(figure: Figure) -> None:
         all_axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
@@ -284,7 +284,7 @@ def course(section: Section, name: str) -> Plot | None:
         description=f"{units.count(timeline.requests, 'request')} in {units.count(len(timeline.courses), 'run')}, "
         f"{units.seconds(duration_s)} together; panels: {', '.join(panel.title for panel in panels)}",
         height_in=0.5 + _PANEL_IN * len(panels),
-        table=_course_table(timeline.courses),
+        table=_course_table(timeline),
     )
 
 
@@ -338,16 +338,25 @@ def _panels(courses: Sequence[Course], places: Sequence[float]) -> Iterator[_Pan
         yield _Panel("failed requests", "", BAD, lines)
 
 
-def _gauge_panel(gauge: Gauge, courses: Sequence[Course], places: Sequence[float]) -> _Panel:
-    """What was sampled within the runs."""
+def _gauge_panels(timeline: Timeline, places: Sequence[float]) -> Iterator[_Panel]:
+    """A panel for each label, with a line for everything that it was taken of."""
+    by_label: dict[tuple[str, str], list[Gauge]] = {}
+    for gauge in timeline.gauges:
+        by_label.setdefault((gauge.label, gauge.unit), []).append(gauge)
+    for (label, unit), gauges in by_label.items():
+        of = f", {gauges[0].of}" if len(gauges) == 1 else f", {len(gauges)} of them"
+        lines = [line for gauge in gauges for line in _within_runs(gauge, timeline.courses, places)]
+        yield _Panel(f"{label}{of}", unit, BEFORE, lines)
+
+
+def _within_runs(gauge: Gauge, courses: Sequence[Course], places: Sequence[float]) -> Iterator[tuple[Any, Any]]:
+    """What was sampled within each run, no denser than the run's bins."""
     at_ns, values = np.asarray(gauge.at_ns, np.int64), np.asarray(gauge.values, np.float64)
-    lines = []
     for one, place in zip(courses, places, strict=True):
         inside = (at_ns >= one.start_ns) & (at_ns <= one.start_ns + one.bins * one.bin_ns)
         every = max(1, math.ceil(int(inside.sum()) / max(one.bins, 1)))
         times = place + (at_ns[inside] - one.start_ns) / NS_PER_S
-        lines.append((times[::every], values[inside][::every]))
-    return _Panel(gauge.label, gauge.unit, BEFORE, lines)
+        yield times[::every], values[inside][::every]
 
 
 def _mark_runs(all_axes: Sequence[Axes], courses: Sequence[Course], places: Sequence[float]) -> None:
@@ -364,23 +373,24 @@ def _mark_runs(all_axes: Sequence[Axes], courses: Sequence[Course], places: Sequ
         all_axes[-1].set_xlabel("run")
 
 
-def _course_table(courses: Sequence[Course]) -> Table:
+def _course_table(timeline: Timeline) -> Table:
     rows = []
-    for one in courses:
+    for one in timeline.courses:
         tokens = None if one.tokens is None else sum(one.tokens)
         rate = _ABSENT if tokens is None else units.quantity(tokens / one.duration_s, units.TOKENS_PER_SECOND)
-        rows.append(
-            (
-                str(one.run + 1),
-                units.seconds(one.duration_s),
-                str(sum(one.answered)),
-                str(sum(one.failed)),
-                str(max(one.in_flight, default=0)),
-                rate,
-            )
-        )
-    headings = ("run", "shown", "answered", "failed", "under way at most", "output in the time shown")
+        counts = (sum(one.answered), sum(one.failed), max(one.in_flight, default=0))
+        sampled = (_range(gauge, one) for gauge in timeline.gauges)
+        rows.append((str(one.run + 1), units.seconds(one.duration_s), *map(str, counts), rate, *sampled))
+    gauges = (f"{gauge.label}, {gauge.of}" for gauge in timeline.gauges)
+    headings = ("run", "shown", "answered", "failed", "under way at most", "output in the time shown", *gauges)
     return Table(headings=headings, rows=tuple(rows))
+
+
+def _range(gauge: Gauge, one: Course) -> str:
+    """From the least to the most that was sampled within a run."""
+    end_ns = one.start_ns + one.bins * one.bin_ns
+    values = [v for at, v in zip(gauge.at_ns, gauge.values, strict=True) if one.start_ns <= at <= end_ns]
+    return f"{_tick(min(values), '')} .. {_tick(max(values), gauge.unit)}" if values else _ABSENT
 
 
 def sweep(found: Sweep, name: str) -> Plot:
