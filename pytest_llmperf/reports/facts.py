@@ -9,6 +9,8 @@ from pytest_llmperf.metrics import LABELS, METRICS
 from pytest_llmperf.reports.content import Section, items, numbers
 
 ABSENT = "-"
+_IDLE = "gpu_idle"
+"""Why a clock is low that nobody has to look into."""
 _SMALLEST = 1e-9
 """A nanosecond is the resolution of all times; less is how numbers are rounded."""
 
@@ -96,9 +98,8 @@ def _gpu(section: Section) -> Iterator[tuple[str, str]]:
         value = section.number("gpu", name)
         if value is not None:
             yield label, written(value)
-    reasons = [
-        f"{name} {units.share(share)}" for name, share in numbers(section.figures.get("gpu"), "reasons") if share
-    ]
+    shares = numbers(section.figures.get("gpu"), "reasons")
+    reasons = [f"{name} {units.share(share)}" for name, share in shares if share and name != _IDLE]
     if reasons:
         yield "clocks held down by", ", ".join(reasons)
 

@@ -206,6 +206,18 @@ def test_fifty_tests_stay_small():
     assert len(page(report(*many))) < 2_000_000
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_page_of_a_hundred_thousand_requests_is_no_larger_than_that_of_a_few():
+    many = timeline(request(place, run=place // 20_000) for place in range(100_000))
+
+    document = page(report(section(timeline=many)))
+
+    assert many.requests == 100_000
+    assert sum(course.bins for course in many.courses) <= 480
+    assert len(document) < 200_000
+
+
 def test_what_was_sampled_beside_the_runs_is_drawn_under_the_same_axis():
     at_ns = [5_000_000 * k for k in range(60)]
     gauge = Gauge(label="SM clock", of="GPU 0", unit="MHz", at_ns=at_ns, values=[1980.0] * 60)
