@@ -126,7 +126,7 @@ def _logarithmic(axes: Axes) -> None:
     low, high = axes.dataLim.x0, axes.dataLim.x1
     if low > 0 and high / low > _DECADES:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(low / 1.2, high * 1.2)
     else:
