@@ -67,6 +67,8 @@ class Entry:
     """At which the GPUs worked; None where the file does not say."""
     judgement: Mapping[str, Any] = field(default_factory=dict)
     """What the session that wrote the file said of the measurement; empty where it judged nothing."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The test's parameters, by name; empty where the file does not say."""
 
     @property
     def metric(self) -> str:
@@ -91,6 +93,10 @@ class ResultFile:
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
     figures: Mapping[str, Sequence[Mapping[str, float]]]
     """By measurement, what was measured in each run and not gated."""
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By measurement, all figures under the names that tests use, as the file has them."""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known of the hardware: driver, CUDA, host."""
     telemetry: Mapping[str, Sequence[TelemetrySummary | None]] = field(default_factory=dict)
     """By measurement, what was sampled beside each run; empty in files from before it was."""
     commit: str | None = None
@@ -190,6 +196,8 @@ def parsed(path: Path, text: str) -> ResultFile:
         entries=tuple(replace(entry, clock_mhz=clocks.get(entry.measurement)) for entry in entries),
         is_ours=is_ours,
         figures=_figures(document["benchmarks"]),
+        results=_results(document["benchmarks"]),
+        fingerprint=_mapping(machine["llmperf"].get("fingerprint")) if is_ours else {},
         telemetry=telemetry,
         commit=_commit(about_commit),
         is_dirty=about_commit.get("dirty") is True,
@@ -329,6 +337,7 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             simulated=bool(about["comparable"].get("simulated")),
             provenance=_mapping(about.get("provenance")),
             judgement=_mapping(about.get("judgement")),
+            params=_mapping(row.get("params")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         msg = f"{path}: the benchmark {_name(row)} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
@@ -345,11 +354,12 @@ def _reader(machine: Mapping[str, Any]) -> Callable[[Path, str, Any], Entry]:
     return _READERS[machine["llmperf"]["schema_version"]]
 
 
-def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
-    found: dict[str, list[dict[str, float]]] = {}
-    for measurement, runs in _by_run(rows, "runs"):
-        if all(isinstance(run, dict) for run in runs):
-            found.setdefault(measurement, runs)
+def _results(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        about = _mapping(_mapping(row.get("extra_info")).get("llmperf"))
+        if isinstance(about.get("result"), dict):
+            found.setdefault(about["measurement"], about["result"])
     return found
 
 
@@ -359,18 +369,14 @@ def _telemetry(rows: Sequence[Any]) -> dict[str, list[TelemetrySummary | None]]:
 
 def _by_run(rows: Sequence[Any], word: str) -> Iterator[tuple[str, list[Any]]]:
     """Each measurement's list of that name in its result, where it has one."""
-    for row in rows:
-        extra = row.get("extra_info")
-        about = extra.get("llmperf", {}) if isinstance(extra, dict) else {}
-        runs = _runs(about, word)
-        if runs:
-            yield about["measurement"], runs
+    for measurement, result in _results(rows).items():
+        runs = result.get(word)
+        if isinstance(runs, list):
+            yield measurement, runs
 
 
-def _runs(about: Mapping[str, Any], word: str) -> list[Any]:
-    result = about.get("result")
-    runs = result.get(word) if isinstance(result, dict) else None
-    return runs if isinstance(runs, list) else []
+def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
+    return {name: runs for name, runs in _by_run(rows, "runs") if all(isinstance(run, dict) for run in runs)}
 
 
 def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:

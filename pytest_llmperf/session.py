@@ -102,7 +102,11 @@ class Measurement:
         self.validity = Validity()
         self._request = request
         path = setting.record_dir / f"{_file_stem(self.provenance.measurement, setting.arm)}.jsonl"
-        about = {"measurement": self.provenance.measurement, "hardware_key": self.provenance.hardware_key}
+        about = {
+            "measurement": self.provenance.measurement,
+            "hardware_key": self.provenance.hardware_key,
+            **({} if setting.arm is None else {"arm": setting.arm}),
+        }
         self._rows = RecordFile(path, about)
         self._sampler = _sampler(setting, path.with_suffix(".telemetry.ndjson"), about)
         self._runs = _Runs(engine, request, setting, self._rows, Extent.of(request.load, turns), self._sampler)

@@ -27,6 +27,12 @@ def no_worker(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def no_github(monkeypatch):
+    """Where these tests are a step of GitHub Actions, the runs within them leave its log and its summary alone."""
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def quick_cpu_info(monkeypatch):
     """pytest-benchmark takes a second to ask the processor who it is."""
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", lambda: {"brand_raw": "test", "hz_actual": [1, 0]})
