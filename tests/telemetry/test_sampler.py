@@ -115,7 +115,7 @@ def test_a_run_is_sampled_from_just_before_to_just_after(sampling):
 
     (found,) = summary.gpus
     assert (found.uuid, summary.rate_hz, summary.problems) == ("GPU-0", 100.0, ())
-    assert 9 <= found.samples <= 12
+    assert 9 <= found.samples <= len(gpu.reads) - 2  # all but those at its two ends
     assert found.energy_j == pytest.approx(100 * (span[1] - span[0]) / NS_PER_S)
     assert [everything for _, everything in gpu.reads][0 :: len(gpu.reads) - 1] == [True, True]
     assert gpu.reads[0][0] <= span[0]
@@ -159,7 +159,9 @@ def test_each_run_is_summed_by_itself(sampling):
     first = one.summary(one_run(one, gpu, 3)).gpus[0].samples
     second = one.summary(one_run(one, gpu, 8, index=1)).gpus[0].samples
 
-    assert (2 <= first <= 5, 7 <= second <= 10) == (True, True)
+    assert first >= 2
+    assert second >= 7
+    assert first + second <= len(gpu.reads) - 4  # each run's own, without those at its two ends
 
 
 def test_a_gpu_that_is_lost_ends_its_own_sampling_only(sampling):
