@@ -89,6 +89,20 @@ def test_what_cannot_be_written_is_said_before_the_run(run, pytester):
     result.stderr.fnmatch_lines(["*--llmperf-markdown: * is a folder; name a file in it*"])
 
 
+def test_without_a_performance_test_there_is_no_report_and_that_is_said(run, pytester):
+    result = run("--llmperf-markdown", "report.md", tests="def test_it(): pass")
+
+    assert not (pytester.path / "report.md").exists()
+    result.stdout.fnmatch_lines(["llmperf: no report was written, as no performance test was run here"])
+
+
+def test_where_nothing_is_recorded_there_is_no_report_and_that_is_said(run, pytester):
+    result = run("-k", "test_it", "--llmperf-markdown", "report.md", "--benchmark-disable")
+
+    assert not (pytester.path / "report.md").exists()
+    result.stdout.fnmatch_lines(["no report: benchmarks are disabled *"])
+
+
 def test_the_ini_twin_counts_from_the_root_directory(run, pytester):
     pytester.makeini("[pytest]\nllmperf_markdown = report.md")
 
