@@ -163,3 +163,12 @@ def test_junit_files_hold_verdicts_and_metrics(run, pytester):
     assert float(properties["llmperf_ttft_p50"]) > 0
     assert float(properties["llmperf_ttft_p50_baseline"]) > 0
     assert abs(float(properties["llmperf_ttft_p50_change"])) < 0.01
+
+
+def test_junit_files_hold_whatever_a_measurement_is_called(run, pytester):
+    tests = TESTS.replace('"<b>"', r'"<b>\x1b"')
+    run("-k", "test_users", "--llmperf-save-baseline", "main", tests=tests)
+    run("-k", "test_users", "--junitxml", "junit.xml", tests=tests)
+
+    names = {one.get("name") for one in ElementTree.parse(pytester.path / "junit.xml").iter("property")}
+    assert "llmperf_<b>\\x1b_ttft_p50" in names
