@@ -180,7 +180,7 @@ class Lifecycle:
         benchmark.write_judgements(made, judgements)
         if self.options.save_baseline is not None and not self._save(self.options.save_baseline):
             session.testsfailed += 1  # what was asked for is not there: not an exit code of 0
-        if session_files.is_wanted(self.options) and self.suite.recording and not self._report():
+        if session_files.is_wanted(self.options) and not self._report():
             session.testsfailed += 1  # as above
         self._restore_sigterm()
 
@@ -230,6 +230,9 @@ class Lifecycle:
 
     def _report(self) -> bool:
         """Write the reports; whether those that were asked for are there."""
+        if not self.suite.recording:
+            self._notes.append("no report: benchmarks are disabled (--benchmark-disable, or xdist is active)")
+            return True
         names = [m.result.provenance.measurement for m in self.suite.measured]
         records = beside(self.suite.output, names)
         told = [

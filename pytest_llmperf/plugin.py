@@ -139,6 +139,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     lifecycle = config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is not None:
         lifecycle.summarise(terminalreporter)
+        return
+    options = config.stash.get(OPTIONS_KEY, None)
+    if options is not None and (options.report or options.markdown):
+        terminalreporter.write_line("llmperf: no report was written, as no performance test was run here")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.errors import ConfigurationError, EngineError
 from pytest_llmperf.options import GateMode
 from pytest_llmperf.reports import text
+from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def record(item: pytest.Item, report: pytest.TestReport, results: Sequence[Judge
 def _properties(result: Judged) -> Iterator[tuple[str, str]]:
     """The verdict, and each gated metric in its base unit."""
     name = result.provenance.name
-    prefix = _PROPERTY if name is None else f"{_PROPERTY}{name}_"
+    prefix = _PROPERTY if name is None else f"{_PROPERTY}{visible(name)}_"
     yield f"{_PROPERTY}measurement", result.provenance.measurement
     yield f"{_PROPERTY}verdict", str(result.verdict)
     for finding in result.judgement.findings if result.judgement is not None else ():

@@ -33,12 +33,14 @@ class Past:
         return self.reading.files[-1].file if self.reading.files else None
 
     def file_of(self, against: str | None, measurement: str, comparable: Mapping[str, Any]) -> ResultFile | None:
-        """The night that a judgement names, else the newest that may be compared with the measurement."""
+        """The night that a judgement names; where nothing was judged, the newest that may be compared.
+
+        None where the judgement names no night, as that of two builds measured in turn.
+        """
         files = [one.file for one in reversed(self.reading.files)]
-        named = (against or "").rsplit(" ", 1)[-1]
-        for file in files:
-            if file.path.name == named and measurement in file.results:
-                return file
+        if against is not None:
+            named = against.rsplit(" ", 1)[-1]
+            files = [file for file in files if file.path.name == named]
         return next((file for file in files if _has(file, measurement, comparable)), None)
 
 

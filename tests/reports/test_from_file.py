@@ -1,17 +1,20 @@
 """The content of a report from a result file and what lies beside it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from night_files import put, row
 from result_files import KEY, TEST, benchmark, document, plain, plain_benchmark, runs, written
 
 from pytest_llmperf.arrivals import Arrivals
+from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.record_file import RecordFile, read_header, read_windows
 from pytest_llmperf.records import Phase, RequestRecord, RunRecord, Window
 from pytest_llmperf.reports.benchmark import judgement_json
 from pytest_llmperf.reports.from_file import judgement_of, report_of
+from pytest_llmperf.reports.html import page
 from pytest_llmperf.result_file import read
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
@@ -137,6 +140,30 @@ def test_the_night_that_was_judged_against_is_set_beside(tmp_path):
     assert section.before.name == "0001_main.json"
     assert section.before.figures["ttft"] == {"p50": 1}
     assert section.differences == ("args ['--old'] -> ['--new']",)
+
+
+def test_a_judgement_that_names_no_night_is_set_beside_none(tmp_path):
+    written(tmp_path / KEY / "0001_main.json", document(benchmark()))
+    judgement = replace(JUDGED, against="the base build")
+
+    (section,) = report_of(file_with(tmp_path, judged(judgement)), baselines=tmp_path).sections
+
+    assert section.before is None
+    assert len(section.series) == 1
+
+
+def test_where_no_steps_can_be_looked_for_the_nights_are_shown_and_that_is_noted(tmp_path, monkeypatch):
+    def missing():
+        raise ConfigurationError("finding steps needs the ruptures library")
+
+    monkeypatch.setattr("pytest_llmperf.history.steps._ruptures", missing)
+    for number in range(1, 7):
+        written(tmp_path / KEY / f"{number:04d}_main.json", document(benchmark()))
+
+    report = report_of(file_with(tmp_path, judged()), baselines=tmp_path)
+
+    assert report.notes == ("finding steps needs the ruptures library",)
+    assert "Stored nights" in page(report)
 
 
 @pytest.mark.parametrize("given", ["base", f"base/{KEY}"])

@@ -89,6 +89,20 @@ def test_what_cannot_be_written_is_said_before_the_run(run, pytester):
     result.stderr.fnmatch_lines(["*--llmperf-markdown: * is a folder; name a file in it*"])
 
 
+def test_without_a_performance_test_there_is_no_report_and_that_is_said(run, pytester):
+    result = run("--llmperf-markdown", "report.md", tests="def test_it(): pass")
+
+    assert not (pytester.path / "report.md").exists()
+    result.stdout.fnmatch_lines(["llmperf: no report was written, as no performance test was run here"])
+
+
+def test_where_nothing_is_recorded_there_is_no_report_and_that_is_said(run, pytester):
+    result = run("-k", "test_it", "--llmperf-markdown", "report.md", "--benchmark-disable")
+
+    assert not (pytester.path / "report.md").exists()
+    result.stdout.fnmatch_lines(["no report: benchmarks are disabled *"])
+
+
 def test_the_ini_twin_counts_from_the_root_directory(run, pytester):
     pytester.makeini("[pytest]\nllmperf_markdown = report.md")
 
@@ -149,3 +163,12 @@ def test_junit_files_hold_verdicts_and_metrics(run, pytester):
     assert float(properties["llmperf_ttft_p50"]) > 0
     assert float(properties["llmperf_ttft_p50_baseline"]) > 0
     assert abs(float(properties["llmperf_ttft_p50_change"])) < 0.01
+
+
+def test_junit_files_hold_whatever_a_measurement_is_called(run, pytester):
+    tests = TESTS.replace('"<b>"', r'"<b>\x1b"')
+    run("-k", "test_users", "--llmperf-save-baseline", "main", tests=tests)
+    run("-k", "test_users", "--junitxml", "junit.xml", tests=tests)
+
+    names = {one.get("name") for one in ElementTree.parse(pytester.path / "junit.xml").iter("property")}
+    assert "llmperf_<b>\\x1b_ttft_p50" in names

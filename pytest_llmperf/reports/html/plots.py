@@ -491,7 +491,7 @@ def _nights(axes: Axes, series: Series, now: float | None) -> None:
     for step in steps:
         axes.axvline(step.at + 0.5, color=BAD if step.is_worse else NOW, lw=0.9, linestyle=":")
     edges = [0, *(step.at for step in steps), len(values)]
-    levels = [steps[0].before, *(step.after for step in steps)] if steps else [series.level]
+    levels = [steps[0].before, *(step.after for step in steps)] if steps else [math.fsum(series.levels) / len(values)]
     for start, end, level in zip(edges[:-1], edges[1:], levels, strict=True):
         axes.plot([start + 1, end], [series.value(level)] * 2, color=BEFORE, lw=1.2)
     if now is not None:
