@@ -103,6 +103,11 @@ def seconds_between(start_ns: int, end_ns: int) -> float:
     return (end_ns - start_ns) / NS_PER_S
 
 
+def thread_cpu_ns() -> int:
+    """CPU time that this thread has used, nanoseconds."""
+    return time.thread_time_ns()
+
+
 def timestamp() -> datetime:
     """The wall clock in UTC, for file names and provenance only."""
     return datetime.now(timezone.utc)

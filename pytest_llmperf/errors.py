@@ -6,6 +6,7 @@ LLMPerfError
 │   ├── EngineStartError     it never became ready
 │   ├── EngineDiedError      it was ready, and its process has ended
 │   └── EngineAnswerError    it answers, but not as the protocol says
+├── NvmlError                NVML is not there, or does not answer
 ├── NoSamplesError           a statistic was asked of nothing
 ├── BaselineError            a stored result cannot be used
 └── ForeignResultError       another tool's result file cannot be used
@@ -55,6 +56,10 @@ class EngineDiedError(EngineError):
 
 class EngineAnswerError(EngineError):
     """The engine answered, but not as the protocol says."""
+
+
+class NvmlError(LLMPerfError):
+    """NVML is not there or does not answer; the text is one sentence on why and, where known, what to do."""
 
 
 def unknown(what: str, given: object, accepted: Iterable[str]) -> str:

@@ -24,7 +24,9 @@ from pytest_llmperf.errors import (
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware, declared, detect
 from pytest_llmperf.options import GateMode, Options
-from pytest_llmperf.reports import benchmark, outcome, terminal, text
+from pytest_llmperf.reports import benchmark, github, outcome, session_files, terminal, text
+from pytest_llmperf.reports.beside import beside
+from pytest_llmperf.reports.from_session import Told
 from pytest_llmperf.request import checked_request
 from pytest_llmperf.suite import Measured, PlannedTest, Suite
 from pytest_llmperf.verdicts import Verdict
@@ -55,6 +57,8 @@ class Lifecycle:
         self._rows: dict[str, list[benchmark.Row]] = {}
         self._saved: list[Path] = []
         self._notes: list[str] = []
+        self._annotations: list[str] = []
+        self._items = {item.nodeid: item for item in items}
         self._handles_sigterm = False
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
@@ -146,6 +150,7 @@ class Lifecycle:
             self.suite.failed.add(item.nodeid)
         results: list[Judged] = item.stash.get(_RESULTS_KEY, [])
         outcome.apply(report, call.excinfo, results, self.options.gate, self.suite.awaited)
+        outcome.record(item, report, results)
         unrecorded = self.suite.unrecorded(item.nodeid) if report.passed else None
         if unrecorded is not None:
             outcome.make_error(report, unrecorded)
@@ -175,6 +180,8 @@ class Lifecycle:
         benchmark.write_judgements(made, judgements)
         if self.options.save_baseline is not None and not self._save(self.options.save_baseline):
             session.testsfailed += 1  # what was asked for is not there: not an exit code of 0
+        if session_files.is_wanted(self.options) and self.suite.recording and not self._report():
+            session.testsfailed += 1  # as above
         self._restore_sigterm()
 
     def _late(self) -> Iterable[Judged]:
@@ -221,6 +228,48 @@ class Lifecycle:
             return False
         return True
 
+    def _report(self) -> bool:
+        """Write the reports; whether those that were asked for are there."""
+        names = [m.result.provenance.measurement for m in self.suite.measured]
+        records = beside(self.suite.output, names)
+        told = [
+            Told(
+                result=m.result,
+                metrics=[criterion.metric for criterion in m.criteria],
+                params=self._params(m.result.provenance.test),
+                gauges=records.gauges(name),
+            )
+            for name, m in zip(names, self.suite.measured, strict=True)
+        ]
+        self._notes += records.notes
+        report = session_files.report_of(told, self.options, hardware=self.suite.hardware_by_key, saved=self._saved)
+        is_there = True
+        for path, problem in session_files.write(report, self.options):
+            is_there = is_there and problem is None
+            self._notes.append(f"report: {path}" if problem is None else f"the report could not be written: {problem}")
+        if self.options.github is not None:
+            problem = session_files.summarise(report, self.options)
+            if problem is not None:
+                self._notes.append(f"the step's summary could not be written: {problem}")
+            is_lenient = self.options.gate is GateMode.WARN
+            self._annotations = list(github.commands(report, self._places(), is_lenient=is_lenient))
+        return is_there
+
+    def _params(self, nodeid: str) -> Mapping[str, Any]:
+        callspec = getattr(self._items.get(nodeid), "callspec", None)
+        return {} if callspec is None else callspec.params
+
+    def _places(self) -> dict[str, github.Place]:
+        """Where the tests stand, as GitHub counts files."""
+        workspace = self.options.github.workspace if self.options.github is not None else None
+        start = self._config.rootpath if workspace is None else workspace
+        places = {}
+        for nodeid, item in self._items.items():
+            file, line, _ = item.location
+            path = os.path.relpath(self._config.rootpath / file, start)
+            places[nodeid] = github.Place(path.replace(os.sep, "/"), None if line is None else line + 1)
+        return places
+
     def _interrupt_on_sigterm(self) -> None:
         """Let a cancelled job end like an interrupted one: results written, engines stopped."""
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -238,6 +287,8 @@ class Lifecycle:
     def summarise(self, reporter: pytest.TerminalReporter) -> None:
         width = self._config.get_terminal_writer().fullwidth
         terminal.summary(reporter, self.suite, self._saved, self._notes, width)
+        for annotation in self._annotations:
+            reporter.write_line(annotation)
 
     def header(self) -> list[str]:
         """What is going to be measured; nothing under `-q`."""

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from pytest_llmperf.arrivals import UNKNOWN, Arrivals
 from pytest_llmperf.clock import NS_PER_S, seconds_between
 from pytest_llmperf.records import RequestRecord, RunRecord
 from pytest_llmperf.stats import Sample
-from pytest_llmperf.units import RATIO, REQUESTS_PER_SECOND, SECONDS, TOKENS_PER_SECOND
+from pytest_llmperf.units import JOULES_PER_TOKEN, RATIO, REQUESTS_PER_SECOND, SECONDS, TOKENS_PER_SECOND
 
 
 def ttft_s(request: RequestRecord) -> float | None:
@@ -116,8 +117,8 @@ def run_latency(name: str, run: RunRecord) -> Sample:
 
 def duration_s(run: RunRecord) -> float | None:
     """The length of the window; without one, from the first send to the last answer's end."""
-    span = _span(run)
-    return None if span is None else seconds_between(*span)
+    ends = span(run)
+    return None if ends is None else seconds_between(*ends)
 
 
 def output_tokens(run: RunRecord) -> int | None:
@@ -132,7 +133,7 @@ def _tokens_within(run: RunRecord) -> Iterator[int | None]:
     if not _is_cut(run):
         yield from (request.output_tokens for request in run.requests if request.ok)
         return
-    start_ns, end_ns = _span(run) or (0, 0)
+    start_ns, end_ns = span(run) or (0, 0)
     for request in run.requests:
         if not request.ok:
             continue
@@ -152,8 +153,8 @@ def input_tokens(run: RunRecord) -> int | None:
     return _total(request.input_tokens for request in _within(run, lambda request: request.first_token_ns))
 
 
-def _span(run: RunRecord) -> tuple[int, int] | None:
-    """Begin and end of what counts."""
+def span(run: RunRecord) -> tuple[int, int] | None:
+    """Begin and end of what counts, by the run's clock; None where nothing was sent."""
     sent = [request.sent_ns for request in run.requests if request.sent_ns is not None]
     if not sent:
         return None
@@ -171,20 +172,23 @@ def _is_cut(run: RunRecord) -> bool:
 
 def _within(run: RunRecord, moment: Callable[[RequestRecord], int | None]) -> Iterator[RequestRecord]:
     """The answered requests of which some moment lies within the window."""
-    start_ns, end_ns = _span(run) or (0, 0)
+    start_ns, end_ns = span(run) or (0, 0)
     for request in run.requests:
         at_ns = moment(request)
         if request.ok and (not _is_cut(run) or (at_ns is not None and start_ns <= at_ns <= end_ns)):
             yield request
 
 
-def _total(counts: Iterable[int | None]) -> int | None:
+_Number = TypeVar("_Number", int, float)
+
+
+def _total(counts: Iterable[_Number | None]) -> _Number | None:
     known = list(counts)
     return None if not known or None in known else sum(count for count in known if count is not None)
 
 
-def _rate(amount: float | None, seconds: float | None) -> float | None:
-    return amount / seconds if amount is not None and seconds else None
+def _rate(amount: float | None, per: float | None) -> float | None:
+    return amount / per if amount is not None and per else None
 
 
 def output_throughput(run: RunRecord) -> float | None:
@@ -206,6 +210,22 @@ def request_throughput(run: RunRecord) -> float | None:
 def cache_hit_rate(run: RunRecord) -> float | None:
     """Share of the prompt tokens that came from any cache tier, by the engine's counters."""
     return run.cache.hit_rate
+
+
+def energy_j(run: RunRecord) -> float | None:
+    """What the sampled GPUs took within the window, joules; None unless it is known of each of them."""
+    gpus = () if run.telemetry is None else run.telemetry.gpus
+    return _total(gpu.energy_j for gpu in gpus)
+
+
+def joules_per_token(run: RunRecord) -> float | None:
+    """GPU energy of the window over the output tokens that arrived within it.
+
+    The energy is of all GPUs that the engine may use, whole boards: also of prefill, of idling between
+    requests, and of whatever else ran on them. Processors, memory, fans of the machine and, on a Grace
+    superchip, its CPU are not in it.
+    """
+    return _rate(energy_j(run), output_tokens(run))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +267,7 @@ _ALL = (
     Metric("output_throughput", TOKENS_PER_SECOND, True, output_throughput),
     Metric("total_throughput", TOKENS_PER_SECOND, True, total_throughput),
     Metric("cache_hit_rate", RATIO, True, cache_hit_rate),
+    Metric("joules_per_token", JOULES_PER_TOKEN, False, joules_per_token),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

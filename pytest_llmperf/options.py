@@ -7,10 +7,11 @@ line, `llmperf_runs = 5` in the configuration file. The command line wins.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -110,12 +111,24 @@ OPTIONS = (
         "N",
     ),
     Option("save-baseline", "store this session's valid results under NAME, except regressed ones", "NAME"),
+    Option(
+        "report",
+        "write an HTML report of the session there, one file; making it needs pip install 'pytest-llmperf[report]'",
+        "FILE.html",
+    ),
+    Option("markdown", "write the report there as Markdown, for a comment on a pull request", "FILE.md"),
     Option("output", "folder for server logs and records (default: .llmperf, below the root directory)", "DIR"),
     Option(
         "workers",
         "processes that send the load, each with its share of the sessions (default: 1); or a Ray cluster, one on "
         "each node: ray://auto, ray://HOST:PORT",
         "N|ray://...",
+    ),
+    Option(
+        "telemetry",
+        "how often a second the engine's GPUs are sampled beside each run, where it runs on this machine; off: not at "
+        "all (default: 10)",
+        "HZ|off",
     ),
     Option("timeout", "seconds that a server may stay silent within a request (default: 300)", "SECONDS"),
     Option("request-timeout", "seconds that a whole request may take (default: 3600)", "SECONDS"),
@@ -157,6 +170,17 @@ def budget(text: str) -> Budget:
     return Budget((*(look for look in LOOKS if look < number), number))
 
 
+@dataclass(frozen=True, slots=True)
+class GitHub:
+    """What a step of GitHub Actions tells those that run in it.
+
+    `workspace`: the folder that annotations count files from; `summary`: the file that is shown as the step's summary.
+    """
+
+    workspace: Path | None
+    summary: Path | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What was asked for, checked and in its final types."""
@@ -182,10 +206,16 @@ class Options:
     confirm: int | None
     """Runs of each build that confirm what the stored nights flag; None: all is measured in turn, or nothing."""
     save_baseline: str | None
+    report: Path | None
+    markdown: Path | None
+    github: GitHub | None
+    """None elsewhere."""
     output: Path
     cache: Path
     workers: int | str
     """A number of processes, or the address of a Ray cluster, `ray://...`."""
+    telemetry_hz: float | None
+    """Samples per second; None: none are taken."""
     timeout_s: float
     request_timeout_s: float
     start_timeout_s: float
@@ -236,9 +266,13 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         base_servers=reader.checked("base-servers", _servers, None),
         confirm=reader.checked("confirm", _whole(2), None),
         save_baseline=reader.checked("save-baseline", _baseline_name, None),
+        report=reader.file("report", needs=("jinja2", "matplotlib")),
+        markdown=reader.file("markdown"),
+        github=_github(environ),
         output=reader.folder("output", ".llmperf"),
         cache=_cache_folder(environ),
         workers=reader.checked("workers", workers, 1),
+        telemetry_hz=reader.checked("telemetry", _rate_hz, 10.0),
         timeout_s=reader.checked("timeout", _seconds, 300.0),
         request_timeout_s=reader.checked("request-timeout", _seconds, 3600.0),
         start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
@@ -293,6 +327,25 @@ class _Reader:
             return Path(self._config.invocation_params.dir, given).resolve()
         return Path(self._config.rootpath, self._config.getini(option.key) or default)
 
+    def file(self, name: str, needs: Sequence[str] = ()) -> Path | None:
+        """A file to be written, relative as folders are; that it cannot be is a mistake now, not after the runs.
+
+        `needs`: the modules that writing it takes.
+        """
+        if self.text(name) is None:
+            return None
+        path, flag = self.folder(name, ""), _option(name).flag
+        problem = unwritable(path)
+        if problem is not None:
+            self.problems.append(f"{flag}: {problem}")
+        missing = [module for module in needs if importlib.util.find_spec(module) is None]
+        if missing:
+            self.problems.append(
+                f"{flag} needs {' and '.join(missing)}: pip install 'pytest-llmperf[report]'; --llmperf-markdown needs "
+                "nothing more"
+            )
+        return path
+
     def words(self, name: str) -> dict[str, Any]:
         """The words of engine specifications that an option gives as WORD=VALUE."""
         option = _option(name)
@@ -312,6 +365,25 @@ class _Reader:
         except ConfigurationError as error:
             self.problems += error.problems
             return None
+
+
+def unwritable(path: Path) -> str | None:
+    """Why no file of that name can be written, in one sentence; None if it can."""
+    folder = path.parent
+    if path.is_dir():
+        return f"{path} is a folder; name a file in it"
+    if not folder.is_dir():
+        return f"{path} cannot be written: there is no folder {folder}; make it, or name another file"
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        return f"{path} cannot be written: permission denied; name another file"
+    return None
+
+
+def _github(environ: Mapping[str, str]) -> GitHub | None:
+    if environ.get("GITHUB_ACTIONS") != "true":
+        return None
+    workspace, summary = environ.get("GITHUB_WORKSPACE"), environ.get("GITHUB_STEP_SUMMARY")
+    return GitHub(Path(workspace) if workspace else None, Path(summary) if summary else None)
 
 
 def _option(name: str) -> Option:
@@ -402,6 +474,12 @@ def workers(text: str) -> int | str:
     if text.isdecimal() and 1 <= int(text) <= _MOST_WORKERS:
         return int(text)
     raise ConfigurationError(f"expected a number of processes from 1 to {_MOST_WORKERS}, or ray://..., got {text!r}")
+
+
+def _rate_hz(text: str) -> float | None:
+    if text == "off":
+        return None
+    return _number_from(text, 0.1, 100.0, "a number of samples per second from 0.1 to 100, or off")
 
 
 def _seconds(text: str) -> float:

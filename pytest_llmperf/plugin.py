@@ -32,7 +32,7 @@ PART_MARKS = ("gh200", "h100", "h200", "a100", "l4", "l40s", "rtx4090", "b200", 
 MARKS = (
     "llm_engine(kind, **specification): the engine that the fixture llm_engine starts or reaches",
     "llm_gate(metric=NAME, detect=0.1, min_effect=0): gate this metric; a PASS could have seen a change of `detect`",
-    "gpu(count=N, memory_gib=N, nvlink_c2c=BOOL): needs such GPUs; skips where they are not",
+    "gpu(count=N, memory_gib=N, nvlink_c2c=BOOL, compute_capability=N, nvlink=BOOL): needs such GPUs; skips elsewhere",
     *(f"{part}: needs this GPU; skips where it is not" for part in PART_MARKS),
 )
 FIXTURES = frozenset({"llm_engine", "llm_engine_factory", "llm_perf", "gpu"})
@@ -164,7 +164,7 @@ def llm_perf(request: pytest.FixtureRequest) -> LLMPerf:
 
 @pytest.fixture(scope="session")
 def gpu(request: pytest.FixtureRequest) -> Hardware:
-    """What NVML found on this machine: `gpus`, `key`, and in `problem` why there is none."""
+    """What NVML found on this machine: `gpus`, each with its fields, `key`, and in `problem` why there is none."""
     return _lifecycle(request).suite.hardware
 
 

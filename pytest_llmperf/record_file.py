@@ -15,11 +15,12 @@ import orjson
 
 from pytest_llmperf.arrivals import Arrival, Arrivals
 from pytest_llmperf.errors import LLMPerfError
-from pytest_llmperf.records import Failure, Phase, Remark, RequestRecord, RunRecord
+from pytest_llmperf.records import Failure, Phase, Remark, RequestRecord, RunRecord, Window
 
 SCHEMA_VERSION = 2
 ARRIVALS_IN_MEMORY = 5_000_000
 """Token arrivals of one measurement kept in memory, about 100 MB; further ones are read back when needed."""
+_RUN_ROW = b'{"run":'
 
 
 class RecordFile:
@@ -64,6 +65,7 @@ class RecordFile:
                         "cpu_shares": client.cpu_shares,
                         "clock_offsets_ns": client.clock_offsets_ns,
                     },
+                    **({} if record.telemetry is None else {"telemetry": record.telemetry.to_json()}),
                 }
             }
         )
@@ -91,6 +93,28 @@ def read_requests(path: Path) -> Iterator[RequestRecord]:
             row = orjson.loads(line).get("request")
             if row is not None:
                 yield _request_from(row)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What the first line says: `measurement` and `hardware_key`. Raises as `read_requests` does."""
+    with path.open("rb") as stream:
+        line = stream.readline()
+    _check_header(path, line)
+    header: dict[str, Any] = orjson.loads(line)
+    return header
+
+
+def read_windows(path: Path) -> dict[int, Window]:
+    """Of each measured run that has a ramp or a tail, the part that counts. Raises as `read_requests` does."""
+    found = {}
+    with path.open("rb") as stream:
+        _check_header(path, stream.readline())
+        for line in stream:
+            if line.startswith(_RUN_ROW) and line.endswith(b"\n"):
+                run = orjson.loads(line)["run"]
+                if run["phase"] == Phase.MEASURED.value and run["window"] is not None:
+                    found[run["index"]] = Window(**run["window"])
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_llmperf.arrivals import Arrival, Arrivals
 from pytest_llmperf.histogram import Histogram
+from pytest_llmperf.readings import TelemetrySummary
 
 
 class Phase(str, Enum):
@@ -198,6 +199,7 @@ class RunRecord:
     """One pass of the whole workload: the unit of evidence.
 
     `window`: None where the whole run counts. `shed`: turns that the load meant to send and dropped.
+    `telemetry`: None where none was taken.
     """
 
     index: int
@@ -209,6 +211,7 @@ class RunRecord:
     shed: int = 0
     cache: CacheCounters = field(default_factory=CacheCounters)
     client: ClientStats = field(default_factory=ClientStats)
+    telemetry: TelemetrySummary | None = None
     derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What has been computed from these rows, so that it is computed once."""
 

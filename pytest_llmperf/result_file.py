@@ -13,7 +13,7 @@ import os
 import re
 import reprlib
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -24,6 +24,7 @@ from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS, Quantity
+from pytest_llmperf.readings import TelemetrySummary, telemetry_from
 
 SCHEMA_VERSION = 1
 NO_DAY = "1970-01-01T00:00:00+00:00"
@@ -64,6 +65,8 @@ class Entry:
     """Of what it was measured, as the file has it; empty where it does not say."""
     judgement: Mapping[str, Any] = field(default_factory=dict)
     """What the session that wrote the file said of the measurement; empty where it judged nothing."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The test's parameters, by name; empty where the file does not say."""
 
     @property
     def metric(self) -> str:
@@ -88,6 +91,12 @@ class ResultFile:
     """Whether pytest-llmperf wrote it, so that it says what may be compared."""
     figures: Mapping[str, Sequence[Mapping[str, float]]]
     """By measurement, what was measured in each run and not gated."""
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By measurement, all figures under the names that tests use, as the file has them."""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known of the hardware: driver, CUDA, host."""
+    telemetry: Mapping[str, Sequence[TelemetrySummary | None]] = field(default_factory=dict)
+    """By measurement, what was sampled beside each run; empty in files from before it was."""
     commit: str | None = None
     """Of the working tree that was measured; None where the file does not say."""
     is_dirty: bool = False
@@ -183,6 +192,9 @@ def parsed(path: Path, text: str) -> ResultFile:
         entries=entries,
         is_ours=is_ours,
         figures=_figures(document["benchmarks"]),
+        results=_results(document["benchmarks"]),
+        fingerprint=_mapping(machine["llmperf"].get("fingerprint")) if is_ours else {},
+        telemetry=_telemetry(document["benchmarks"]),
         commit=_commit(about_commit),
         is_dirty=about_commit.get("dirty") is True,
     )
@@ -321,6 +333,7 @@ def _entry(path: Path, saved_at: str, row: Any) -> Entry:
             simulated=bool(about["comparable"].get("simulated")),
             provenance=_mapping(about.get("provenance")),
             judgement=_mapping(about.get("judgement")),
+            params=_mapping(row.get("params")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         msg = f"{path}: the benchmark {_name(row)} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
@@ -337,16 +350,29 @@ def _reader(machine: Mapping[str, Any]) -> Callable[[Path, str, Any], Entry]:
     return _READERS[machine["llmperf"]["schema_version"]]
 
 
-def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
-    found: dict[str, list[dict[str, float]]] = {}
+def _results(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        extra = row.get("extra_info")
-        about = extra.get("llmperf", {}) if isinstance(extra, dict) else {}
-        result = about.get("result")
-        runs = result.get("runs") if isinstance(result, dict) else None
-        if isinstance(runs, list) and all(isinstance(run, dict) for run in runs):
-            found.setdefault(about["measurement"], runs)
+        about = _mapping(_mapping(row.get("extra_info")).get("llmperf"))
+        if isinstance(about.get("result"), dict):
+            found.setdefault(about["measurement"], about["result"])
     return found
+
+
+def _telemetry(rows: Sequence[Any]) -> dict[str, list[TelemetrySummary | None]]:
+    return {name: [telemetry_from(run) for run in runs] for name, runs in _by_run(rows, "telemetry")}
+
+
+def _by_run(rows: Sequence[Any], word: str) -> Iterator[tuple[str, list[Any]]]:
+    """Each measurement's list of that name in its result, where it has one."""
+    for measurement, result in _results(rows).items():
+        runs = result.get(word)
+        if isinstance(runs, list):
+            yield measurement, runs
+
+
+def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
+    return {name: runs for name, runs in _by_run(rows, "runs") if all(isinstance(run, dict) for run in runs)}
 
 
 def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:

@@ -14,6 +14,7 @@ from functools import cached_property, reduce
 from pytest_llmperf import metrics, selfcheck
 from pytest_llmperf.ceiling import Ceiling
 from pytest_llmperf.clock import NS_PER_S
+from pytest_llmperf.gpu_result import GpuResult, gpu_result
 from pytest_llmperf.histogram import Histogram
 from pytest_llmperf.judged import Judged, Provenance, Validity
 from pytest_llmperf.records import CacheCounters, ClientStats, RequestRecord, RunRecord
@@ -266,6 +267,11 @@ class Figures:
             },
         )
 
+    @property
+    def gpu(self) -> GpuResult | None:
+        """What the GPUs did meanwhile; None where none was sampled."""
+        return gpu_result(self.records)
+
     def _error_bounds(self) -> dict[str, float]:
         bounds: dict[str, float] = {}
         for run in self.records:
@@ -294,9 +300,6 @@ class PerfResult(Figures, Judged):
     `runs`: the figures of each run by itself. `ceiling`: shares of what the hardware allows; None
     where that is not known.
     """
-
-    gpu: None = None
-    """GPU telemetry; None, as none is taken."""
 
     def __init__(
         self,

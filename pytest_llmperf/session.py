@@ -8,8 +8,9 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +22,12 @@ from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
 from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.load import Extent, Load, round_robin
+from pytest_llmperf.metrics import span
 from pytest_llmperf.record_file import RecordFile
 from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, RequestRecord, RunRecord
 from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult
+from pytest_llmperf.telemetry import Plan, Sampler
 from pytest_llmperf.workloads import Session, Turn
 from pytest_llmperf.workloads.base import TokenSource
 
@@ -55,6 +58,8 @@ class Setting:
     progress: Progress
     team: Team
     """Who sends the load."""
+    telemetry: Plan | None = None
+    """What is sampled beside each run."""
     arm: str | None = None
     """Which of several builds is measured, where there are several."""
 
@@ -91,9 +96,15 @@ class Measurement:
         self.validity = Validity()
         self._request = request
         path = setting.record_dir / f"{_file_stem(self.provenance.measurement, setting.arm)}.jsonl"
-        about = {"measurement": self.provenance.measurement, "hardware_key": self.provenance.hardware_key}
+        about = {
+            "measurement": self.provenance.measurement,
+            "hardware_key": self.provenance.hardware_key,
+            **({} if setting.arm is None else {"arm": setting.arm}),
+        }
         self._rows = RecordFile(path, about)
-        self._runs = _Runs(engine, request, setting, self._rows, Extent.of(request.load, turns))
+        self._sampler = _sampler(setting, path.with_suffix(".telemetry.ndjson"), about)
+        extent = Extent.of(request.load, turns)
+        self._runs = _Runs(engine, request, setting, self._rows, self._sampler, extent)
 
     def __enter__(self) -> Measurement:
         return self
@@ -102,7 +113,9 @@ class Measurement:
         self.close()
 
     def close(self) -> None:
-        """Finish the record file."""
+        """Finish the record file, and what samples beside the runs."""
+        if self._sampler is not None:
+            self._sampler.close()
         self._rows.close()
 
     def run(self, index: int) -> bool:
@@ -129,12 +142,21 @@ class Measurement:
 class _Runs:
     """The passes of one workload over one engine."""
 
-    def __init__(self, engine: Engine, request: Request, setting: Setting, rows: RecordFile, extent: Extent) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        setting: Setting,
+        rows: RecordFile,
+        sampler: Sampler | None,
+        extent: Extent,
+    ) -> None:
         self._engine = engine
         self._extent = extent
         self._request = request
         self._setting = setting
         self._rows = rows
+        self._sampler = sampler
         names = [name for name in (setting.arm, request.name) if name is not None]
         self._label = ": ".join([*names, "run"])
         # A server that is not ours may still hold what an earlier session sent it.
@@ -157,7 +179,11 @@ class _Runs:
             return RunRecord(index=index, phase=phase, start_ns=now_ns, end_ns=now_ns, requests=()), unprepared
         before = self._engine.cache_counters()
         told = _Told(self._setting, title, self._extent, before=number - 1, runs=total)
+        if self._sampler is not None:
+            self._sampler.begin(index)
         requests, driven = self._drive(index, phase, workload, self._request.load, told)
+        if self._sampler is not None:
+            self._sampler.end()
         cache = self._engine.cache_counters().since(before)
         spoiled = (
             *driven.problems,
@@ -170,6 +196,8 @@ class _Runs:
         if any(not request.ok for request in requests):
             self._look_after_engine()
         record = driven.run(requests, index=index, phase=phase, cache=cache)
+        if self._sampler is not None:
+            record = replace(record, telemetry=self._sampler.summary(span(record)))
         if requests and not record.counted:
             spoiled += (
                 f"no request was meant to be sent within the window that counts ({self._request.load.describe()})",
@@ -411,7 +439,8 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
     remarks = [remark for r in requests for remark in r.remarks]
     if remarks:
         doubts.append(f"odd answers among {len(requests)}: {_by_kind(remarks)}")
-    return (*doubts, *_client_doubts(records))
+    told = (problem for record in records if record.telemetry is not None for problem in record.telemetry.problems)
+    return (*doubts, *_client_doubts(records), *dict.fromkeys(told))
 
 
 def _client_doubts(records: Sequence[RunRecord]) -> Iterator[str]:
@@ -447,6 +476,13 @@ def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenanc
         engine=engine.describe(),
         simulated=engine.is_simulated,
     )
+
+
+def _sampler(setting: Setting, path: Path, about: dict[str, Any]) -> Sampler | None:
+    """What samples beside the runs; nothing where time is virtual, as sensors know none."""
+    if setting.telemetry is None or setting.clock.cpu_ns() is None:
+        return None
+    return setting.telemetry.start(setting.clock, path, about)
 
 
 def _file_stem(measurement: str, arm: str | None) -> str:

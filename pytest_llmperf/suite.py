@@ -33,6 +33,7 @@ from pytest_llmperf.results import PerfResult
 from pytest_llmperf.selfcheck import excesses, tolerated
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.stats import Statistic
+from pytest_llmperf.telemetry import planned
 from pytest_llmperf.verdicts import Judgement, Verdict
 
 
@@ -333,6 +334,7 @@ class Suite:
             record_dir=self.output / "records",
             progress=self._progress,
             team=LocalTeam(engine.clock) if engine.is_simulated else self._team,
+            telemetry=planned(self.options.telemetry_hz, engine.spec, self.hardware_of(engine.spec)),
         )
 
     def review(self) -> list[Judged]:

@@ -15,6 +15,8 @@ GIB = 2**30
 SECONDS = "s"
 TOKENS_PER_SECOND = "tokens/s"
 REQUESTS_PER_SECOND = "requests/s"
+JOULES_PER_TOKEN = "J/token"
+WATTS = "W"
 RATIO = "1"
 """A share of a whole."""
 FACTOR = "ratio"
@@ -71,7 +73,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _per_second(unit: str) -> Callable[[float], str]:
+def _in_unit(unit: str) -> Callable[[float], str]:
     return lambda value: f"{_significant(value)} {unit}"
 
 
@@ -85,8 +87,10 @@ def _significant(value: float) -> str:
 
 FORMATS: dict[str, Callable[[float], str]] = {
     SECONDS: seconds,
-    TOKENS_PER_SECOND: _per_second("tok/s"),
-    REQUESTS_PER_SECOND: _per_second("req/s"),
+    TOKENS_PER_SECOND: _in_unit("tok/s"),
+    REQUESTS_PER_SECOND: _in_unit("req/s"),
+    JOULES_PER_TOKEN: _in_unit("J/token"),
+    WATTS: _in_unit("W"),
     RATIO: share,
     FACTOR: lambda value: f"{_significant(value)}x",
 }

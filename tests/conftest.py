@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from nvml import found_on, machine, no_driver, nvml_here, nvml_stub  # noqa: F401 - fixtures, everybody's
 
 # pytester forgets the modules that an in-process run has imported, and numpy cannot be loaded twice.
 import pytest_llmperf.lifecycle  # noqa: F401
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items):
 def no_worker(monkeypatch):
     """Where these tests are spread over processes, the runs within them are not: pytest-benchmark would think so."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_github(monkeypatch):
+    """Where these tests are a step of GitHub Actions, the runs within them leave its log and its summary alone."""
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 from pytest_llmperf import metrics
 from pytest_llmperf.arrivals import Arrival, Arrivals
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS, gated_by_default, latency
+from pytest_llmperf.readings import GpuSummary, TelemetrySummary
 from pytest_llmperf.records import CacheCounters, Failure, Phase, RequestRecord, RunRecord, Window
 from pytest_llmperf.units import FORMATS
 
@@ -36,7 +37,7 @@ def request(*arrivals_ms, sent_ms=0, end_ms=None, tokens=1, **words):
     return RequestRecord(**{**given, **words})
 
 
-def run(*requests, cache=None, window=None):
+def run(*requests, cache=None, window=None, joules=None):
     """A run that began at 0; `window` in milliseconds."""
     if window is not None:
         window = Window(*(None if edge is None else edge * MS for edge in window))
@@ -48,7 +49,14 @@ def run(*requests, cache=None, window=None):
         requests=requests,
         cache=cache or CacheCounters(),
         window=window,
+        telemetry=None if joules is None else sampled(*joules),
     )
+
+
+def sampled(*joules):
+    """The telemetry of so many GPUs with this energy each."""
+    gpus = [GpuSummary(gpu=number, samples=2, duration_s=1.0, energy_j=one) for number, one in enumerate(joules)]
+    return TelemetrySummary(gpus=tuple(gpus), rate_hz=10.0)
 
 
 def itl(record):
@@ -191,6 +199,30 @@ def test_throughputs_are_amounts_over_the_duration():
     assert 2 / 0.1 == metrics.request_throughput(record)
     assert 5 / 0.1 == metrics.output_throughput(record)
     assert 205 / 0.1 == metrics.total_throughput(record)
+
+
+def test_energy_is_of_all_gpus_over_the_tokens_that_came_out():
+    """Two GPUs, five tokens; it is better when there is less of it."""
+    record = run(request(40, 50), request(20, 30, 40), joules=(10.0, 25.0))
+
+    assert metrics.energy_j(record) == 35.0
+    assert metrics.joules_per_token(record) == 7.0
+    assert METRICS["joules_per_token"].formula(record) == 7.0
+    assert (METRICS["joules_per_token"].unit, METRICS["joules_per_token"].higher_is_better) == ("J/token", False)
+
+
+@pytest.mark.parametrize("joules", [None, (), (None,), (10.0, None)], ids=str)
+def test_energy_that_is_not_known_of_every_gpu_is_absent(joules):
+    """No telemetry, no GPU, or one that does not tell."""
+    record = run(request(40, 50), joules=joules)
+
+    assert (metrics.energy_j(record), metrics.joules_per_token(record)) == (None, None)
+
+
+def test_energy_over_tokens_that_nobody_counted_is_absent():
+    """As is energy over none."""
+    assert metrics.joules_per_token(run(request(40, 50, output_tokens=None), joules=(5.0,))) is None
+    assert metrics.joules_per_token(run(joules=(5.0,))) is None
 
 
 def test_one_answer_without_a_count_leaves_the_throughput_unknown():

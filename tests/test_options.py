@@ -122,6 +122,24 @@ def test_a_server_may_take_so_long(pytester):
     assert 1 == default.workers
 
 
+@pytest.mark.parametrize(("given", "hz"), [("0.5", 0.5), ("100", 100.0), ("off", None)])
+def test_telemetry_has_a_rate_or_is_off(pytester, given, hz):
+    """Ten samples a second unless something else is said, on the command line or in the ini file."""
+    pytester.makeini(f"[pytest]\nllmperf_telemetry = {given}\n")
+
+    assert read_options(pytester.parseconfig("-c", "/dev/null"), environ={}).telemetry_hz == 10.0
+    assert read_options(pytester.parseconfig(), environ={}).telemetry_hz == hz
+    assert read_options(pytester.parseconfig("--llmperf-telemetry", "25"), environ={}).telemetry_hz == 25.0
+
+
+@pytest.mark.parametrize("given", ["0", "0.05", "101", "inf", "nan", "on", ""])
+def test_another_rate_of_telemetry_is_a_mistake(pytester, given):
+    """It says what is accepted."""
+    accepted = "a number of samples per second from 0.1 to 100, or off"
+    with pytest.raises(ConfigurationError, match=f"--llmperf-telemetry: expected {accepted}, got"):
+        read_options(pytester.parseconfig(f"--llmperf-telemetry={given}"), environ={})
+
+
 @pytest.mark.parametrize("given", ["0", "-3", "inf", "nan", "soon", ""])
 @pytest.mark.parametrize("name", ["timeout", "request-timeout", "start-timeout"])
 def test_a_limit_is_a_positive_number_of_seconds(pytester, name, given):

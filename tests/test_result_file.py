@@ -14,6 +14,7 @@ from result_files import COMPARABLE, KEY, TEST, benchmark, document, plain, plai
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS, Quantity
+from pytest_llmperf.readings import GpuSummary, TelemetrySummary
 from pytest_llmperf.result_file import UNKNOWN_KEY, comparable, differences, drafted, encoded, read, unlike, write
 
 PROVENANCE = Provenance(
@@ -54,6 +55,17 @@ class TestReading:
         assert (TEST, METRICS["ttft_p50"], (0.1, 0.2)) == (entry.measurement, entry.quantity, entry.stored_values)
         assert {"kind": "vllm", "model": "m", "args": ["--x"]} == entry.engine_words
         assert ({"detect": 3.0, "min_effect": 0.0}, False) == (dict(entry.criterion), entry.simulated)
+
+    def test_telemetry_is_that_of_the_row_that_has_it(self, reading):
+        """A run's is None where none was taken or its form is another's; a file from before has none at all."""
+        telemetry = TelemetrySummary(gpus=(GpuSummary(gpu=0, samples=3, duration_s=0.5, energy_j=7.5),), rate_hz=10.0)
+        first, second = benchmark([0.1, 0.2, 0.3]), benchmark([1, 2, 3], metric="tpot_p50")
+        first["extra_info"]["llmperf"]["result"] = {"telemetry": [telemetry.to_json(), {}, {"rate_hz": 1, "new": 2}]}
+
+        file = reading(document(first, second))
+
+        assert file.telemetry == {TEST: [telemetry, None, None]}
+        assert reading(document(second)).telemetry == {}
 
     def test_a_test_that_only_pytest_benchmark_knows(self, reading):
         """Its one metric is its time; the file does not say what it was measured on."""

@@ -95,6 +95,8 @@ def test_counted_nouns_have_their_plural(number, expected):
     [
         (0.0412, units.SECONDS, "41.2 ms"),
         (12345.6, units.TOKENS_PER_SECOND, "12,346 tok/s"),
+        (0.4123, units.JOULES_PER_TOKEN, "0.412 J/token"),
+        (655.4, units.WATTS, "655 W"),
         (3.14159, units.REQUESTS_PER_SECOND, "3.14 req/s"),
         (0.984, units.RATIO, "98.4 %"),
     ],

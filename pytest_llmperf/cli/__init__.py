@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pytest_llmperf import __version__
-from pytest_llmperf.cli import ab, baseline, compare, doctor, exit_codes, history, import_, load, serve
+from pytest_llmperf.cli import ab, baseline, compare, doctor, exit_codes, history, import_, load, report, serve
 
 SUBCOMMANDS = {
     "ab": ab,
@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "history": history,
     "import": import_,
     "load": load,
+    "report": report,
     "serve": serve,
 }
 """Name: module with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit code`."""

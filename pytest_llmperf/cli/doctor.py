@@ -1,4 +1,7 @@
-"""`pytest-llmperf doctor`: what this machine is, which marked tests it can run, how much load it can measure."""
+"""`pytest-llmperf doctor`: what this machine is, which marked tests it can run, what to change about it first.
+
+And how much load it can measure.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from pytest_llmperf.cli import exit_codes
-from pytest_llmperf.hardware import MARKS, Hardware, Requirement, detect
+from pytest_llmperf.errors import NvmlError
+from pytest_llmperf.hardware import MARKS, Hardware, Requirement, advise, detect, read_host, uses
 
 if TYPE_CHECKING:
     from pytest_llmperf.calibration import Step
+    from pytest_llmperf.hardware import Use
 
-HELP = "say what this machine is: its hardware key, its GPUs, the marks that it satisfies, the load it can measure"
+HELP = "say what this machine is, which marks it satisfies, what to change about it, the load that it can measure"
 _COLUMNS = 80
 _NAME = 18
 # Above this share of the processors others have taken what the client would need.
@@ -30,17 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: TextIO) -> int:
     """Print the findings; the exit code is 0, as there is nothing to fail, or 130 after Ctrl-C."""
     hardware = detect()
-    satisfied = [mark for mark in MARKS if Requirement(parts=(mark,)).unmet_by(hardware) is None]
-    facts = {
-        "hardware key": hardware.key,
-        "GPUs": hardware.describe(),
-        "driver": hardware.driver or "-",
-        "CUDA": hardware.cuda or "-",
-        "CPU": f"{hardware.cpu}, {hardware.cpus} usable",
-        "marks satisfied": ", ".join(satisfied) or "none",
-    }
-    for name, value in facts.items():
+    for name, value in _facts(hardware):
         _say(out, name, value)
+    for sentence in advise(hardware, read_host(), _uses(hardware)):
+        _say(out, "advice", sentence)
     if arguments.no_calibration:
         return 0
     try:
@@ -51,6 +49,27 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     except RuntimeError as error:  # the built-in server's
         _say(out, "client", f"could not be measured: {error}")
     return 0
+
+
+def _facts(hardware: Hardware) -> Iterator[tuple[str, str]]:
+    """The fingerprint and what follows from it, by name."""
+    satisfied = [mark for mark in MARKS if Requirement(parts=(mark,)).unmet_by(hardware) is None]
+    yield "hardware key", hardware.key
+    yield "GPUs", hardware.describe()
+    yield "driver", hardware.driver or "-"
+    yield "CUDA", hardware.cuda or "-"
+    yield "CPU", f"{hardware.cpu}, {hardware.cpus} usable"
+    yield "marks satisfied", ", ".join(satisfied) or "none"
+    for gpu in hardware.gpus:
+        yield f"GPU {gpu.index}", gpu.settings()
+
+
+def _uses(hardware: Hardware) -> dict[str, Use]:
+    """What goes on on the GPUs; nothing where the driver does not answer any more."""
+    try:
+        return uses([gpu.uuid for gpu in hardware.gpus if gpu.uuid])
+    except NvmlError:
+        return {}
 
 
 def _calibrate(out: TextIO, hardware: Hardware) -> None:
@@ -101,7 +120,7 @@ def _notes(hardware: Hardware) -> Iterator[str]:
 
 
 def _say(out: TextIO, name: str, value: str) -> None:
-    lines = textwrap.wrap(f"{name:{_NAME}}{value}", _COLUMNS, subsequent_indent=" " * _NAME, drop_whitespace=True)
+    lines = textwrap.wrap(f"{name:{_NAME}}{value}", _COLUMNS, subsequent_indent=" " * _NAME, break_on_hyphens=False)
     out.writelines(f"{line}\n" for line in lines)
 
 

@@ -1,66 +1,32 @@
-"""What NVML, or else the operating system, says about this machine."""
+"""What NVML, or else the operating system, says about this machine; and machines that somebody names instead."""
 
 from __future__ import annotations
 
 import os
-import platform
 import re
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.hardware.parts import BY_KEY, BY_NVML_NAME, PARTS, Part, part_named
-from pytest_llmperf.units import GIB, MIB, size
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import ModuleType
+from pytest_llmperf.errors import ConfigurationError, NvmlError
+from pytest_llmperf.hardware import nvml
+from pytest_llmperf.hardware.gpu import Gpu, slug
+from pytest_llmperf.hardware.host import cpu_count, cpu_model
+from pytest_llmperf.hardware.parts import BY_KEY, PARTS, Part, part_named
+from pytest_llmperf.hardware.visible import ORDER, VARIABLE, select
+from pytest_llmperf.units import MIB
 
 _SIMULATED = "sim:"
-# NVML's name of a MIG-enabled GPU stays that of the whole part.
-_MIG_ENABLED = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """One GPU. A field is None where the driver does not say."""
-
-    name: str
-    memory_bytes: int | None = None
-    uuid: str | None = None
-    compute_capability: tuple[int, int] | None = None
-    nvlink_c2c: bool | None = None
-    mig: bool | None = None
-
-    @property
-    def part(self) -> Part | None:
-        """The known part that this is; None for an unknown one and for a slice of one."""
-        return None if self.mig else BY_NVML_NAME.get(self.name)
-
-    @property
-    def key(self) -> str:
-        """The normalised name under which baselines are kept."""
-        part = BY_NVML_NAME.get(self.name)
-        key = part.key if part else _slug(self.name)
-        if part is None and self.memory_bytes is not None:
-            key += f"-{round(self.memory_bytes / GIB)}GiB"
-        return f"{key}-MIG" if self.mig else key
-
-    def __str__(self) -> str:
-        memory = "" if self.memory_bytes is None else f" ({size(self.memory_bytes)})"
-        return f"{self.name}{memory}{', MIG enabled' if self.mig else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
     """The machine that a measurement belongs to.
 
-    `problem` says why no GPU was found; it is None where there is one. `declared` is set where a
-    user named the hardware instead of letting it be found, `simulated` where it is the embedded
-    engine's.
+    `gpus` are those that CUDA would use here, each with the UUID by which NVML opens it. `problem`
+    says why no GPU was found; it is None where there is one. `notes` are sentences on GPUs that are
+    there and not used. `declared` is set where a user named the hardware instead of letting it be
+    found, `simulated` where it is the embedded engine's.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -69,17 +35,21 @@ class Hardware:
     cpu: str | None = None
     cpus: int | None = None
     problem: str | None = None
+    notes: tuple[str, ...] = ()
     declared: bool = False
     simulated: bool = False
     part: str | None = None
     """The simulated part's name."""
     key: str = field(default="")
 
-    def describe(self) -> str:
-        """One line for people: `1 x NVIDIA H200 (140 GiB)`, or why there is no GPU."""
+    def describe(self, asked: Sequence[str] = ()) -> str:
+        """One line for people: `1 x NVIDIA H200 (140 GiB)`, or why there is no GPU.
+
+        `asked`: fields of `Gpu` that matter to who reads it, such as `compute_capability`.
+        """
         if not self.gpus:
             return f"no GPU ({self.problem})" if self.problem else "no GPU"
-        names = [str(gpu) for gpu in self.gpus]
+        names = [gpu.describe(asked) for gpu in self.gpus]
         return ("simulated " if self.simulated else "") + ", ".join(
             f"{names.count(name)} x {name}" for name in dict.fromkeys(names)
         )
@@ -88,17 +58,34 @@ class Hardware:
         """Everything known, for the result file; what is not known is left out."""
         known = asdict(self)
         known["gpus"] = [{k: v for k, v in gpu.items() if v is not None} for gpu in known["gpus"]]
-        if not self.simulated:
-            del known["simulated"]
+        for name in ("simulated", "notes"):
+            if not known[name]:
+                del known[name]
         return {name: value for name, value in known.items() if value is not None}
 
 
 def detect() -> Hardware:
     """Ask NVML and the operating system. Never raises: what cannot be had is said in `problem`."""
-    gpus, driver, cuda, problem = _ask_nvml()
-    cpu, cpus = _cpu_model(), _cpu_count()
-    key = _gpu_key(gpus) if gpus else f"CPU-{_slug(cpu)}-{cpus}-cores"
-    return Hardware(gpus=gpus, driver=driver, cuda=cuda, cpu=cpu, cpus=cpus, problem=problem, key=key)
+    cpu, cpus = cpu_model(), cpu_count()
+    without = f"CPU-{slug(cpu)}-{cpus}-cores"
+    try:
+        found = nvml.look()
+    except NvmlError as error:
+        return Hardware(cpu=cpu, cpus=cpus, problem=str(error), key=without)
+    chosen = select(found.gpus, os.environ.get(VARIABLE), os.environ.get(ORDER))
+    problem, notes = None, chosen.notes
+    if not chosen.gpus:
+        problem, notes = "; ".join(notes) or "NVML lists no device that this process may use", ()
+    return Hardware(
+        gpus=chosen.gpus,
+        driver=found.driver,
+        cuda=found.cuda,
+        cpu=cpu,
+        cpus=cpus,
+        problem=problem,
+        notes=notes,
+        key=_gpu_key(chosen.gpus) if chosen.gpus else without,
+    )
 
 
 def declared(key: str) -> Hardware:
@@ -155,95 +142,11 @@ def _declared_gpu(part: Part) -> Gpu:
 
 def remote(host: str) -> Hardware:
     """The unknown machine behind a URL: results from it are kept apart by host name."""
-    return Hardware(problem=f"the server runs on {host}", key=f"remote-{_slug(host)}")
+    return Hardware(problem=f"the server runs on {host}", key=f"remote-{slug(host)}")
 
 
 def _gpu_key(gpus: tuple[Gpu, ...]) -> str:
-    keys = [gpu.key for gpu in gpus]
+    """Keys with their counts, in an order that does not depend on the slots."""
+    keys = sorted(gpu.key for gpu in gpus)
     counted = [(keys.count(key), key) for key in dict.fromkeys(keys)]
     return "+".join(key if count == 1 else f"{count}x-{key}" for count, key in counted)
-
-
-def _slug(name: str) -> str:
-    plain = re.sub(r"\((R|TM|C)\)|\bCPU\b|@.*", " ", name)
-    return re.sub(r"[^A-Za-z0-9.]+", "-", plain).strip("-")
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1) if found else platform.processor() or platform.machine()
-
-
-def _cpu_count() -> int:
-    """Processors that this process may be scheduled on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _ask_nvml() -> tuple[tuple[Gpu, ...], str | None, str | None, str | None]:
-    try:
-        import pynvml  # noqa: PLC0415 - only where hardware is asked for
-    except ImportError:
-        return (), None, None, "the package nvidia-ml-py is not installed"
-    try:
-        with _session(pynvml):
-            gpus = tuple(_gpu(pynvml, handle) for handle in _handles(pynvml))
-            driver = _offered(pynvml, pynvml.nvmlSystemGetDriverVersion)
-            version = _offered(pynvml, pynvml.nvmlSystemGetCudaDriverVersion_v2)
-    except pynvml.NVMLError as error:
-        return (), None, None, f"NVML: {error}"
-    cuda = None if version is None else f"{version // 1000}.{version % 1000 // 10}"
-    return gpus, driver, cuda, None if gpus else "NVML lists no device that this process may use"
-
-
-@contextmanager
-def _session(nvml: ModuleType) -> Iterator[None]:
-    nvml.nvmlInit()
-    try:
-        yield
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _handles(nvml: ModuleType) -> list[object]:
-    """The devices that this process may use; NVML counts those that a container withholds, too."""
-    found = [_offered(nvml, nvml.nvmlDeviceGetHandleByIndex, index) for index in range(nvml.nvmlDeviceGetCount())]
-    return [handle for handle in found if handle is not None]
-
-
-def _gpu(nvml: ModuleType, handle: object) -> Gpu:
-    memory = _offered(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
-    mig = _offered(nvml, nvml.nvmlDeviceGetMigMode, handle)
-    return Gpu(
-        name=nvml.nvmlDeviceGetName(handle),
-        memory_bytes=None if memory is None else memory.total,
-        uuid=_offered(nvml, nvml.nvmlDeviceGetUUID, handle),
-        compute_capability=_offered(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle),
-        nvlink_c2c=_c2c(nvml, handle),
-        mig=None if mig is None else mig[0] == _MIG_ENABLED,
-    )
-
-
-def _c2c(nvml: ModuleType, handle: object) -> bool | None:
-    """Whether NVLink-C2C joins GPU and CPU; a part that does not support the question has none."""
-    call = getattr(nvml, "nvmlDeviceGetC2cModeInfoV", None)  # absent from bindings before 12.550
-    if call is None:
-        return None
-    try:
-        return bool(call(handle).isC2cEnabled)
-    except nvml.NVMLError_NotSupported:
-        return False
-    except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
-        return None
-
-
-def _offered(nvml: ModuleType, call: Callable[..., Any], *arguments: object) -> Any:
-    """What the call returns, or None where this driver or part does not offer it."""
-    try:
-        return call(*arguments)
-    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
-        return None

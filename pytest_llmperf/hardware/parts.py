@@ -31,6 +31,7 @@ NVLINK_3 = Figure(300e9, "12 NVLink 3 of 25 GB/s per direction")
 NVLINK_4 = Figure(450e9, "18 NVLink 4 of 25 GB/s per direction")
 NVLINK_4_BRIDGE = Figure(300e9, f"12 NVLink 4 of 25 GB/s per direction, over a bridge; {QUOTED}")
 NVLINK_5 = Figure(900e9, f"18 NVLink 5 of 50 GB/s per direction; {QUOTED}")
+NVLINKS = (NVLINK_3, NVLINK_4, NVLINK_4_BRIDGE, NVLINK_5)
 
 
 _FULL = Figure(1.0, "nothing else is known")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.hardware.detect import Gpu, Hardware
+from pytest_llmperf.hardware.detect import Hardware
+from pytest_llmperf.hardware.gpu import Gpu, version
+from pytest_llmperf.hardware.parts import NVLINKS
 from pytest_llmperf.units import GIB
 
 
@@ -18,6 +21,10 @@ class Requirement:
     count: int | None = None
     memory_gib: float | None = None
     nvlink_c2c: bool | None = None
+    compute_capability: tuple[int, int] | None = None
+    """At least this."""
+    nvlink: bool | None = None
+    """Linked to its peers."""
 
     @property
     def is_empty(self) -> bool:
@@ -25,28 +32,41 @@ class Requirement:
 
     def unmet_by(self, hardware: Hardware) -> str | None:
         """None if `hardware` meets this; else a sentence that says what was needed and found."""
-        suitable = [gpu for gpu in hardware.gpus if self._suits(gpu)]
+        suitable = [gpu for gpu in hardware.gpus if self._suits(gpu) and self._is_linked_as_asked(gpu, hardware)]
         if self.is_empty or len(suitable) >= (self.count or 1):
             return None
-        return f"needs {self}, found {hardware.describe()}"
+        asked = [word for word in ("compute_capability", "nvlink") if getattr(self, word) is not None]
+        return "; ".join([f"needs {self}, found {hardware.describe(asked)}", *hardware.notes])
 
     def _suits(self, gpu: Gpu) -> bool:
         return (
             all(gpu.part is not None and gpu.part.mark == mark for mark in self.parts)
             and (self.memory_gib is None or self._has_memory(gpu, self.memory_gib))
             and (self.nvlink_c2c is None or gpu.nvlink_c2c is self.nvlink_c2c)
+            and (self.compute_capability is None or (gpu.compute_capability or (0, 0)) >= self.compute_capability)
         )
+
+    def _is_linked_as_asked(self, gpu: Gpu, hardware: Hardware) -> bool:
+        """Of hardware that was declared, the part says whether several of it are linked."""
+        is_linked = gpu.nvlink
+        if hardware.declared and gpu.part is not None:
+            is_linked = len(hardware.gpus) > 1 and gpu.part.gpu_link in NVLINKS
+        return self.nvlink is None or is_linked is self.nvlink
 
     @staticmethod
     def _has_memory(gpu: Gpu, gib: float) -> bool:
-        """NVML gives a MIG-enabled GPU the memory of the whole part, of which a slice has some."""
-        return gpu.memory_bytes is not None and not gpu.mig and gpu.memory_bytes >= gib * GIB
+        """NVML gives a GPU whose MIG is on the memory of the whole part, of which a slice has some."""
+        is_own = not gpu.mig or gpu.gpu_uuid is not None
+        return gpu.memory_bytes is not None and is_own and gpu.memory_bytes >= gib * GIB
 
     def __str__(self) -> str:
         what = " and ".join(mark.upper() for mark in self.parts) or "GPU"
         details = [f"{self.memory_gib:g} GiB"] if self.memory_gib is not None else []
-        if self.nvlink_c2c is not None:
-            details.append("NVLink-C2C" if self.nvlink_c2c else "no NVLink-C2C")
+        if self.compute_capability is not None:
+            details.append(f"compute capability {version(self.compute_capability)}")
+        for asked, name in ((self.nvlink, "NVLink"), (self.nvlink_c2c, "NVLink-C2C")):
+            if asked is not None:
+                details.append(name if asked else f"no {name}")
         suffix = f" with {' and '.join(details)}" if details else ""
         return f"{self.count or 1} x {what}{suffix}"
 
@@ -66,11 +86,13 @@ def requirement_of(
             given = ", ".join(map(repr, positional))
             problems.append(f"gpu({given}): the gpu mark takes keywords only, such as gpu(count=2)")
         for word, value in words.items():
-            problem = _problem(word, value)
-            if problem:
-                problems.append(problem)
-            else:
-                wanted.setdefault(word, value)
+            if word not in _WORDS:
+                problems.append(f"gpu({word}=...): unknown word; accepted: {', '.join(_WORDS)}")
+                continue
+            try:
+                wanted.setdefault(word, _WORDS[word](value))
+            except ValueError as expected:
+                problems.append(f"gpu({word}={value!r}): expected {expected}")
     if problems:
         raise ConfigurationError(*problems)
     if gpu_marks and not wanted:
@@ -78,13 +100,37 @@ def requirement_of(
     return Requirement(parts=tuple(dict.fromkeys(part_marks)), **wanted)  # type: ignore[arg-type] # checked above
 
 
-def _problem(word: str, value: object) -> str | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if word == "count":
-        bad = not isinstance(value, int) or isinstance(value, bool) or value < 1
-        return f"gpu(count={value!r}): expected a whole number of at least 1" if bad else None
-    if word == "memory_gib":
-        return None if is_number and float(value) > 0 else f"gpu(memory_gib={value!r}): expected a positive number"  # type: ignore[arg-type]
-    if word == "nvlink_c2c":
-        return None if isinstance(value, bool) else f"gpu(nvlink_c2c={value!r}): expected True or False"
-    return f"gpu({word}=...): unknown word; accepted: count, memory_gib, nvlink_c2c"
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError("a whole number of at least 1")
+    return value
+
+
+def _positive(value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError("a positive number")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("True or False")  # noqa: TRY004 - the caller makes one kind of error of all of them
+    return value
+
+
+def _capability(value: object) -> tuple[int, int]:
+    """`9.0`, `"9.0"` and `9` are (9, 0)."""
+    found = re.fullmatch(r"([1-9]\d?)(?:\.(\d))?", str(value))
+    if not isinstance(value, (int, float, str)) or isinstance(value, bool) or found is None:
+        raise ValueError("a version such as 9.0")
+    return int(found[1]), int(found[2] or 0)
+
+
+_WORDS: dict[str, Callable[[object], object]] = {
+    "count": _count,
+    "memory_gib": _positive,
+    "nvlink_c2c": _flag,
+    "compute_capability": _capability,
+    "nvlink": _flag,
+}
+"""The words of the `gpu` mark; each function returns the value or raises `ValueError` with what is expected."""

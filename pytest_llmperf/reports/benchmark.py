@@ -44,6 +44,10 @@ def is_disabled(config: pytest.Config) -> bool:
     return session is not None and bool(session.disabled)
 
 
+_ONCE = "telemetry"
+"""What only a measurement's first row holds: of eight GPUs it is some 10 kB for each run."""
+
+
 @dataclass(slots=True)
 class _Fixture:
     """What `Metadata` wants to know of a benchmark fixture."""
@@ -70,6 +74,7 @@ def rows(item: pytest.Item, result: Judged, criteria: Sequence[Criterion]) -> li
         values = [value for value in measured if value is not None and value > 0]
         if values and len(values) == len(measured):
             made.append(_row(item, result, figures, criterion, [metric.stored(value) for value in values]))
+            figures = {name: value for name, value in figures.items() if name != _ONCE}
     return made
 
 

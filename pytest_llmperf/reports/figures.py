@@ -39,6 +39,8 @@ def figures_json(result: PerfResult) -> dict[str, Any]:
             "load": _known(asdict(result.load)),
             "ceiling": None if result.ceiling is None else _known(asdict(result.ceiling)),
             "client": _known(asdict(result.client)),
+            "gpu": None if result.gpu is None else _known(asdict(result.gpu)),
+            "telemetry": _telemetry_json(result),
             "runs": [_run_json(run) for run in result.runs],
             "validity": list(result.validity.reasons),
             "doubts": list(result.doubts),
@@ -66,6 +68,12 @@ def _plain(value: float | None) -> float | None:
 
 def _run_json(run: Figures) -> dict[str, Any]:
     return _known({metric.name: run.value(metric)[0] for metric in METRICS.values()})
+
+
+def _telemetry_json(result: PerfResult) -> list[dict[str, Any]] | None:
+    """One of each run, empty where none was taken; None if of no run."""
+    taken = [run.telemetry for run in result.records]
+    return [{} if one is None else one.to_json() for one in taken] if any(taken) else None
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

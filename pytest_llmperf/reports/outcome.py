@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import ConfigurationError, EngineError
@@ -55,9 +55,29 @@ def apply(
         # A regression that an xfail mark expects is an expected failure.
         report.outcome = "skipped" if hasattr(report, "wasxfail") else "failed"
         report.longrepr = _texts(failing)
-    for result in results:
-        if result.verdict is not None:
-            report.user_properties.append(("llmperf_verdict", str(result.verdict)))
+
+
+_PROPERTY = "llmperf_"
+
+
+def record(item: pytest.Item, report: pytest.TestReport, results: Sequence[Judged]) -> None:
+    """Give the test its properties: in this report and, where JUnit files take them from, that of its teardown."""
+    found = [one for result in results if result.verdict is not None for one in _properties(result)]
+    report.user_properties += found
+    others = [one for one in item.user_properties if not one[0].startswith(_PROPERTY)]  # ours are of an earlier attempt
+    item.user_properties[:] = [*others, *found]
+
+
+def _properties(result: Judged) -> Iterator[tuple[str, str]]:
+    """The verdict, and each gated metric in its base unit."""
+    name = result.provenance.name
+    prefix = _PROPERTY if name is None else f"{_PROPERTY}{name}_"
+    yield f"{_PROPERTY}measurement", result.provenance.measurement
+    yield f"{_PROPERTY}verdict", str(result.verdict)
+    for finding in result.judgement.findings if result.judgement is not None else ():
+        for suffix, value in (("", finding.now), ("_baseline", finding.baseline), ("_change", finding.change)):
+            if value is not None:
+                yield f"{prefix}{finding.metric.name}{suffix}", f"{value:.6g}"
 
 
 def _line_of(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException]) -> str:

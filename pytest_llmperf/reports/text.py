@@ -16,6 +16,7 @@ from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 _HEADINGS = ("metric", "baseline", "now", "change", "interval", "could see", "p", "verdict")
 _NARROW = (0, 1, 2, 3, 5, 7)
 """The columns that stay where the terminal is narrow; interval and p then have a line of their own."""
+_IDLE = "gpu_idle"
 _ABSENT = "-"
 _ROUNDS_SHOWN = 12
 CHARACTERS = 80
@@ -275,6 +276,7 @@ def figures(result: Figures) -> Iterator[str]:
         more = f" ... {units.seconds(rounds[-1].p50)}" if len(rounds) > _ROUNDS_SHOWN else ""
         yield f"TTFT p50 by round: {shown}{more}"
     yield from _cache(result)
+    yield from _gpu(result)
 
 
 def roofline(result: PerfResult) -> Iterator[str]:
@@ -302,3 +304,16 @@ def _cache(result: Figures) -> Iterator[str]:
         parts.append(f"preemptions {cache.preemptions}")
     if parts:
         yield f"cache: {', '.join(parts)}"
+
+
+def _gpu(result: Figures) -> Iterator[str]:
+    """What the GPUs took, and what held their clocks; idling is no news."""
+    gpu = result.gpu
+    if gpu is None:
+        return
+    amounts = ((gpu.joules_per_token, units.JOULES_PER_TOKEN), (gpu.mean_power_w, units.WATTS))
+    parts = [units.quantity(value, unit) for value, unit in amounts if value is not None]
+    parts += [f"{name} {units.share(share)}" for name, share in gpu.reasons.items() if share and name != _IDLE]
+    parts += [f"lost {one}" for one in gpu.lost]
+    if parts:
+        yield f"gpu: {', '.join(parts)}"

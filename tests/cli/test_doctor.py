@@ -10,7 +10,7 @@ import pytest
 from pytest_llmperf import calibration
 from pytest_llmperf.calibration import Step
 from pytest_llmperf.cli import doctor, main
-from pytest_llmperf.hardware import Hardware
+from pytest_llmperf.hardware import Gpu, Hardware, Host
 
 GOOD = Step(
     streams=1024,
@@ -66,8 +66,9 @@ client            truthful up to 1024 streams and 76,199 tokens/s with one
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run the command on a quiet machine on which these steps are measured."""
+    """Run the command on a quiet, well-kept machine on which these steps are measured."""
     monkeypatch.setattr(doctor.os, "getloadavg", lambda: (0.1, 9.0, 9.0))
+    monkeypatch.setattr(doctor, "read_host", Host)
 
     def run(*arguments, steps=()):
         def calibrate(progress):
@@ -84,8 +85,9 @@ def call(monkeypatch, capsys):
     return run
 
 
-def test_the_machine(call):
+def test_the_machine(call, monkeypatch):
     """Each fact in its line."""
+    monkeypatch.setattr(doctor, "detect", lambda: Hardware(cpu="AMD EPYC", cpus=2, problem="none here", key="X"))
     code, out = call("--no-calibration")
     names = ["hardware key", "GPUs", "driver", "CUDA", "CPU", "marks satisfied"]
     assert names == re.findall(r"^(\w.*?)  ", out, re.MULTILINE)
@@ -99,6 +101,33 @@ def test_a_long_fact_goes_on_below_itself(call, monkeypatch):
     _, out = call("--no-calibration")
     assert all(len(line) <= 80 for line in out.splitlines())
     assert hardware.cpu.split() == re.search(r"CPU  +(a processor.*?), None", out, re.DOTALL)[1].split()
+
+
+def test_what_to_change_stands_below_the_facts(call, monkeypatch):
+    """A line for each thing, no longer than 80 columns, and a command is not torn at its dashes."""
+    gpu = Gpu(name="NVIDIA H200", index=0, pcie_generation=1, pcie_generation_max=5, pcie_width=16, pcie_width_max=16)
+    monkeypatch.setattr(doctor, "detect", lambda: Hardware(gpus=(gpu,), cpu="AMD EPYC", cpus=2, key="NVIDIA-H200"))
+    monkeypatch.setattr(doctor, "read_host", lambda: Host(swap_used_bytes=2**30))
+
+    _, out = call("--no-calibration")
+
+    assert (
+        out
+        == """\
+hardware key      NVIDIA-H200
+GPUs              1 x NVIDIA H200
+driver            -
+CUDA              -
+CPU               AMD EPYC, 2 usable
+marks satisfied   h200
+GPU 0             PCIe generation 1 x16 of 5 x16
+advice            GPU 0: its PCIe link is at generation 1 of 5, which is normal
+                  while idle; look again under load: nvidia-smi -i 0
+                  --query-gpu=pcie.link.gen.current --format=csv
+advice            1.00 GiB of swap is in use; stop what needs the memory, then
+                  sudo swapoff -a && sudo swapon -a
+"""
+    )
 
 
 def test_the_calibration(call):

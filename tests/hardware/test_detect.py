@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from nvml import GPUS, LOST, NO_PERMISSION, NOT_SUPPORTED, error
 
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.hardware import MARKS, PARTS, Requirement, declared, simulated_part
@@ -20,6 +21,11 @@ MACHINES = {
     ("a100 mig",): ("NVIDIA-A100-SXM4-40GB-MIG", [], "1 x NVIDIA A100-SXM4-40GB (40.0 GiB), MIG enabled"),
     ("l4",): ("NVIDIA-L4", ["l4"], "1 x NVIDIA L4 (22.5 GiB)"),
     ("rtx4090",): ("NVIDIA-RTX-4090", ["rtx4090"], "1 x NVIDIA GeForce RTX 4090 (24.0 GiB)"),
+    ("a100 slices",): (
+        "2x-NVIDIA-A100-SXM4-40GB-MIG-1g.5gb+NVIDIA-A100-SXM4-40GB-MIG-3g.20gb",
+        [],
+        "2 x NVIDIA A100-SXM4-40GB MIG 1g.5gb (4.75 GiB), 1 x NVIDIA A100-SXM4-40GB MIG 3g.20gb (19.5 GiB)",
+    ),
     ("h200", "l4", "l4"): (
         "NVIDIA-H200+2x-NVIDIA-L4",
         ["h200", "l4"],
@@ -70,6 +76,15 @@ def test_a_machine_gets_its_key_its_marks_and_its_description(machine, found_on,
     assert found["open_sessions"] == 0
 
 
+def test_neither_slots_nor_drivers_nor_uuids_change_a_key(machine, found_on):
+    """What an update, a repair or a reboot may change."""
+    other = GPUS["h200"] | {"uuid": "GPU-8d3", "memory_reserved_mib": 900, "power_limit": 500_000, "c2c": error(13)}
+
+    found = [found_on(machine("h200", "l4")), found_on(machine("l4", other, driver="595.1.2", cuda=13020))]
+
+    assert [each["key"] for each in found] == ["NVIDIA-H200+NVIDIA-L4"] * 2
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_of_a_part_leads_to_its_key_and_its_mark_alone(machine, found_on, name):
     """A part's NVML name, matched whole, gives the key of its baselines and no other part's mark."""
@@ -101,7 +116,7 @@ def test_an_unknown_part_without_memory_figures_is_known_by_its_name(machine, fo
 
 
 def test_the_fingerprint_holds_all_that_the_driver_says(machine, found_on):
-    """Name, memory, UUID, compute capability, C2C and MIG of each GPU, and the driver's versions."""
+    """Of each GPU all that does not change from one second to the next, and the driver's versions."""
     fingerprint = found_on(machine("gh200"))["fingerprint"]
 
     assert fingerprint.pop("cpu")
@@ -114,6 +129,24 @@ def test_the_fingerprint_holds_all_that_the_driver_says(machine, found_on):
                 "compute_capability": [9, 0],
                 "nvlink_c2c": True,
                 "mig": False,
+                "index": 0,
+                "pci_bus_id": "00000000:01:00.0",
+                "pci_device_id": "233010DE",
+                "pci_subsystem_id": "16C110DE",
+                "pcie_generation": 5,
+                "pcie_generation_max": 5,
+                "pcie_generation_gpu_max": 5,
+                "pcie_width": 16,
+                "pcie_width_max": 16,
+                "nvlinks": 0,
+                "ecc": True,
+                "ecc_pending": True,
+                "persistence": True,
+                "power_limit_w": 700.0,
+                "power_limit_default_w": 700.0,
+                "sm_clock_max_mhz": 1980,
+                "memory_clock_max_mhz": 2619,
+                "numa_node": 0,
             }
         ],
         "driver": "570.133.20",
@@ -126,17 +159,18 @@ def test_the_fingerprint_holds_all_that_the_driver_says(machine, found_on):
 
 def test_what_the_driver_does_not_say_is_absent(machine, found_on):
     """A call that is not supported, or not permitted, leaves its field out; a link that is not supported is none."""
-    gpu = {"name": "NVIDIA L4", "memory_mib": "error 3", "uuid": "error 4", "cc": "error 3", "c2c": "error 3"}
+    refused = ("uuid", "pci", "persistence", "ecc", "power_limit", "nvlinks", "pcie_width", "memory_affinity")
+    gpu = {"name": "NVIDIA L4", "memory_mib": error(NOT_SUPPORTED)} | dict.fromkeys(refused, error(NO_PERMISSION))
 
     fingerprint = found_on(machine(gpu, driver=None, cuda=None))["fingerprint"]
 
-    assert fingerprint["gpus"] == [{"name": "NVIDIA L4", "nvlink_c2c": False}]
+    assert fingerprint["gpus"] == [{"name": "NVIDIA L4", "index": 0, "nvlink_c2c": False}]
     assert fingerprint.keys() == {"gpus", "cpu", "cpus", "declared", "key"}
 
 
 def test_a_link_that_is_off_is_told_from_one_that_is_unknown(machine, found_on):
     """C2C is false where the driver says so or does not support it, and absent where one may not ask."""
-    hidden = {"name": "NVIDIA L4", "c2c": "error 4"}
+    hidden = {"name": "NVIDIA L4", "c2c": error(NO_PERMISSION)}
 
     gpus = found_on(machine("gh200", "h200", "l4", hidden))["fingerprint"]["gpus"]
 
@@ -150,15 +184,20 @@ def test_a_driver_without_the_late_functions_is_enough(machine, found_on):
     assert (found["key"], found["marks"], found["problem"]) == ("NVIDIA-GH200-96GB", ["gh200"], None)
     assert found["fingerprint"]["driver"] == "570.133.20"
     assert "cuda" not in found["fingerprint"]
-    assert found["fingerprint"]["gpus"][0].keys() == {"name", "memory_bytes", "uuid", "compute_capability"}
+    assert GPUS["gh200"].keys() > {"c2c", "mig", "memory_affinity", "pcie_generation_gpu_max"}
+    assert not found["fingerprint"]["gpus"][0].keys() & {"nvlink_c2c", "mig", "numa_node", "pcie_generation_gpu_max"}
+    assert found["fingerprint"]["gpus"][0]["power_limit_w"] == 700
 
 
 def test_a_binding_without_the_c2c_call_is_enough(machine, found_on):
-    """Bindings before 12.550 lack `nvmlDeviceGetC2cModeInfoV`: the link is then unknown."""
-    found = found_on(machine("gh200"), before="import pynvml; del pynvml.nvmlDeviceGetC2cModeInfoV")
+    """Bindings before 12.550 lack `nvmlDeviceGetC2cModeInfoV`: what only such a part has still tells."""
+    unknown = {name: value for name, value in GPUS["gh200"].items() if name != "addressing_mode"}
+    counted = [unknown | {"fields": {"170": number}} for number in (1, 0)]
+
+    found = found_on(machine("gh200", unknown, *counted), before="import pynvml; del pynvml.nvmlDeviceGetC2cModeInfoV")
 
     assert found["marks"] == ["gh200"]
-    assert "nvlink_c2c" not in found["fingerprint"]["gpus"][0]
+    assert [gpu.get("nvlink_c2c") for gpu in found["fingerprint"]["gpus"]] == [True, None, True, False]
 
 
 @pytest.mark.parametrize(("number", "version"), [(12040, "12.4"), (12080, "12.8"), (13000, "13.0")])
@@ -170,9 +209,16 @@ def test_cuda_is_read_from_its_number(machine, found_on, number, version):
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        ({"init_error": 4}, "NVML: Insufficient Permissions"),
-        ({"init_error": 9}, "NVML: Driver Not Loaded"),
-        ({"init_error": 18}, "NVML: RM has detected an NVML/RM version mismatch."),
+        ({"init_error": 4}, "NVML: Insufficient Permissions; see who may read /dev/nvidiactl"),
+        (
+            {"init_error": 9},
+            "NVML: Driver Not Loaded; load the driver's kernel module (modprobe nvidia) and look at dmesg",
+        ),
+        (
+            {"init_error": 18},
+            "NVML: RM has detected an NVML/RM version mismatch; "
+            "the driver was updated under way: reboot, or load its kernel modules again",
+        ),
         ({"init_error": 27}, "NVML: stub error 27"),
         ({"init_error": 999}, "NVML: Unknown Error"),
         ({"count_error": 999}, "NVML: Unknown Error"),
@@ -191,16 +237,17 @@ def test_a_driver_that_fails_is_a_problem_with_a_reason(machine, found_on, lines
 
 def test_a_lost_gpu_is_a_problem_with_a_reason(machine, found_on):
     """A GPU that fell off the bus is said, not passed over, and NVML is shut down all the same."""
-    lost = {"name": "NVIDIA H200", "memory_mib": "error 15"}
+    problem = "NVML: GPU is lost (GPU 1); it fell off the bus: look for an Xid in dmesg, then reset it or reboot"
 
-    found = found_on(machine("h200", lost))
+    for lost in ("lost", {"name": "NVIDIA H200", "memory_mib": error(LOST)}):
+        found = found_on(machine("h200", lost))
 
-    assert (found["problem"], found["marks"], found["open_sessions"]) == ("NVML: GPU is lost", [], 0)
+        assert (found["problem"], found["marks"], found["open_sessions"]) == (problem, [], 0)
 
 
 def test_a_withheld_gpu_does_not_hide_the_others(machine, found_on):
     """NVML counts devices that a container withholds and then refuses their handles; the rest is found."""
-    withheld = {"handle": "error 4", "name": "NVIDIA H200"}
+    withheld = {"handle": error(NO_PERMISSION), "name": "NVIDIA H200"}
 
     found = found_on(machine(withheld, "h200", withheld))
 
@@ -208,7 +255,9 @@ def test_a_withheld_gpu_does_not_hide_the_others(machine, found_on):
     assert [gpu["uuid"] for gpu in found["fingerprint"]["gpus"]] == ["GPU-1"]
 
 
-@pytest.mark.parametrize("gpus", [(), ({"handle": "error 4", "name": "NVIDIA H200"},)], ids=["none", "withheld"])
+@pytest.mark.parametrize(
+    "gpus", [(), ({"handle": error(NO_PERMISSION), "name": "NVIDIA H200"},)], ids=["none", "withheld"]
+)
 def test_a_driver_without_a_device_is_a_problem_with_a_reason(machine, found_on, gpus):
     """A driver that offers this process no device is told apart from a missing driver."""
     found = found_on(machine(*gpus))
@@ -221,7 +270,7 @@ def test_no_driver_is_a_problem_with_a_reason(no_driver, found_on):
     """Without NVML's library there is no GPU, no driver, and the processor gives the key."""
     found = found_on(no_driver)
 
-    assert found["describe"] == "no GPU (NVML: NVML Shared Library Not Found)"
+    assert found["describe"] == "no GPU (NVML: NVML Shared Library Not Found; is NVIDIA's driver installed?)"
     assert found["marks"] == []
     assert found["key"].startswith("CPU-")
     assert found["fingerprint"].keys() == {"gpus", "cpu", "cpus", "problem", "declared", "key"}

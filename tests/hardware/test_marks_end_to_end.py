@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+from nvml import GPUS, NO_PERMISSION, STEERING, error
 
 from pytest_llmperf import hardware, plugin
 
@@ -55,6 +57,8 @@ def run_on(pytester, monkeypatch):
     def run(environment, *arguments, tests=TESTS):
         pytester.makepyfile(test_it=tests)
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        for name in STEERING:
+            monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         return pytester.runpytest_subprocess(*PLUGINS, "-W", "error", "--strict-markers", "-rA", *arguments)
@@ -63,12 +67,16 @@ def run_on(pytester, monkeypatch):
 
 
 def doctor(environment):
-    """What `pytest-llmperf doctor` prints there: values by the name of the fact."""
+    """What `pytest-llmperf doctor` prints there: the values of each fact, by its name."""
+    outside = {name: value for name, value in os.environ.items() if name not in STEERING}
     done = subprocess.run(
-        [sys.executable, "-c", DOCTOR], env=os.environ | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", DOCTOR], env=outside | environment, capture_output=True, text=True, check=True
     )
-    pairs = (line.split("  ", maxsplit=1) for line in done.stdout.splitlines())
-    return {name.strip(): value.strip() for name, value in pairs}
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    said = {}
+    for name, value in re.findall(r"^(\S.{17})(.*(?:\n {18}.*)*)", done.stdout, re.MULTILINE):
+        said.setdefault(name.strip(), []).append(" ".join(value.split()))
+    return said
 
 
 def test_on_another_part_tests_skip_with_what_was_needed_and_found(machine, run_on):
@@ -113,7 +121,7 @@ def test_without_a_driver_marked_tests_skip_and_the_run_is_green(no_driver, run_
     result.assert_outcomes(skipped=2, deselected=6)
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(
-        ["SKIPPED * needs 1 x GH200, found no GPU (NVML: NVML Shared Library Not Found)"],
+        ["SKIPPED * needs 1 x GH200, found no GPU (NVML: NVML Shared Library Not Found; *)"],
     )
 
 
@@ -124,8 +132,8 @@ def test_a_driver_that_is_not_loaded_is_told_in_the_reason(machine, run_on):
     result.assert_outcomes(skipped=1, passed=1, deselected=6)
     result.stdout.fnmatch_lines_random(
         [
-            "SKIPPED * needs 1 x GPU, found no GPU (NVML: Driver Not Loaded)",
-            "key: CPU-* problem: NVML: Driver Not Loaded",
+            "SKIPPED * needs 1 x GPU, found no GPU (NVML: Driver Not Loaded; load the driver*)",
+            "key: CPU-* problem: NVML: Driver Not Loaded; load *",
         ]
     )
 
@@ -138,7 +146,7 @@ def test_required_hardware_that_is_missing_fails_the_test(no_driver, run_on):
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
-            "needs 1 x GH200, found no GPU (NVML: NVML Shared Library Not Found) (--llmperf-require-hardware)",
+            "needs 1 x GH200, found no GPU (NVML: NVML Shared Library Not Found; *) (--llmperf-require-hardware)",
             "FAILED test_it.py::test_gh200*",
         ]
     )
@@ -185,7 +193,8 @@ def test_mistakes_in_marks_stop_the_run_before_any_test(no_driver, run_on):
     result.assert_outcomes()
     result.stderr.fnmatch_lines(
         [
-            "ERROR: test_it.py::test_typo: gpu(cout=...): unknown word; accepted: count, memory_gib, nvlink_c2c",
+            "ERROR: test_it.py::test_typo: gpu(cout=...): unknown word; accepted: count, memory_gib, nvlink_c2c, "
+            "compute_capability, nvlink",
             "ERROR: test_it.py::test_zero: gpu(count=0): expected a whole number of at least 1",
         ]
     )
@@ -214,7 +223,7 @@ def test_every_mark_is_listed(pytester, monkeypatch):
 
     result.stdout.fnmatch_lines_random(
         [
-            "@pytest.mark.gpu(count=N, memory_gib=N, nvlink_c2c=BOOL): *",
+            "@pytest.mark.gpu(count=N, memory_gib=N, nvlink_c2c=BOOL, compute_capability=N, nvlink=BOOL): *",
             *(f"@pytest.mark.{mark}: needs this GPU; skips where it is not" for mark in hardware.MARKS),
         ]
     )
@@ -226,22 +235,107 @@ def test_the_marks_that_are_registered_are_those_of_the_parts():
 
 
 def test_the_doctor_says_what_the_machine_is(machine):
-    """Key, GPUs, versions and the marks that are satisfied, one fact to a line."""
+    """Key, GPUs, versions, the marks that are satisfied, and how each GPU is set."""
     found = doctor(machine("h200", "l4"))
 
-    assert found.pop("CPU").endswith(f"{len(os.sched_getaffinity(0))} usable")
+    (cpu,) = found.pop("CPU")
+    assert cpu.endswith(f"{len(os.sched_getaffinity(0))} usable")
+    found.pop("advice", None)  # on how the machine under this test is set
     assert found == {
-        "hardware key": "NVIDIA-H200+NVIDIA-L4",
-        "GPUs": "1 x NVIDIA H200 (140 GiB), 1 x NVIDIA L4 (22.5 GiB)",
-        "driver": "570.133.20",
-        "CUDA": "12.8",
-        "marks satisfied": "h200, l4",
+        "hardware key": ["NVIDIA-H200+NVIDIA-L4"],
+        "GPUs": ["1 x NVIDIA H200 (140 GiB), 1 x NVIDIA L4 (22.5 GiB)"],
+        "driver": ["570.133.20"],
+        "CUDA": ["12.8"],
+        "marks satisfied": ["h200, l4"],
+        "GPU 0": [
+            "GPU-0; PCI 00000000:01:00.0 233010DE 16C110DE; compute capability 9.0; PCIe generation 5 x16 of 5 x16; "
+            "no NVLinks up; MIG off; ECC on; persistence on; power limit 700 W of 700 W; clocks up to 1980 MHz, "
+            "memory 2619 MHz; NUMA node 0"
+        ],
+        "GPU 1": [
+            "GPU-1; PCI 00000000:02:00.0 233010DE 16C110DE; compute capability 8.9; PCIe generation 4 x16 of 4 x16; "
+            "no NVLinks up; ECC on; persistence on; power limit 72 W of 72 W; clocks up to 1980 MHz, memory 2619 MHz; "
+            "NUMA node 0"
+        ],
     }
+
+
+def test_the_doctor_says_what_to_change(machine):
+    """What is set badly, for which GPUs, and the command that mends it."""
+    bad = GPUS["h100"] | {"persistence": 0, "power_limit": 500_000}
+
+    found = doctor(machine("h100", bad, bad) | {"CUDA_VISIBLE_DEVICES": "1,2"})
+
+    assert found["GPUs"] == ["2 x NVIDIA H100 80GB HBM3 (79.6 GiB)"]
+    assert found["advice"][:3] == [
+        "CUDA_VISIBLE_DEVICES='1,2' hides 1 of 3 GPUs; unset it to use all",
+        "GPUs 1,2: persistence mode is off, so each first use waits for the driver; sudo nvidia-smi -i 1,2 -pm 1",
+        "GPUs 1,2: its power limit is 500 W, 700 W by default; sudo nvidia-smi -i 1,2 -pl 700",
+    ]
+
+
+def test_the_doctor_speaks_of_gpus_whose_use_it_may_not_see(machine):
+    """What cannot be asked is not advised on, and takes nothing else with it."""
+    gpu = {name: value for name, value in GPUS["l4"].items() if "memory" not in name} | {"persistence": 0}
+
+    found = doctor(machine(gpu | {"processes": error(NO_PERMISSION), "graphics_processes": error(NO_PERMISSION)}))
+
+    assert found["advice"][0].startswith("GPU 0: persistence mode is off")
 
 
 def test_the_doctor_says_why_there_is_no_gpu(no_driver):
     """Without a driver the reason stands where the GPUs would, and what is unknown is a dash."""
     found = doctor(no_driver)
 
-    assert found["GPUs"] == "no GPU (NVML: NVML Shared Library Not Found)"
-    assert (found["driver"], found["CUDA"], found["marks satisfied"]) == ("-", "-", "none")
+    assert found["GPUs"] == ["no GPU (NVML: NVML Shared Library Not Found; is NVIDIA's driver installed?)"]
+    assert (found["driver"], found["CUDA"], found["marks satisfied"]) == (["-"], ["-"], ["none"])
+
+
+def test_hidden_gpus_are_told_in_the_reason(machine, run_on):
+    """What CUDA_VISIBLE_DEVICES takes away is not there for a test, and the skip says so."""
+    result = run_on(machine("gh200", "gh200") | {"CUDA_VISIBLE_DEVICES": "1,7"}, "-k", "two or test_gh200")
+
+    result.assert_outcomes(passed=1, skipped=1, deselected=6)
+    result.stdout.fnmatch_lines(
+        [
+            "SKIPPED * needs 2 x GPU, found 1 x NVIDIA GH200 480GB (95.6 GiB); CUDA_VISIBLE_DEVICES='1,7' names no GPU "
+            "with '7', which hides all from there on; unset it to use all"
+        ]
+    )
+
+
+def test_no_visible_gpu_is_no_gpu(machine, run_on):
+    """An empty variable is how one says that no GPU is to be used."""
+    result = run_on(machine("h200") | {"CUDA_VISIBLE_DEVICES": ""}, "-k", "any_gpu or anywhere")
+
+    result.assert_outcomes(passed=1, skipped=1, deselected=6)
+    result.stdout.fnmatch_lines(
+        ["SKIPPED * found no GPU (CUDA_VISIBLE_DEVICES='' hides 1 of 1 GPU; unset it to use all)"]
+    )
+
+
+def test_links_and_capability_can_be_asked_for(machine, run_on):
+    """The skip says what was asked and what is there instead."""
+    result = run_on(
+        machine("a100", "a100"),
+        tests="""
+            import pytest
+
+            @pytest.mark.gpu(count=2, nvlink=True, compute_capability=8.0)
+            def test_there(gpu):
+                assert [found.nvlinks for found in gpu.gpus] == [12, 12]
+                assert {found.compute_capability for found in gpu.gpus} == {(8, 0)}
+
+            @pytest.mark.gpu(nvlink=False, compute_capability="9.0")
+            def test_not_there():
+                pass
+        """,
+    )
+
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "SKIPPED * needs 1 x GPU with compute capability 9.0 and no NVLink, found 2 x NVIDIA A100-SXM4-40GB "
+            "(40.0 GiB, compute capability 8.0, NVLink)"
+        ]
+    )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.hardware import Gpu, Hardware, Requirement, requirement_of
+from pytest_llmperf.hardware import Gpu, Hardware, Requirement, declared, requirement_of
 
 MIB = 2**20
+WORDS = "count, memory_gib, nvlink_c2c, compute_capability, nvlink"
 
 GH200 = Gpu(name="NVIDIA GH200 480GB", memory_bytes=97871 * MIB, nvlink_c2c=True)
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=81559 * MIB, nvlink_c2c=False)
 H200 = Gpu(name="NVIDIA H200", memory_bytes=143771 * MIB, nvlink_c2c=False)
 L4 = Gpu(name="NVIDIA L4", memory_bytes=23034 * MIB)
+LINKED = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=81559 * MIB, compute_capability=(9, 0), nvlinks=18)
+ALONE = Gpu(name="NVIDIA L40S", memory_bytes=46068 * MIB, compute_capability=(8, 9), nvlinks=0)
+SLICE = Gpu(name="NVIDIA A100-SXM4-40GB MIG 3g.20gb", memory_bytes=19968 * MIB, mig=True, gpu_uuid="GPU-0", nvlinks=0)
 A100_MIG = Gpu(name="NVIDIA A100-SXM4-40GB", memory_bytes=40960 * MIB, mig=True)
 
 
@@ -66,6 +70,12 @@ def test_a_gpu_mark_without_words_needs_some_gpu():
         (Requirement(memory_gib=79.6), [H100]),
         (Requirement(memory_gib=140), [L4, H200]),
         (Requirement(nvlink_c2c=True), [GH200]),
+        (Requirement(compute_capability=(9, 0)), [LINKED]),
+        (Requirement(compute_capability=(8, 9)), [LINKED]),
+        (Requirement(compute_capability=(8, 9), nvlink=False), [LINKED, ALONE]),
+        (Requirement(count=2, nvlink=True), [LINKED, ALONE, LINKED]),
+        (Requirement(memory_gib=19.5), [SLICE]),
+        (Requirement(count=2, nvlink=False), [SLICE, SLICE]),
         (Requirement(nvlink_c2c=False), [H200]),
         (Requirement(parts=("h200",), count=2, memory_gib=100, nvlink_c2c=False), [H200, L4, H200]),
     ],
@@ -126,6 +136,37 @@ def test_hardware_that_has_all_of_it_meets_a_requirement(needed, gpus):
             "1 x NVIDIA H200 (140 GiB)",
         ),
         (
+            Requirement(compute_capability=(9, 0)),
+            [ALONE],
+            "needs 1 x GPU with compute capability 9.0, found 1 x NVIDIA L40S (45.0 GiB, compute capability 8.9)",
+        ),
+        (
+            Requirement(compute_capability=(8, 0)),
+            [L4],
+            "needs 1 x GPU with compute capability 8.0, found 1 x NVIDIA L4 (22.5 GiB)",
+        ),
+        (
+            Requirement(count=2, nvlink=True),
+            [LINKED, ALONE],
+            "needs 2 x GPU with NVLink, found 1 x NVIDIA H100 80GB HBM3 (79.6 GiB, NVLink), "
+            "1 x NVIDIA L40S (45.0 GiB, no NVLink)",
+        ),
+        (
+            Requirement(nvlink=False),
+            [L4],
+            "needs 1 x GPU with no NVLink, found 1 x NVIDIA L4 (22.5 GiB)",
+        ),
+        (
+            Requirement(parts=("a100",)),
+            [SLICE],
+            "needs 1 x A100, found 1 x NVIDIA A100-SXM4-40GB MIG 3g.20gb (19.5 GiB)",
+        ),
+        (
+            Requirement(memory_gib=20),
+            [SLICE],
+            "needs 1 x GPU with 20 GiB, found 1 x NVIDIA A100-SXM4-40GB MIG 3g.20gb (19.5 GiB)",
+        ),
+        (
             Requirement(nvlink_c2c=True),
             [L4],
             "needs 1 x GPU with NVLink-C2C, found 1 x NVIDIA L4 (22.5 GiB)",
@@ -167,7 +208,16 @@ def test_hardware_without_a_stated_problem_has_no_gpu():
         ({"memory_gib": float("nan")}, "gpu(memory_gib=nan): expected a positive number"),
         ({"nvlink_c2c": 1}, "gpu(nvlink_c2c=1): expected True or False"),
         ({"nvlink_c2c": None}, "gpu(nvlink_c2c=None): expected True or False"),
-        ({"cout": 2}, "gpu(cout=...): unknown word; accepted: count, memory_gib, nvlink_c2c"),
+        ({"memory_gib": float("inf")}, "gpu(memory_gib=inf): expected a positive number"),
+        ({"nvlink": "yes"}, "gpu(nvlink='yes'): expected True or False"),
+        ({"compute_capability": True}, "gpu(compute_capability=True): expected a version such as 9.0"),
+        ({"compute_capability": (9, 0)}, "gpu(compute_capability=(9, 0)): expected a version such as 9.0"),
+        ({"compute_capability": 0}, "gpu(compute_capability=0): expected a version such as 9.0"),
+        ({"compute_capability": -9.0}, "gpu(compute_capability=-9.0): expected a version such as 9.0"),
+        ({"compute_capability": 8.95}, "gpu(compute_capability=8.95): expected a version such as 9.0"),
+        ({"compute_capability": "sm_90"}, "gpu(compute_capability='sm_90'): expected a version such as 9.0"),
+        ({"compute_capability": float("nan")}, "gpu(compute_capability=nan): expected a version such as 9.0"),
+        ({"cout": 2}, f"gpu(cout=...): unknown word; accepted: {WORDS}"),
     ],
     ids=str,
 )
@@ -179,14 +229,50 @@ def test_an_unusable_argument_is_an_error_that_says_what_is_expected(words, prob
     assert caught.value.problems == (problem,)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [(9.0, (9, 0)), ("9.0", (9, 0)), (9, (9, 0)), ("9", (9, 0)), (8.9, (8, 9)), (12.1, (12, 1)), ("10.3", (10, 3))],
+)
+def test_a_compute_capability_is_written_as_people_write_it(given, meant):
+    """A number or a text, major and minor."""
+    assert requirement_of([], [gpu(compute_capability=given)]).compute_capability == meant
+
+
+@pytest.mark.parametrize(
+    ("key", "is_linked"),
+    [
+        ("8x-NVIDIA-H100-80GB-HBM3", True),
+        ("NVIDIA-H100-80GB-HBM3", False),
+        ("2x-NVIDIA-L4", False),
+        ("sim:2x-h100", True),
+    ],
+)
+def test_several_of_a_declared_part_are_linked_as_the_part_is(key, is_linked):
+    """Nobody can be asked whether the links are up."""
+    assert (Requirement(nvlink=True).unmet_by(declared(key)) is None) is is_linked
+    assert (Requirement(nvlink=False).unmet_by(declared(key)) is None) is not is_linked
+
+
+def test_what_is_hidden_is_said_beside_what_was_found():
+    """The GPU that is missing may be there."""
+    found = Hardware(gpus=(H200,), notes=("CUDA_VISIBLE_DEVICES='0' hides 1 of 2 GPUs",))
+
+    assert Requirement(count=2).unmet_by(found) == (
+        "needs 2 x GPU, found 1 x NVIDIA H200 (140 GiB); CUDA_VISIBLE_DEVICES='0' hides 1 of 2 GPUs"
+    )
+
+
 def test_all_unusable_arguments_are_reported_together():
     """Every mistake of every mark is listed, not just the first."""
     with pytest.raises(ConfigurationError) as caught:
-        requirement_of(["h100"], [gpu(2, "h100"), gpu(count=0, memory=80), gpu(nvlink_c2c="yes")])
+        requirement_of(
+            ["h100"], [gpu(2, "h100"), gpu(count=0, memory=80), gpu(nvlink_c2c="yes", compute_capability="hopper")]
+        )
 
     assert caught.value.problems == (
         "gpu(2, 'h100'): the gpu mark takes keywords only, such as gpu(count=2)",
         "gpu(count=0): expected a whole number of at least 1",
-        "gpu(memory=...): unknown word; accepted: count, memory_gib, nvlink_c2c",
+        f"gpu(memory=...): unknown word; accepted: {WORDS}",
         "gpu(nvlink_c2c='yes'): expected True or False",
+        "gpu(compute_capability='hopper'): expected a version such as 9.0",
     )

@@ -1,0 +1,121 @@
+"""The report as a comment on a pull request: the verdict first, the details folded.
+
+GitHub renders Markdown and some HTML. Whatever comes from elsewhere stands in `<code>` or `<pre>`, where GitHub
+makes no links, mentions or references of it, with every character that Markdown knows written as an entity.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+from collections.abc import Iterator
+
+from pytest_llmperf import __version__, units
+from pytest_llmperf.reports import text
+from pytest_llmperf.reports.content import GREEN, Report, Section
+from pytest_llmperf.reports.facts import ABSENT, facts
+from pytest_llmperf.reports.visible import visible
+from pytest_llmperf.verdicts import Finding
+
+LONGEST = 60_000
+"""Characters: GitHub takes comments of 65,536."""
+_ROWS = 9
+"""Measurements in the table that everybody sees."""
+_NAME = 120
+_COLUMNS = 100
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+_NO_KEY = re.compile(r"[^A-Za-z0-9._]+")
+
+
+def marker(report: Report) -> str:
+    """The first line: by it a comment is found again and updated, one for each set of hardware."""
+    keys = "+".join(_NO_KEY.sub("-", key).strip("-") for key in sorted(report.hardware_keys))
+    return f"<!-- pytest-llmperf report: {keys or 'nothing'} -->"
+
+
+def markdown(report: Report, longest: int = LONGEST) -> str:
+    """The comment, of at most so many characters; what did not fit is said."""
+    head = [marker(report), f"### {report.tally()}", "", _about(report), "", *_table(report), *_notes(report)]
+    written = "\n".join(head) + "\n"
+    blocks = [_block(section) for section in report.by_severity]
+    if not blocks:
+        return written
+    opening = f"\n<details><summary>All {units.count(len(blocks), 'measurement')}</summary>\n"
+    closing = "\n</details>\n"
+    room = longest - len(written) - len(opening) - len(closing) - _COLUMNS
+    shown: list[str] = []
+    for block in blocks:
+        room -= len(block) + 1
+        if room < 0:
+            break
+        shown.append(block)
+    left = len(blocks) - len(shown)
+    rest = f"\nand {units.count(left, 'more measurement')}, for which this comment has no room" if left else ""
+    return f"{written}{opening}\n{chr(10).join(shown)}\n{rest}{closing}"
+
+
+def code(given: str) -> str:
+    """Text from elsewhere within a line: shown as it is, whatever it holds."""
+    flat = " ".join(visible(given, _NAME).split())
+    return f"<code>{_PUNCTUATION.sub(lambda found: f'&#{ord(found.group())};', flat)}</code>"
+
+
+def _about(report: Report) -> str:
+    on = f" on {', '.join(map(code, report.hardware_keys))}" if report.hardware_keys else ""
+    commit = f", commit {code(report.commit[:10])}" if report.commit is not None else ""
+    return f"{code(report.source)}{on}{commit}; pytest-llmperf {__version__}"
+
+
+def _table(report: Report) -> Iterator[str]:
+    """What needs a person; of a report that is green, nothing."""
+    shown = [section for section in report.by_severity if section.verdict not in GREEN]
+    if not shown:
+        return
+    yield "| verdict | measurement | metric | baseline | now | change | could see |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: |"
+    for section in shown[:_ROWS]:
+        yield f"| {' | '.join((f'**{section.verdict_text}**', code(section.name), *_worst(section)))} |"
+    if len(shown) > _ROWS:
+        yield f"\nand {len(shown) - _ROWS} more that need a look"
+
+
+def _worst(section: Section) -> tuple[str, ...]:
+    """The finding that the verdict comes from."""
+    found = next((one for one in section.findings if one.verdict is section.verdict), None)
+    if found is None:
+        return (ABSENT,) * 5
+    return (code(found.metric.name), *_numbers(found))
+
+
+def _numbers(finding: Finding) -> tuple[str, ...]:
+    unit = finding.metric.unit
+    levels = [ABSENT if one is None else units.quantity(one, unit) for one in (finding.baseline, finding.now)]
+    changes = [ABSENT if one is None else units.change(one) for one in (finding.change, finding.detectable)]
+    return tuple(html.escape(one) for one in (*levels, *changes))
+
+
+def _notes(report: Report) -> Iterator[str]:
+    if report.notes:
+        yield ""
+        yield f"{code(report.notes[0])}{f' and {len(report.notes) - 1} more notes' if len(report.notes) > 1 else ''}"
+
+
+def _block(section: Section) -> str:
+    """One measurement as plain text; nothing in it is Markdown to GitHub."""
+    lines = "\n".join(visible(line) for line in _lines(section))
+    return f"<pre>{html.escape(lines)}</pre>"
+
+
+def _lines(section: Section) -> Iterator[str]:
+    judgement = section.judgement
+    if section.invalid or judgement is None:
+        yield f"{section.verdict_text} {section.name}"
+        yield from (f"  invalid: {reason}" for reason in section.invalid)
+    else:
+        yield from text.judged(section.name, judgement)
+    known = [f"{label} {value}" for label, value in facts(section)]
+    yield from textwrap.wrap("; ".join(known), _COLUMNS, initial_indent="  ", subsequent_indent="  ")
+    said = () if judgement is None else judgement.doubts
+    yield from (f"  doubt: {doubt}" for doubt in section.doubts if doubt not in said)
+    yield from (f"  differs from the baseline: {difference}" for difference in section.differences)

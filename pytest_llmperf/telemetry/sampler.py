@@ -1,0 +1,284 @@
+"""One thread that samples while a run lasts, and sleeps between runs.
+
+The run asks for a sample just before and just after it, and waits for them, so that counters can be
+taken at its two ends; between these nothing of it waits for the sampling. A driver that does not
+answer costs the run a few seconds, once, and the sampling; it is said as a problem.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pytest_llmperf.clock import NS_PER_S, Clock, thread_cpu_ns
+from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.readings import GpuSample, GpuSummary, HostSample, TelemetrySummary, Xid
+from pytest_llmperf.telemetry.gpu import GpuAddress
+from pytest_llmperf.telemetry.series import SeriesFile, samples_from
+from pytest_llmperf.telemetry.summary import summaries
+
+_OPENING_S = 10.0
+"""How long NVML may take to begin with: a driver without persistence loads its firmware first."""
+_ANSWERING_S = 2.0
+"""How long one sample may take before the run goes on without it."""
+_RARELY_NS = NS_PER_S
+"""How often is read what changes slowly, and the machine around the GPUs."""
+
+
+class Gpu(Protocol):
+    """One GPU that can be read; `GpuSensor` is one."""
+
+    address: GpuAddress
+    lost: str | None
+
+    def read(self, at_ns: int, *, everything: bool) -> GpuSample | None:
+        """A sample; None from when the GPU is lost."""
+        ...
+
+
+class Host(Protocol):
+    """The machine around them; `HostSensor` is one."""
+
+    def read(self, at_ns: int) -> HostSample:
+        """A sample."""
+        ...
+
+
+class Xids(Protocol):
+    """The errors that GPUs report; `XidWatch` is one."""
+
+    @property
+    def gpus(self) -> frozenset[int]:
+        """Those that report any."""
+        ...
+
+    def take(self, at_ns: int) -> Iterable[Xid]:
+        """What has been reported since it was last asked."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sensors:
+    """What is sampled, opened by the thread that reads it."""
+
+    gpus: Sequence[Gpu] = ()
+    host: Host | None = None
+    xids: Xids | None = None
+    problems: tuple[str, ...] = ()
+    """Why some are not there."""
+
+
+Opening = Callable[[], AbstractContextManager[Sensors]]
+
+
+@dataclass(slots=True)
+class _Request:
+    """What the thread is asked to do, between two samples."""
+
+    action: Callable[[], None]
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Sampler:
+    """Samples beside the runs of one measurement."""
+
+    def __init__(
+        self,
+        opening: Opening,
+        *,
+        gpus: Sequence[GpuAddress],
+        rate_hz: float,
+        clock: Clock,
+        path: Path,
+        header: Mapping[str, Any],
+    ) -> None:
+        """Start the thread, which opens the sensors.
+
+        `path`: the series file. Raises `OSError` if it cannot be written.
+        """
+        self._opening = opening
+        self._gpus = tuple(gpus)
+        self._rate_hz = rate_hz
+        self._period_ns = round(NS_PER_S / rate_hz) if gpus else max(_RARELY_NS, round(NS_PER_S / rate_hz))
+        self._clock = clock
+        self._file = SeriesFile(path, header, gpus)
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._sensors = Sensors()
+        self._problems: dict[str, None] = {}
+        self._run = _Run()
+        self._deadline_ns: int | None = None
+        self._rarely_ns = 0
+        self._is_given_up = False
+        self._has_ended = False
+        self._ending = threading.Lock()
+        self._opened = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="llmperf-telemetry", daemon=True)
+        self._thread.start()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why something is missing: one sentence each."""
+        return tuple(self._problems)
+
+    def begin(self, index: int) -> None:
+        """Take the sample before a run, and sample from now on."""
+        if not self._opened.is_set() and not self._wait(self._opened, _OPENING_S):
+            return
+        self._ask(lambda: self._begin(index))
+
+    def end(self) -> None:
+        """Take the sample after the run, and sample no more."""
+        self._ask(self._end)
+
+    def summary(self, span: tuple[int, int] | None) -> TelemetrySummary:
+        """What the run came to; `span`: the part of it that counts, None where nothing was sent."""
+        run = self._run
+        gpus: tuple[GpuSummary, ...] = ()
+        host = None
+        if run.is_ended and span is not None and not self._is_given_up:
+            lost = {gpu.address.gpu: gpu.lost for gpu in self._sensors.gpus if gpu.lost is not None}
+            addresses = [gpu.address for gpu in self._sensors.gpus]
+            watched = frozenset() if self._sensors.xids is None else self._sensors.xids.gpus
+            samples = samples_from(self._file.path, run.offset)
+            gpus, host = summaries(samples, addresses, span, lost, self._period_ns, watched)
+        return TelemetrySummary(
+            gpus=gpus, host=host, rate_hz=self._rate_hz, cost_share=run.cost_share, problems=self.problems
+        )
+
+    def close(self) -> None:
+        """End the thread, the session of NVML and the file. A thread that hangs in the driver is left behind."""
+        self._requests.put(None)
+        self._thread.join(_ANSWERING_S)
+        if self._thread.is_alive():
+            self._give_up(_ANSWERING_S)
+
+    def _ask(self, action: Callable[[], None]) -> None:
+        request = _Request(action)
+        with self._ending:
+            if self._is_given_up or self._has_ended:
+                return
+            self._requests.put(request)
+        self._wait(request.done, _ANSWERING_S)
+
+    def _wait(self, event: threading.Event, longest_s: float) -> bool:
+        """Whether it came; if not, nothing is waited for any more."""
+        if self._is_given_up:
+            return False
+        if not event.wait(longest_s):
+            self._give_up(longest_s)
+        return not self._is_given_up
+
+    def _give_up(self, after_s: float) -> None:
+        self._is_given_up = True
+        self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s")
+
+    def _note(self, problem: str) -> None:
+        self._problems.setdefault(problem)
+
+    # What follows is done by the thread.
+
+    def _work(self) -> None:
+        try:
+            with ExitStack() as opened:
+                opened.callback(self._file.close)
+                self._sensors = opened.enter_context(self._opening())
+                for problem in self._sensors.problems:
+                    self._note(problem)
+                self._opened.set()
+                for request in self._asked():
+                    try:
+                        request.action()
+                    finally:
+                        request.done.set()
+        except (OSError, LLMPerfError) as error:
+            self._note(f"telemetry stopped: {error}")
+        finally:
+            self._refuse_all()
+            self._opened.set()
+
+    def _refuse_all(self) -> None:
+        """Whoever waits for an answer waits no more."""
+        with self._ending:
+            self._has_ended = True
+        while not self._requests.empty():
+            request = self._requests.get()
+            if request is not None:
+                request.done.set()
+
+    def _asked(self) -> Iterator[_Request]:
+        """Requests as they come; samples are taken while none does."""
+        while True:
+            left_s = None
+            if self._deadline_ns is not None:
+                left_s = max(0.0, (self._deadline_ns - self._clock.now_ns()) / NS_PER_S)
+            try:
+                request = self._requests.get(timeout=left_s)
+            except queue.Empty:
+                self._tick()
+                continue
+            if request is None:
+                return
+            yield request
+
+    def _begin(self, index: int) -> None:
+        self._run = _Run(offset=self._file.run(index))
+        self._sample(everything=True)
+        now_ns = self._clock.now_ns()
+        self._run.began(now_ns)
+        self._deadline_ns = now_ns + self._period_ns
+        self._rarely_ns = now_ns + _RARELY_NS
+
+    def _end(self) -> None:
+        self._deadline_ns = None
+        self._sample(everything=True)
+        self._file.flush()
+        self._run.ended(self._clock.now_ns())
+
+    def _tick(self) -> None:
+        assert self._deadline_ns is not None, "nothing is due between runs"
+        is_rare = self._deadline_ns >= self._rarely_ns
+        if is_rare:
+            self._rarely_ns = self._deadline_ns + _RARELY_NS
+        self._sample(everything=is_rare)
+        late_ns = max(0, self._clock.now_ns() - self._deadline_ns)
+        self._deadline_ns += self._period_ns * (1 + late_ns // self._period_ns)  # what was missed is left out
+
+    def _sample(self, *, everything: bool) -> None:
+        for gpu in self._sensors.gpus:
+            sample = gpu.read(self._clock.now_ns(), everything=everything)
+            if sample is not None:
+                self._file.add(sample)
+        if everything:
+            self._sample_around()
+
+    def _sample_around(self) -> None:
+        """The machine around the GPUs, and what these have reported."""
+        host, xids = self._sensors.host, self._sensors.xids
+        if host is not None:
+            self._file.add(host.read(self._clock.now_ns()))
+        for xid in () if xids is None else xids.take(self._clock.now_ns()):
+            self._file.add(xid)
+
+
+@dataclass(slots=True)
+class _Run:
+    """Of the sampling of one run: where its samples are and what it cost."""
+
+    offset: int = 0
+    is_ended: bool = False
+    cost_share: float | None = None
+    _at_ns: int = 0
+    _cpu_ns: int = 0
+
+    def began(self, at_ns: int) -> None:
+        self._at_ns, self._cpu_ns = at_ns, thread_cpu_ns()
+
+    def ended(self, at_ns: int) -> None:
+        """Called by the thread that sampled."""
+        self.is_ended = True
+        self.cost_share = (thread_cpu_ns() - self._cpu_ns) / max(1, at_ns - self._at_ns)

@@ -1,0 +1,126 @@
+"""Samples as a file beside the run's records: JSON Lines, written in batches by the thread that samples.
+
+It also takes the samples from memory: what a run came to is worked out by reading them back, one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.readings import GpuSample, HostSample, Xid
+from pytest_llmperf.telemetry.gpu import GpuAddress
+
+SCHEMA_VERSION = 1
+_SCHEMA = "pytest-llmperf-telemetry"
+_BATCH = 256
+"""Rows kept before they are written: about three seconds of eight GPUs at 10 Hz, some 100 kB."""
+
+_AS_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+
+Sample = GpuSample | HostSample | Xid
+_ROW_OF: dict[type, str] = {GpuSample: "gpu", HostSample: "host", Xid: "xid"}
+
+
+class SeriesFile:
+    """Appends samples to a file; the first line names the schema, the measurement and the GPUs."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any], gpus: Sequence[GpuAddress]) -> None:
+        """Raises `OSError` if it cannot be written."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream: IO[bytes] = path.open("wb", buffering=0)
+        self._waiting: list[Sample | dict[str, Any]] = []
+        self._offset = 0
+        self._waiting.append(
+            {"schema": _SCHEMA, "version": SCHEMA_VERSION, **header, "gpus": [_known(asdict(gpu)) for gpu in gpus]}
+        )
+
+    def add(self, sample: Sample) -> None:
+        """Keep a sample, and write those that are kept once there are enough."""
+        self._waiting.append(sample)
+        if len(self._waiting) >= _BATCH:
+            self.flush()
+
+    def run(self, index: int) -> int:
+        """Note that the samples that follow are of this run; returns the place from which to read them."""
+        self._waiting.append({"run": {"index": index}})
+        self.flush()
+        return self._offset
+
+    def flush(self) -> None:
+        """Write what is kept. Raises `OSError`; what could not be written is then gone."""
+        waiting, self._waiting = self._waiting, []
+        content = b"".join(orjson.dumps(_row(one), option=_AS_LINE) for one in waiting)
+        self._stream.write(content)
+        self._offset += len(content)
+
+    def close(self) -> None:
+        """Write what is kept, and let go of the file."""
+        try:
+            self.flush()
+        finally:
+            self._stream.close()
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """Read the samples of a series file back, in the order in which they were taken.
+
+    A last line cut short by a crash is left out. Raises `LLMPerfError` if the file is not one of
+    ours or has another schema version.
+    """
+    with path.open("rb") as stream:
+        _check_header(path, stream.readline())
+        start = stream.tell()
+    yield from samples_from(path, start)
+
+
+def samples_from(path: Path, offset: int) -> Iterator[Sample]:
+    """The samples from a place that `SeriesFile.run` has returned to the end."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            row = orjson.loads(line)
+            if "gpu" in row:
+                yield _gpu_sample(row["gpu"])
+            elif "host" in row:
+                yield HostSample(**row["host"])
+            elif "xid" in row:
+                yield Xid(**row["xid"])
+
+
+def _gpu_sample(row: dict[str, Any]) -> GpuSample:
+    processes = row.get("processes")
+    if processes is not None:
+        row["processes"] = {int(pid): memory for pid, memory in processes.items()}
+    return GpuSample(**row)
+
+
+def _row(one: Sample | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(one, dict):
+        return one
+    values = ((name, getattr(one, name)) for name in one.__slots__)
+    return {_ROW_OF[type(one)]: {name: value for name, value in values if value is not None}}
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_header(path: Path, line: bytes) -> None:
+    try:
+        header = orjson.loads(line)
+    except ValueError:
+        header = None
+    ours = isinstance(header, dict) and header.get("schema") == _SCHEMA
+    if not ours or header.get("version") != SCHEMA_VERSION:
+        shown = line[:80].decode("utf-8", errors="backslashreplace")
+        msg = f"{path} is not a telemetry file of schema version {SCHEMA_VERSION}: its first line is {shown!r}"
+        raise LLMPerfError(msg)
