@@ -21,7 +21,19 @@ myst_heading_anchors = 4
 
 PAGES = {
     "To begin": ("first-test", "nightly", "branches", "verdicts"),
-    "In detail": ("reference", "workloads", "engines", "simulation", "serve", "client", "gate", "history", "results"),
+    "In detail": (
+        "reference",
+        "workloads",
+        "engines",
+        "simulation",
+        "serve",
+        "client",
+        "telemetry",
+        "hardware",
+        "gate",
+        "history",
+        "results",
+    ),
     "The project": ("extending", "design"),
 }
 """The navigation. It stands here, so that the pages are plain Markdown wherever they are read."""

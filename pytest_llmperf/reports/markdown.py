@@ -26,6 +26,8 @@ _NAME = 120
 _COLUMNS = 100
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 _NO_KEY = re.compile(r"[^A-Za-z0-9._]+")
+_TABLE = 130
+"""Columns of a table of findings in full: a browser scrolls."""
 
 
 def marker(report: Report) -> str:
@@ -113,7 +115,7 @@ def _lines(section: Section) -> Iterator[str]:
         yield f"{section.verdict_text} {section.name}"
         yield from (f"  invalid: {reason}" for reason in section.invalid)
     else:
-        yield from text.judged(section.name, judgement)
+        yield from text.judged(section.name, judgement, _TABLE)
     known = [f"{label} {value}" for label, value in facts(section)]
     yield from textwrap.wrap("; ".join(known), _COLUMNS, initial_indent="  ", subsequent_indent="  ")
     said = () if judgement is None else judgement.doubts

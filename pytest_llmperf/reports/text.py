@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pytest_llmperf import units
 from pytest_llmperf.gate.files import Change
 from pytest_llmperf.judged import Judged
+from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.results import CacheResult, Figures, PerfResult
 from pytest_llmperf.stats import Sample
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
@@ -53,11 +54,7 @@ def judged(name: str, judgement: Judgement, width: int = CHARACTERS) -> Iterator
 
 def plain(line: str) -> str:
     """The line with what is no text written out: a name with an escape code in it moves no cursor."""
-    return line if line.isprintable() else "".join(map(_written_out, line))
-
-
-def _written_out(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+    return visible(line, len(line)).replace("\n", "\\n")
 
 
 def wrapped(line: str, width: int) -> list[str]:

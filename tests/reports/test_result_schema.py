@@ -18,6 +18,7 @@ from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Gpu, Hardware
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS
+from pytest_llmperf.readings import GpuSummary, HostSummary, TelemetrySummary
 from pytest_llmperf.result_file import _READERS, SCHEMA_VERSION, read
 from pytest_llmperf.results import CacheResult, ClientResult, LoadResult, Tokens
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
@@ -73,6 +74,9 @@ OWNED = {
     "client": (FIGURES["client"], ClientResult),
     "tokens": (DEFS["tokens"], Tokens),
     "ceiling": (FIGURES["ceiling"], Ceiling),
+    "gpu_telemetry": (DEFS["gpu_telemetry"], GpuSummary),
+    "host_telemetry": (DEFS["telemetry"]["properties"]["host"], HostSummary),
+    "telemetry": (DEFS["telemetry"], TelemetrySummary),
 }
 """What is written field by field: its place in the schema, and the class that it is written from."""
 
