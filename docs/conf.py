@@ -33,6 +33,7 @@ PAGES = {
         "gate",
         "history",
         "results",
+        "report",
     ),
     "The project": ("extending", "design"),
 }

@@ -203,6 +203,7 @@ class Figures:
         apart = (timings for run in self.records for timings in run.timings)
         return EngineTimes((*with_answers, *apart))
 
+    @property
     def by_replica(self) -> tuple[Latencies, ...]:
         """The latencies of what each engine behind a router answered; nothing where no answer says whose it is."""
         requests = self._latencies.requests

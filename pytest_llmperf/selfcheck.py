@@ -90,26 +90,39 @@ def excesses(
             yield max(found, key=lambda excess: excess.bound / excess.value)
 
 
-_Three = tuple[Sample, Sample, Sample]
-"""The least, the reported and the most of each value."""
+@dataclass(frozen=True, slots=True)
+class _Three:
+    """The least, the reported and the most of each value."""
+
+    low: Sample
+    reported: Sample
+    high: tuple[float, ...]
+    perhaps: tuple[float, ...]
+    """The most of values that were not reported and may have been: whether they count is not known."""
 
 
 def _three(name: str, run: RunRecord) -> _Three:
     low: list[float] = []
     high: list[float] = []
+    perhaps: list[float] = []
     for request in run.counted:
         if request.ok:
             least, most = _EXTREMES[name](request, run)
             low += least
-            high += most
-    return Sample(tuple(low), name), metrics.run_latency(name, run), Sample(tuple(high), name)
+            if name == "tpot" and metrics.tpot_s(request) is None:
+                perhaps += most
+            else:
+                high += most
+    return _Three(Sample(tuple(low), name), metrics.run_latency(name, run), tuple(high), tuple(perhaps))
 
 
 def _between(three: _Three, statistic: Callable[[Sample], float]) -> float | None:
-    low, reported, high = three
+    low, reported = three.low, three.reported
     if not (low.count and reported.count):
         return None
     middle = statistic(reported)
+    # What may not have been there raises a statistic most where only its larger values were.
+    high = Sample((*three.high, *(value for value in three.perhaps if value > middle)), reported.name)
     return max(statistic(high) - middle, middle - statistic(low), 0.0)
 
 

@@ -551,7 +551,7 @@ def test_rounds(llm_engine_factory, llm_perf, dtype):
 
 
 def test_each_result_has_its_shares_and_the_session_the_assumptions_once(pytester):
-    """Wrapped at 80 columns, each model and dtype once; the JSON has both with each result."""
+    """Each model and dtype once; the JSON has both with each result."""
     pytester.makepyfile(test_it=SUITE)
 
     ended = pytester.runpytest_inprocess(
@@ -566,7 +566,6 @@ def test_each_result_has_its_shares_and_the_session_the_assumptions_once(pyteste
     assert all(line.startswith("  roofline: prefill ") and ", decode " in line for line in shown)
     assert not any("host link" in line for line in shown)
     assert 2 == len(assumed)
-    assert all(len(line) <= 80 for number in assumed for line in lines[number : number + 4])
     assert lines[assumed[0]].startswith("roofline of llama-3.1-8b with fp8 weights (")
     written = json.loads((pytester.path / "out.json").read_text())["benchmarks"][0]["extra_info"]["llmperf"]["result"]
     assert {"prefill", "decode", "link", "assumptions"} == set(written["ceiling"])

@@ -764,8 +764,8 @@ from pytest_llmperf.clock import RealClock
 listener = socket.create_server(("127.0.0.1", 0), backlog=64)
 address = Address("127.0.0.1", listener.getsockname()[1], False, "")
 client = HttpClient(address, RealClock(), headers={}, limits=Limits(silence_s=5))
-resource.setrlimit(resource.RLIMIT_NOFILE, (24, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 client.open(10)
+resource.setrlimit(resource.RLIMIT_NOFILE, (24, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 for tag in range(40):
     client.send(tag, client.encode("GET", "/x"))
 while client.poll(0.1):

@@ -46,7 +46,7 @@ class SleeplessClock(RealClock):
 class Steps(list):
     """Notes the progress that an engine reports."""
 
-    def __call__(self, step, detail=""):
+    def __call__(self, step, detail="", done=None):
         self.append((step, detail))
 
 

@@ -36,15 +36,15 @@ def transfer(arguments):
 
 def test_its_own_offload_is_the_default(tmp_path):
     """Written out or not, it is one engine and one flag."""
-    assert ["--kv-offloading-size", "4"] == command(tmp_path, kv_offload_gib=4)
+    assert ["--enable-per-request-metrics", "--kv-offloading-size", "4"] == command(tmp_path, kv_offload_gib=4)
     assert spec(kv_offload_gib=4) == spec(kv_offload_gib=4, kv_offload_backend="native")
-    assert [] == command(tmp_path)
+    assert ["--enable-per-request-metrics"] == command(tmp_path)
 
 
 def test_a_tier_on_disk(tmp_path):
     """A folder beside the log, and prompts in one piece, before the arguments of the test's own."""
     arguments = command(tmp_path, kv_offload_gib=4, kv_offload_backend="disk", args=["--last"])
-    assert ["--no-enable-chunked-prefill", "--kv-transfer-config"] == arguments[:2]
+    assert ["--no-enable-chunked-prefill", "--kv-transfer-config"] == arguments[1:3]
     assert "--last" == arguments[-1]
     assert {
         "kv_connector": "ExampleConnector",

@@ -69,7 +69,7 @@ OWNED = {
     "hardware": (DEFS["hardware"], Hardware),
     "gpu": (DEFS["gpu"], Gpu),
     "engine_words": (DEFS["engine_words"], EngineSpec),
-    "cache": (FIGURES["cache"], CacheResult),
+    "cache": (DEFS["cache"], CacheResult),
     "load": (FIGURES["load"], LoadResult),
     "client": (FIGURES["client"], ClientResult),
     "tokens": (DEFS["tokens"], Tokens),

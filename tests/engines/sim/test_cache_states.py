@@ -47,7 +47,7 @@ def measured(made, folder, users, cache):
         hardware_key="sim",
         clock=made.clock,
         record_dir=folder,
-        progress=lambda step, detail="": None,
+        progress=lambda step, detail="", done=None: None,
         team=LocalTeam(made.clock),
     )
     return measure(made, request, setting)
