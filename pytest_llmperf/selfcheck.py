@@ -122,7 +122,7 @@ def _between(three: _Three, statistic: Callable[[Sample], float]) -> float | Non
         return None
     middle = statistic(reported)
     # What may not have been there raises a statistic most where only its larger values were.
-    high = Sample((*three.high, *(value for value in three.perhaps if value > middle)), reported.name)
+    high = Sample((*three.high, *(value for value in three.perhaps if value > middle)), reported.of)
     return max(statistic(high) - middle, middle - statistic(low), 0.0)
 
 
