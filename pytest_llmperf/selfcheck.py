@@ -121,9 +121,19 @@ def _between(three: _Three, statistic: Callable[[Sample], float]) -> float | Non
     if not (low.count and reported.count):
         return None
     middle = statistic(reported)
-    # What may not have been there raises a statistic most where only its larger values were.
-    high = Sample((*three.high, *(value for value in three.perhaps if value > middle)), reported.of)
-    return max(statistic(high) - middle, middle - statistic(low), 0.0)
+    return max(_most(three, statistic) - middle, middle - statistic(low), 0.0)
+
+
+def _most(three: _Three, statistic: Callable[[Sample], float]) -> float:
+    """The most that a statistic can have been. Of what was perhaps there, what lies above it raises it further."""
+    most = statistic(Sample(three.high, three.reported.of))
+    while three.perhaps:
+        above = tuple(value for value in three.perhaps if value > most)
+        raised = statistic(Sample((*three.high, *above), three.reported.of))
+        if raised <= most:
+            break
+        most = raised
+    return most
 
 
 def _ttft(request: RequestRecord, run: RunRecord) -> _Extremes:
