@@ -555,7 +555,7 @@ class TestUnderPytest:
             assert "Traceback" not in out + err
             assert len(family) >= 3
             eventually(lambda: not any(map(is_alive, family)))
-        (path,) = tmp_path.glob(".llmperf/*/records/*")
+        (path,) = tmp_path.glob(".llmperf/*/records/*.jsonl")
         # The engine's first contact is a request, too; up to four were on their way.
         answered = server.stats()["requests"] - 1
         assert answered - 4 <= len(list(read_requests(path))) <= answered

@@ -56,7 +56,7 @@ def serve():
     yield start
     for server in servers:
         server.terminate()
-        server.wait(10)
+        server.communicate(timeout=10)
 
 
 @pytest.fixture
