@@ -86,7 +86,7 @@ def surroundings(folder: Path, **words: Any) -> Surroundings:
         "start_timeout_s": START_TIMEOUT_S,
         "limits": Limits(silence_s=20.0),
         "api_key": None,
-        "progress": lambda step, detail="": None,
+        "progress": lambda step, detail="", done=None: None,
     }
     return Surroundings(**{**given, **words})
 

@@ -46,7 +46,7 @@ def around(tmp_path_factory):
         start_timeout_s=START_TIMEOUT_S,
         limits=Limits(silence_s=60),
         api_key=None,
-        progress=lambda step, detail="": None,
+        progress=lambda step, detail="", done=None: None,
     )
 
 
@@ -81,7 +81,7 @@ def measured(engine, folder, workload, **words):
         hardware_key="test",
         clock=RealClock(),
         record_dir=folder,
-        progress=lambda step, detail="": None,
+        progress=lambda step, detail="", done=None: None,
         team=LocalTeam(RealClock()),
     )
     return measure(engine, request, setting)

@@ -41,7 +41,7 @@ def measured(engine, folder, workload, **words):
         hardware_key="test",
         clock=RealClock(),
         record_dir=folder,
-        progress=lambda step, detail="": None,
+        progress=lambda step, detail="", done=None: None,
         team=LocalTeam(RealClock()),
     )
     return measure(engine, request, setting)

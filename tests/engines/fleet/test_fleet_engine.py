@@ -37,7 +37,7 @@ def fleet(python, tmp_path):
         start_timeout_s=15.0,
         limits=Limits(silence_s=5.0),
         api_key=None,
-        progress=lambda step, detail="": None,
+        progress=lambda step, detail="", done=None: None,
     )
     made = []
 

@@ -38,7 +38,7 @@ def fleet(tmp_path):
         start_timeout_s=START_TIMEOUT_S,
         limits=Limits(silence_s=60),
         api_key=None,
-        progress=lambda step, detail="": None,
+        progress=lambda step, detail="", done=None: None,
     )
     made = []
 
@@ -69,7 +69,7 @@ def measured(engine, folder):
         hardware_key="test",
         clock=RealClock(),
         record_dir=folder,
-        progress=lambda step, detail="": None,
+        progress=lambda step, detail="", done=None: None,
         team=LocalTeam(RealClock()),
     )
     return measure(engine, request, setting)
