@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 STUB_CYCLES = 20
-REAL_CYCLES = int(os.environ.get("LLMPERF_TEST_CYCLES", "3"))
+REAL_CYCLES = int(os.environ.get("LLMPERF_TEST_CYCLES", "2"))
 """Of the real vLLM, which takes its time; the server and in process in turn."""
 
 
