@@ -23,12 +23,11 @@ from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
 from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.load import Extent, Load, round_robin
 from pytest_llmperf.metrics import span
-from pytest_llmperf.readings import TelemetrySummary
 from pytest_llmperf.record_file import RecordFile
 from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, RequestRecord, RunRecord
 from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult
-from pytest_llmperf.telemetry import Fault, Plan, Sampler, faults, own_processes, settle, unmoved
+from pytest_llmperf.telemetry import Plan, Watch
 from pytest_llmperf.workloads import Session, Turn
 from pytest_llmperf.workloads.base import TokenSource
 
@@ -108,8 +107,8 @@ class Measurement:
             **({} if setting.arm is None else {"arm": setting.arm}),
         }
         self._rows = RecordFile(path, about)
-        self._sampler = _sampler(setting, path.with_suffix(".telemetry.ndjson"), about)
-        self._runs = _Runs(engine, request, setting, self._rows, Extent.of(request.load, turns), self._sampler)
+        self._watch = _watch(setting, path.with_suffix(".telemetry.ndjson"), about)
+        self._runs = _Runs(engine, request, setting, self._rows, Extent.of(request.load, turns), self._watch)
 
     def __enter__(self) -> Measurement:
         return self
@@ -119,8 +118,7 @@ class Measurement:
 
     def close(self) -> None:
         """Finish the record file, and what samples beside the runs."""
-        if self._sampler is not None:
-            self._sampler.close()
+        self._watch.close()
         self._rows.close()
 
     def run(self, index: int) -> bool:
@@ -148,7 +146,7 @@ class Measurement:
             provenance=self.provenance,
             validity=self.validity,
             slo=self._request.slo,
-            doubts=(*_doubts(self.engine, self._request, self.records), *self._runs.tolerated),
+            doubts=(*_doubts(self.engine, self._request, self.records), *self._watch.doubts),
             looks=self._request.budget.looks,
         )
 
@@ -163,17 +161,14 @@ class _Runs:
         setting: Setting,
         rows: RecordFile,
         extent: Extent,
-        sampler: Sampler | None,
+        watch: Watch,
     ) -> None:
         self._engine = engine
         self._extent = extent
         self._request = request
         self._setting = setting
         self._rows = rows
-        self._sampler = sampler
-        self._telemetry: list[TelemetrySummary] = []
-        """Of the runs so far."""
-        self._tolerated: dict[str, None] = {}
+        self._watch = watch
         names = [name for name in (setting.arm, request.name) if name is not None]
         self._label = ": ".join([*names, "run"])
         # A server that is not ours may still hold what an earlier session sent it.
@@ -196,14 +191,9 @@ class _Runs:
             return RunRecord(index=index, phase=phase, start_ns=now_ns, end_ns=now_ns, requests=()), unprepared
         self._engine.request_timings()  # those of what came before are nobody's
         before = self._engine.cache_counters()
-        unsettled = None
-        if self._sampler is not None:
-            unsettled = settle(self._sampler.look, self._setting.clock)
-            self._sampler.begin(index)
         told = _Told(self._setting, title, self._extent, before=number - 1, runs=total)
-        requests, driven = self._drive(index, phase, workload, self._request.load, told)
-        if self._sampler is not None:
-            self._sampler.end()
+        with self._watch.beside(index):
+            requests, driven = self._drive(index, phase, workload, self._request.load, told)
         cache = self._engine.cache_counters().since(before)
         spoiled = (
             *driven.problems,
@@ -217,34 +207,13 @@ class _Runs:
             self._look_after_engine()
         timings = self._engine.request_timings()
         record = driven.run(requests, index=index, phase=phase, cache=cache, timings=timings)
-        if self._sampler is not None:
-            record = replace(record, telemetry=self._sampler.summary(span(record)))
-            spoiled += tuple(self._by_hardware(record, unsettled))
+        record = replace(record, telemetry=self._watch.summary(span(record)))
+        spoiled += tuple(self._watch.spoiled(record.telemetry, cache, is_ours=self._engine.is_ours))
         if requests and not record.counted:
             spoiled += (
                 f"no request was meant to be sent within the window that counts ({self._request.load.describe()})",
             )
         return record, spoiled
-
-    @property
-    def tolerated(self) -> tuple[str, ...]:
-        """What the hardware did that would have made a run invalid, were it not tolerated."""
-        return tuple(self._tolerated)
-
-    def _by_hardware(self, record: RunRecord, unsettled: Fault | None) -> Iterator[str]:
-        """What the hardware spoiled."""
-        telemetry, plan = record.telemetry, self._setting.telemetry
-        assert telemetry is not None, "asked only with a sampler, which has a plan"
-        assert plan is not None
-        own = own_processes() if self._engine.is_ours else None
-        unproven = unmoved(telemetry, record.cache)
-        found = [*faults(telemetry, self._telemetry, plan.known, own), *filter(None, (unsettled, unproven))]
-        self._telemetry.append(telemetry)
-        for fault in found:
-            if fault.rule in self._setting.tolerated:
-                self._tolerated[f"tolerated: {fault}"] = None
-            else:
-                yield str(fault)
 
     def _look_after_engine(self) -> None:
         """Raise if it was the engine's end that made requests fail."""
@@ -525,11 +494,12 @@ def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenanc
     )
 
 
-def _sampler(setting: Setting, path: Path, about: dict[str, Any]) -> Sampler | None:
-    """What samples beside the runs; nothing where time is virtual, as sensors know none."""
-    if setting.telemetry is None or setting.clock.cpu_ns() is None:
-        return None
-    return setting.telemetry.start(setting.clock, path, about)
+def _watch(setting: Setting, path: Path, about: dict[str, Any]) -> Watch:
+    """Who looks on; nothing is sampled where time is virtual, as sensors know none."""
+    plan, clock = setting.telemetry, setting.clock
+    if plan is None or clock.cpu_ns() is None:
+        return Watch(clock)
+    return Watch(clock, plan.start(clock, path, about), plan.known, setting.tolerated)
 
 
 def _file_stem(measurement: str, arm: str | None) -> str:
