@@ -159,19 +159,7 @@ class OpenAIServer:
 
     def describe(self) -> dict[str, Any]:
         """What is known of the server, unknown things left out."""
-        cache = self.cache
-        known = {
-            "model": self.model,
-            "version": self.version(),
-            "max_model_len": self.max_model_len,
-            "returns_token_ids": self.returns_token_ids,
-            "prompt_lengths": self.prompt_lengths,
-            "prompt_overhead": self.prompt_overhead or None,
-            "kv_capacity_tokens": cache.capacity_tokens if cache else None,
-            "kv_block_tokens": cache.block_tokens if cache else None,
-            "prefix_caching": cache.prefix_caching if cache else None,
-        }
-        return {name: value for name, value in known.items() if value is not None}
+        return described(self, version=self.version())
 
     def _find_metrics(self) -> None:
         """Look for the metrics of an engine that we know, and for its cache's size in them or beside them."""
@@ -317,6 +305,8 @@ class Server(Protocol):
     max_model_len: int | None
     returns_token_ids: bool
     forces_lengths: bool
+    prompt_lengths: str
+    """How prompts come to have exactly the tokens that are asked for."""
     cache: CacheConfig | None
 
     @property
@@ -347,6 +337,23 @@ class Server(Protocol):
     def describe(self) -> dict[str, Any]:
         """What is known of it, unknown things left out."""
         ...
+
+
+def described(server: Server, **own: Any) -> dict[str, Any]:
+    """What is known of what runs, with what only its kind knows; unknown things left out."""
+    cache = server.cache
+    known = {
+        "model": server.model,
+        **own,
+        "max_model_len": server.max_model_len,
+        "returns_token_ids": server.returns_token_ids,
+        "prompt_lengths": server.prompt_lengths,
+        "prompt_overhead": server.prompt_overhead or None,
+        "kv_capacity_tokens": cache.capacity_tokens if cache else None,
+        "kv_block_tokens": cache.block_tokens if cache else None,
+        "prefix_caching": cache.prefix_caching if cache else None,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 class Host(Protocol):

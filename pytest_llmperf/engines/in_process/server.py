@@ -16,6 +16,7 @@ from pytest_llmperf.engines.server import (
     PROBE_TIMEOUT_S,
     UNKNOWN_LEN,
     StartedEngine,
+    described,
 )
 from pytest_llmperf.engines.server_metrics import SETTLE_S, CacheConfig, Metrics, tensorrt_llm_cache
 from pytest_llmperf.engines.wording import settled
@@ -90,19 +91,7 @@ class InProcessServer:
         return self._ask("reset") is True
 
     def describe(self) -> dict[str, Any]:
-        cache = self.cache
-        known = {
-            "model": self.model,
-            "in_process": True,
-            "max_model_len": self.max_model_len,
-            "returns_token_ids": self.returns_token_ids,
-            "prompt_lengths": self.prompt_lengths,
-            "prompt_overhead": self.prompt_overhead or None,
-            "kv_capacity_tokens": cache.capacity_tokens if cache else None,
-            "kv_block_tokens": cache.block_tokens if cache else None,
-            "prefix_caching": cache.prefix_caching if cache else None,
-        }
-        return {name: value for name, value in known.items() if value is not None}
+        return described(self, in_process=True)
 
     def _ask(self, what: str, **words: Any) -> Any:
         return asked(self.address, what, CONTROL_TIMEOUT_S, **words)
