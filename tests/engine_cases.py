@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import no_progress
 from real_vllm import MARKS, START_TIMEOUT_S
 from real_vllm import WORDS as VLLM_WORDS
 from stub_engine import installed
@@ -86,7 +87,7 @@ def surroundings(folder: Path, **words: Any) -> Surroundings:
         "start_timeout_s": START_TIMEOUT_S,
         "limits": Limits(silence_s=20.0),
         "api_key": None,
-        "progress": lambda step, detail="", done=None: None,
+        "progress": no_progress,
     }
     return Surroundings(**{**given, **words})
 

@@ -15,6 +15,10 @@ from pytest_llmperf.records import CacheCounters, ClientStats, Failure
 BLOCK = 16
 
 
+def no_progress(step, detail="", done=None):
+    """For those who do not care what is going on."""
+
+
 @dataclass
 class Script:
     """How the engine behaves, and the client in front of it. Times in seconds."""

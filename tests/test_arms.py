@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from fakes import Script, VirtualEngine
+from fakes import Script, VirtualEngine, no_progress
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,7 +88,7 @@ def builds(tmp_path):
                 hardware_key="NVIDIA-TEST",
                 clock=clock,
                 record_dir=tmp_path,
-                progress=lambda *_: None,
+                progress=no_progress,
                 team=LocalTeam(clock),
                 arm=name,
             )

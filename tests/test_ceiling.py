@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import VirtualEngine
+from fakes import VirtualEngine, no_progress
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -453,7 +453,7 @@ def result_of(engine, request):
             hardware_key="k",
             clock=engine.clock,
             record_dir=Path(folder),
-            progress=lambda *_: None,
+            progress=no_progress,
             team=LocalTeam(engine.clock),
         )
         return measure(engine, request, setting)

@@ -13,6 +13,7 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
+from fakes import no_progress
 
 from pytest_llmperf.cli import main
 from pytest_llmperf.client import Limits
@@ -95,7 +96,7 @@ def in_virtual_time(folder, *, concurrency, requests, input_tokens, output_token
         hardware_key="sim",
         clock=engine.clock,
         record_dir=folder,
-        progress=lambda *_: None,
+        progress=no_progress,
         team=LocalTeam(engine.clock),
     )
     return figures(result_json(measure(engine, request, setting)))

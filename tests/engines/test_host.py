@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from fakes import no_progress
 from stub_engine import installed
 
 from pytest_llmperf.client import Limits
@@ -44,7 +45,7 @@ def around(tmp_path):
         start_timeout_s=15.0,
         limits=Limits(silence_s=5.0),
         api_key=None,
-        progress=lambda step, detail="", done=None: None,
+        progress=no_progress,
     )
 
 

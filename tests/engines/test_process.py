@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes import no_progress
 
 from pytest_llmperf.clock import RealClock
 from pytest_llmperf.engines import process
@@ -96,10 +97,6 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return not Path("/proc/self/stat").exists()
-
-
-def no_progress(step, detail=""):
-    """For those who do not care."""
 
 
 class TestStart:

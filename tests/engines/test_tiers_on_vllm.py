@@ -8,6 +8,7 @@ import re
 import subprocess
 
 import pytest
+from fakes import no_progress
 from real_vllm import MARKS, PYTHON, START_TIMEOUT_S, WORDS
 
 from pytest_llmperf.client import Limits
@@ -46,7 +47,7 @@ def around(tmp_path_factory):
         start_timeout_s=START_TIMEOUT_S,
         limits=Limits(silence_s=60),
         api_key=None,
-        progress=lambda step, detail="", done=None: None,
+        progress=no_progress,
     )
 
 
@@ -81,7 +82,7 @@ def measured(engine, folder, workload, **words):
         hardware_key="test",
         clock=RealClock(),
         record_dir=folder,
-        progress=lambda step, detail="", done=None: None,
+        progress=no_progress,
         team=LocalTeam(RealClock()),
     )
     return measure(engine, request, setting)

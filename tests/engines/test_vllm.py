@@ -7,6 +7,7 @@ from statistics import median
 
 import pytest
 from engine_cases import answer, prompt, surroundings
+from fakes import no_progress
 from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
 from pytest_llmperf.clock import RealClock
@@ -41,7 +42,7 @@ def measured(engine, folder, workload, **words):
         hardware_key="test",
         clock=RealClock(),
         record_dir=folder,
-        progress=lambda step, detail="", done=None: None,
+        progress=no_progress,
         team=LocalTeam(RealClock()),
     )
     return measure(engine, request, setting)

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from fakes import no_progress
 from stub_engine import BLOCK, installed
 
 from pytest_llmperf.client import Limits
@@ -137,7 +138,7 @@ def test_the_tiers_files_live_as_long_as_the_server(tmp_path):
         start_timeout_s=15.0,
         limits=Limits(silence_s=5.0),
         api_key=None,
-        progress=lambda step, detail="", done=None: None,
+        progress=no_progress,
     )
     words = {"executable": installed(tmp_path / "engines"), "kv_offload_gib": 1, "kv_offload_backend": "disk"}
     engine = make_engine(spec(**words), around)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import jsonschema
 import orjson
 import pytest
-from fakes import VirtualEngine
+from fakes import VirtualEngine, no_progress
 from nvml import GPUS, ramp
 from servers import CompletionsServer
 
@@ -49,7 +49,7 @@ def setting(folder, clock, plan):
         hardware_key="test",
         clock=clock,
         record_dir=folder,
-        progress=lambda *_: None,
+        progress=no_progress,
         team=LocalTeam(clock),
         telemetry=plan,
     )
@@ -64,7 +64,7 @@ def measured(tmp_path):
             spec = EngineSpec(kind="openai", url=server.url)
             around = Surroundings(
                 clock=RealClock(), log_dir=tmp_path, cache_dir=tmp_path, start_timeout_s=5.0,
-                limits=Limits(silence_s=5.0), api_key=None, progress=lambda *_: None,
+                limits=Limits(silence_s=5.0), api_key=None, progress=no_progress,
             )  # fmt: skip
             plan = planned(rate_hz, spec, detect())
             return measure(make(spec, around), asked(), setting(tmp_path, RealClock(), plan))

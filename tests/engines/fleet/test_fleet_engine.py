@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes import no_progress
 from real_routers import router
 from stub_engine import BLOCK, CAPACITY, installed
 
@@ -37,7 +38,7 @@ def fleet(python, tmp_path):
         start_timeout_s=15.0,
         limits=Limits(silence_s=5.0),
         api_key=None,
-        progress=lambda step, detail="", done=None: None,
+        progress=no_progress,
     )
     made = []
 

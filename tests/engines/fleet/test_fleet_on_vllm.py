@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from fakes import no_progress
 from real_routers import router
 from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
@@ -38,7 +39,7 @@ def fleet(tmp_path):
         start_timeout_s=START_TIMEOUT_S,
         limits=Limits(silence_s=60),
         api_key=None,
-        progress=lambda step, detail="", done=None: None,
+        progress=no_progress,
     )
     made = []
 
@@ -69,7 +70,7 @@ def measured(engine, folder):
         hardware_key="test",
         clock=RealClock(),
         record_dir=folder,
-        progress=lambda step, detail="", done=None: None,
+        progress=no_progress,
         team=LocalTeam(RealClock()),
     )
     return measure(engine, request, setting)

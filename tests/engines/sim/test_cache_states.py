@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from fakes import no_progress
 
 from pytest_llmperf.client import Limits
 from pytest_llmperf.driver import LocalTeam
@@ -47,7 +48,7 @@ def measured(made, folder, users, cache):
         hardware_key="sim",
         clock=made.clock,
         record_dir=folder,
-        progress=lambda step, detail="", done=None: None,
+        progress=no_progress,
         team=LocalTeam(made.clock),
     )
     return measure(made, request, setting)
