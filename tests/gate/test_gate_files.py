@@ -39,6 +39,12 @@ def compare(files):
     return go
 
 
+def at_clock(file, clock_mhz):
+    """The same file, of GPUs that worked at this clock where TEST was measured."""
+    entries = (replace(e, clock_mhz=clock_mhz) if e.measurement == TEST else e for e in file.entries)
+    return replace(file, entries=tuple(entries))
+
+
 def verdicts(comparison):
     return {(name, f.metric.name): f.verdict for name, j in comparison.judgements.items() for f in j.findings}
 
@@ -148,6 +154,60 @@ class TestVerdicts:
 
         assert ("the engine differs: prefix_caching True -> None",) == judgement.doubts
 
+    @pytest.mark.parametrize(
+        ("before", "now", "expected"),
+        [
+            (1980, 1700, Verdict.INVALID_RUN),
+            (1980, 1950, Verdict.REGRESSED),
+            (None, 1700, Verdict.REGRESSED),
+            (1980, None, Verdict.REGRESSED),
+        ],
+    )
+    def test_a_gpu_at_another_clock_is_no_regression(self, files, before, now, expected):
+        """That measurement says what its clocks were; the other one is judged all the same."""
+        base, new = files(
+            document(benchmark(), benchmark(test=OTHER)),
+            document(benchmark(runs(0.2)), benchmark(runs(0.2), test=OTHER)),
+        )
+
+        judgements = compared([at_clock(base, before)], at_clock(new, now), SAME_NIGHT).judgements
+
+        assert (expected, Verdict.REGRESSED) == (judgements[TEST].verdict, judgements[OTHER].verdict)
+        told = ["worked at 1700 MHz and at 1980 MHz" in doubt for doubt in judgements[TEST].doubts]
+        assert ([True] if expected is Verdict.INVALID_RUN else []) == told
+
+    def test_what_its_clocks_spoiled_is_no_evidence_in_the_family(self, files):
+        """A change that is shown beside one other comparison is not shown more easily beside a spoiled huge one."""
+        slower = runs(0.1 * 1.00995)
+        base, new = files(
+            document(benchmark(), benchmark(test=OTHER)),
+            document(benchmark(runs(0.2)), benchmark(slower, test=OTHER)),
+        )
+
+        spoiled = compared([at_clock(base, 1980)], at_clock(new, 1000), SAME_NIGHT)
+        beside = compared([base], new, SAME_NIGHT)
+
+        assert Verdict.REGRESSED is beside.judgements[OTHER].verdict
+        assert Verdict.PASS is spoiled.judgements[OTHER].verdict
+
+    def test_the_error_rate_is_the_one_that_was_asked_for(self, compare):
+        base, new = document(benchmark()), document(benchmark(runs(0.1 * 1.0105)))
+
+        found = {alpha: verdicts(compare(base, new, replace(SAME_NIGHT, alpha=alpha))) for alpha in (0.01, 1e-4)}
+
+        assert {0.01: Verdict.REGRESSED, 1e-4: Verdict.PASS} == {a: v[TEST, "ttft_p50"] for a, v in found.items()}
+
+    def test_what_it_was_compared_with_and_of_what_is_told(self, compare):
+        """By the file's name and the metric's."""
+        base, new = document(benchmark()), document(benchmark())
+
+        comparison = compare(base, new)
+
+        assert "0001_n.json" == comparison.judgements[TEST].against
+        (change,) = comparison.changes[TEST]
+        assert "ttft_p50" == change.quantity.name
+        assert (0.1, 0.1) == pytest.approx((change.base, change.new))
+
     def test_plain_benchmarks_are_judged_by_their_time(self, compare):
         """Files that pytest-benchmark wrote of other tests."""
         base, new = plain(plain_benchmark()), plain(plain_benchmark(runs(0.12)))
@@ -198,6 +258,52 @@ class TestNights:
 
         assert {} == comparison.judgements
         assert (f"load was 'poisson(1)', is 'round_robin()' ({TEST})",) == comparison.refusals
+
+
+class TestOtherPeoplesFigures:
+    """What others published or measured, often of metrics that a test of one's own does not gate."""
+
+    @pytest.fixture
+    def against(self, files):
+        """Compares a night whose runs have an E2E of 0.2 s, ungated, with one that gates it at 0.1 s."""
+
+        def go(ours=0.2, **comparable):
+            base, new = files(
+                document(benchmark(metric="e2e_p50", **comparable)),
+                document(benchmark(metric="ttft_p50", **comparable)),
+            )
+            figures = {TEST: [{} if ours is None else {"e2e_p50": one} for one in runs(0.2)]}
+            return compared([base], replace(new, figures=figures), SAME_NIGHT)
+
+        return go
+
+    @pytest.mark.parametrize("kind", ["published", "imported"])
+    def test_they_are_held_against_what_was_measured_beside_the_gated_metrics(self, against, kind):
+        comparison = against(**{kind: "a source"})
+
+        assert {(TEST, "e2e_p50"): Verdict.REGRESSED} == verdicts(comparison)
+        assert () == comparison.vanished
+
+    def test_of_a_night_of_one_s_own_the_gated_metrics_count(self, against):
+        """A metric that is gated no more has vanished, although it was measured."""
+        comparison = against()
+
+        assert {} == comparison.judgements
+        assert (f"e2e_p50 of {TEST}: only in the base (0001_n.json)",) == comparison.vanished
+
+    def test_what_was_not_measured_is_missing(self, against):
+        comparison = against(ours=None, published="a source")
+
+        assert ({}, 1) == (comparison.judgements, len(comparison.vanished))
+
+    def test_the_gated_metric_is_not_replaced(self, files):
+        """The row's own values count, whatever else the file says of it."""
+        base, new = (document(benchmark(published="a source")) for _ in range(2))
+        stored, now = files(base, new)
+
+        comparison = compared([stored], replace(now, figures={TEST: [{"ttft_p50": 9.0}]}), SAME_NIGHT)
+
+        assert {(TEST, "ttft_p50"): Verdict.PASS} == verdicts(comparison)
 
 
 class TestRefusals:
@@ -303,6 +409,16 @@ class TestNames:
 
         assert (f"tpot_p50, e2e_p50 of {TEST}: only in the base (0001_n.json)",) == comparison.vanished
         assert Verdict.PASS is comparison.judgements[TEST].verdict
+
+    @pytest.mark.parametrize(
+        ("nights", "is_missed"),
+        [("o....", True), (".oo..", False), (".oo.", True), (".o.", False), ("o", True), (".oooo", True)],
+    )
+    def test_it_is_missed_if_the_newest_night_or_half_of_them_had_it(self, compare, nights, is_missed):
+        """Newest first; a test that was removed long ago is not told of for ever."""
+        base = [document(benchmark(), *([benchmark(test=OTHER)] if night == "o" else [])) for night in nights]
+
+        assert is_missed == bool(compare(base, document(benchmark())).vanished)
 
     def test_the_name_under_which_it_may_be_now(self, compare):
         """The same workload under the same load is probably the same test."""

@@ -73,9 +73,10 @@ def run(ttft_s, duration_s=1.0, tokens=100):
     return RunRecord(index=0, phase=Phase.MEASURED, start_ns=0, end_ns=0, requests=(request,), cache=CacheCounters())
 
 
-def result(*runs, test="test_it", reasons=(), doubts=(), **provenance):
+def result(*runs, test="test_it", reasons=(), doubts=(), looks=(), **provenance):
     return PerfResult(
         runs,
+        looks=looks,
         provenance=replace(PROVENANCE, test=test, **provenance),
         validity=Validity(reasons),
         doubts=doubts,
@@ -290,6 +291,7 @@ def test_a_value_of_zero_has_no_logarithm_and_is_never_passed(store):
     judgement = store.gate().judge(result(hit, missed), [Criterion("cache_hit_rate")])
 
     assert Verdict.INVALID_RUN is judgement.verdict
+    assert "is 0 in some runs, which cannot be compared by its ratio" == judgement.findings[0].note
 
 
 def test_a_rate_that_fell_to_zero_altogether_is_a_regression(store):
@@ -299,8 +301,19 @@ def test_a_rate_that_fell_to_zero_altogether_is_a_regression(store):
 
     judgement = store.gate().judge(result(missed, missed), [Criterion("cache_hit_rate")])
 
-    assert Verdict.REGRESSED is judgement.verdict
-    assert (0.0, -1.0) == (judgement.findings[0].now, judgement.findings[0].change)
+    (finding,) = judgement.findings
+    assert (Verdict.REGRESSED, "cache_hit_rate") == (judgement.verdict, finding.metric.name)
+    assert (0.5, 0.0, -1.0) == (pytest.approx(finding.baseline), finding.now, finding.change)
+    assert "has fallen to 0 in every run" == finding.note
+
+
+def test_a_rate_of_zero_without_a_baseline_fell_from_nothing(store):
+    """Nobody knows whether it was ever more."""
+    missed = replace(run(0.1), cache=CacheCounters(queried_tokens=10, hit_tokens=0))
+
+    judgement = store.gate().judge(result(missed, missed), [Criterion("cache_hit_rate")])
+
+    assert Verdict.INVALID_RUN is judgement.verdict
 
 
 def test_nothing_to_compare_is_no_pass(store):
@@ -651,6 +664,20 @@ def test_the_session_tells_what_it_knows_of_nights(store):
     assert known.endswith(" % (6 stored nights)")
 
 
+def test_nights_of_one_run_say_nothing_of_how_nights_differ(store):
+    """Enough of them are there, but none tells a run's noise from a night's."""
+    for _ in range(6):
+        store.add([0.1])
+        store.add([100.0], "output_throughput", name="other")
+    gate = store.gate(night_spread=0.02)
+    gate.judge(result(run(0.1), run(0.101)), [TTFT, THROUGHPUT])
+
+    assert [
+        "ttft_p50, output_throughput: nights are taken to differ by 2.0 % (--llmperf-night-spread); that is not known "
+        "from 6 stored nights, with at least 2 runs each it would be"
+    ] == list(gate.spreads())
+
+
 def test_simulated_nights_do_not_differ(store):
     """Each is computed anew from the same numbers."""
     store.add([0.1] * 3, simulated=True)
@@ -762,7 +789,45 @@ class TestScreen:
         assert ["ttft_p50", "output_throughput"] == [finding.metric.name for finding in judgement.findings]
         assert base == pytest.approx(judgement.findings[0].baseline, rel=1e-3)
         assert judgement.findings[1] == screened.findings[1]
+        assert (
+            "flagged by the stored nights, settled in turn with the base build (5 + 5 runs)"
+            == judgement.findings[0].note
+        )
+        assert (*screened.doubts, *confirmation.doubts) == judgement.doubts
         assert judgement.against.startswith(f"{screened.against}, then the base build in turn")
+
+    def test_what_the_confirmation_doubts_is_told_once(self, store):
+        """A doubt that both have is one doubt."""
+        store.add(runs_of(0.1, 0.01))
+        slow = ttft(runs_of(0.12, 0.01), doubts=("the link was slow",))
+        screened = self.screen(store).judge(slow, [TTFT])
+        confirmation = Gate(store.baselines, 1).judge(slow, [TTFT], ttft(runs_of(0.1, 0.01)))
+
+        assert ("the link was slow",) == confirmed(screened, confirmation).doubts
+
+    def test_a_confirmation_that_settles_nothing_keeps_its_own_note(self, store):
+        """After what it is a note on: one run each can be compared with nothing."""
+        store.add(runs_of(0.1, 0.01))
+        screened = self.screen(store).judge(ttft(runs_of(0.12, 0.01)), [TTFT])
+        confirmation = Gate(store.baselines, 1).judge(ttft([0.12, 0.12]), [TTFT], ttft([None, 0.1]))
+
+        (finding,) = confirmed(screened, confirmation).findings
+
+        assert finding.note == (
+            "flagged by the stored nights, settled in turn with the base build: "
+            "the base build has no ttft_p50 in some run"
+        )
+
+    def test_a_confirmation_with_an_invalid_metric_is_invalid(self, store):
+        """It was measured and cannot be judged, which is not the same as not having been measured."""
+        store.add(runs_of(0.1, 0.01))
+        screened = self.screen(store).judge(ttft(runs_of(0.12, 0.01)), [TTFT])
+        confirmation = Gate(store.baselines, 1).judge(ttft([0.12, None]), [TTFT], ttft(runs_of(0.1, 0.01)))
+
+        judgement = confirmed(screened, confirmation)
+
+        assert (Verdict.INVALID_RUN, 1) == (judgement.verdict, len(judgement.findings))
+        assert "measured in 1 of 2 runs" in judgement.findings[0].note
 
     def test_a_spoiled_confirmation_confirms_nothing_and_is_told(self, store):
         """The flag stays, and why it does."""
@@ -775,3 +840,73 @@ class TestScreen:
 
         assert (Verdict.INCONCLUSIVE, screened.findings) == (judgement.verdict, judgement.findings)
         assert ("the base build: spoiled",) == judgement.doubts
+
+
+class TestClear:
+    """Whether a measurement that could go on has its verdict."""
+
+    LOOKS = (3, 5, 8, 12, 20)
+
+    def clear(self, store, measured, **words):
+        return store.gate().is_clear(ttft(measured, looks=self.LOOKS, **words), [TTFT])
+
+    @pytest.mark.parametrize(
+        ("now", "count", "is_clear"),
+        [
+            (0.2, 3, True),  # so much slower that more runs change nothing
+            (0.1, 5, True),  # equal, and 10 % would have shown
+            (0.104, 3, False),  # slower, not yet shown
+        ],
+    )
+    def test_what_further_runs_cannot_change(self, store, now, count, is_clear):
+        store.add(runs_of(0.1, 0.02))
+
+        assert is_clear is self.clear(store, runs_of(now, 0.02)[:count])
+
+    def test_a_noisy_one_goes_on(self, store):
+        """A change of 10 % would not have shown yet."""
+        store.add(runs_of(0.1, 0.2))
+
+        assert not self.clear(store, runs_of(0.1, 0.2))
+
+    def test_an_invalid_one_does_not(self, store):
+        """More of it would be as invalid."""
+        store.add(runs_of(0.1, 0.2))
+
+        assert self.clear(store, runs_of(0.1, 0.2), reasons=("spoiled",))
+
+    @pytest.mark.parametrize(("count", "is_clear"), [(4, False), (5, True)])
+    def test_without_a_baseline_it_ends_after_as_many_as_are_usual(self, store, count, is_clear):
+        """There is no verdict to wait for, and the level is worth storing."""
+        assert is_clear is self.clear(store, runs_of(0.1, 0.01)[:count])
+
+    def test_each_look_has_a_part_of_the_error_rate(self, store):
+        """What would be significant in the end is not in an early look."""
+        store.add(runs_of(0.1, 0.01))
+        slower = at_p(ALPHA * 0.9)
+
+        at_once = store.gate().judge(ttft(slower), [TTFT])
+        as_a_look = store.gate().judge(ttft(slower, looks=self.LOOKS), [TTFT])
+        as_the_only_one = store.gate().judge(ttft(slower, looks=(5,)), [TTFT])
+
+        verdicts = [judgement.verdict for judgement in (at_once, as_a_look, as_the_only_one)]
+        assert [Verdict.REGRESSED, Verdict.PASS, Verdict.REGRESSED] == verdicts
+
+    def test_two_looks_are_more_than_one(self, store):
+        store.add(runs_of(0.1, 0.01))
+
+        assert Verdict.PASS is store.gate().judge(ttft(at_p(ALPHA * 0.9), looks=(5, 20)), [TTFT]).verdict
+
+
+def test_a_measurement_that_is_taken_again_is_forgotten(store):
+    """Neither the review nor the family knows of it, and its clocks are not held against the next."""
+    store.add(runs_of(0.1, 0.01))
+    gate = store.gate()
+    gate.judge(ttft(runs_of(0.2, 0.01)), [TTFT], ttft(runs_of(0.1, 0.01)))
+    gate.judge(ttft(runs_of(0.1, 0.01), test="test_other"), [TTFT])
+
+    gate.forget("test_it")
+
+    assert ["test_other"] == list(gate.review())
+    gate.judge(ttft(runs_of(0.1, 0.01)), [TTFT])
+    assert "0001_main.json" == gate.review()["test_it"].against

@@ -82,3 +82,11 @@ def test_looks_come_later_and_later(runs):
     """Anything else is a mistake."""
     with pytest.raises(ConfigurationError, match="after more and more runs"):
         Looks(runs)
+
+
+def test_looks_that_may_come_after_one_run():
+    assert Looks((1, 2)).runs == (1, 2)
+
+
+def test_certainty_takes_no_error_rate_and_a_high_p_value_all_of_it():
+    assert (0.0, 1.0) == (LOOKS.overall(5, 0.0), LOOKS.overall(5, 0.9999))
