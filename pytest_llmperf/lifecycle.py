@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf import marks
+from pytest_llmperf import atomic, marks
 from pytest_llmperf.clock import RealClock, timestamp
 from pytest_llmperf.engines import EngineSpec
 from pytest_llmperf.errors import (
@@ -224,7 +224,7 @@ class Lifecycle:
         try:
             self._saved = self.suite.save_baselines(name, document)
         except OSError as error:
-            self._notes.append(f"the baseline could not be written: {error}")
+            self._notes.append(f"the baseline was not stored: {atomic.why(error, self.options.baselines)}")
             return False
         return True
 
@@ -249,11 +249,12 @@ class Lifecycle:
         is_there = True
         for path, problem in session_files.write(report, self.options):
             is_there = is_there and problem is None
-            self._notes.append(f"report: {path}" if problem is None else f"the report could not be written: {problem}")
+            self._notes.append(f"report: {path}" if problem is None else f"the report: {atomic.why(problem, path)}")
         if self.options.github is not None:
             problem = session_files.summarise(report, self.options)
             if problem is not None:
-                self._notes.append(f"the step's summary could not be written: {problem}")
+                summary = self.options.github.summary
+                self._notes.append(f"the step's summary could not be written: {summary}: {problem.strerror or problem}")
             is_lenient = self.options.gate is GateMode.WARN
             self._annotations = list(github.commands(report, self._places(), is_lenient=is_lenient))
         return is_there
@@ -327,9 +328,9 @@ def _unwritable(options: Options) -> list[str]:
         wanted.append(("--llmperf-baselines", options.baselines))
     problems = []
     for option, folder in wanted:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            problems.append(f"{option}: {folder} cannot be written to; name another folder")
+        problem = atomic.unwritable_folder(folder)
+        if problem is not None:
+            problems.append(f"{option}: {problem}")
     return problems
 
 

@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.atomic import unwritable
 from pytest_llmperf.errors import ConfigurationError, unknown
 
 if TYPE_CHECKING:
@@ -374,18 +375,6 @@ class _Reader:
         except ConfigurationError as error:
             self.problems += error.problems
             return None
-
-
-def unwritable(path: Path) -> str | None:
-    """Why no file of that name can be written, in one sentence; None if it can."""
-    folder = path.parent
-    if path.is_dir():
-        return f"{path} is a folder; name a file in it"
-    if not folder.is_dir():
-        return f"{path} cannot be written: there is no folder {folder}; make it, or name another file"
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        return f"{path} cannot be written: permission denied; name another file"
-    return None
 
 
 def _github(environ: Mapping[str, str]) -> GitHub | None:
