@@ -62,7 +62,7 @@ class Lifecycle:
         self._handles_sigterm = False
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
-        hardware = detect() if options.hardware is None else declared(options.hardware)
+        hardware = detect(options.nvml_timeout_s) if options.hardware is None else declared(options.hardware)
         problems = _unwritable(options)
         self.suite = Suite(
             options,
@@ -74,6 +74,7 @@ class Lifecycle:
             recording=not benchmark.is_disabled(config),
             problems=problems,
         )
+        benchmark.keep_whole(config, self.not_written)
         self._interrupt_on_sigterm()
 
     def _plan(self, items: Sequence[pytest.Item], hardware: Hardware, problems: list[str]) -> list[PlannedTest]:
@@ -183,6 +184,13 @@ class Lifecycle:
         if session_files.is_wanted(self.options) and not self._report():
             session.testsfailed += 1  # as above
         self._restore_sigterm()
+
+    def not_written(self, sentence: str) -> None:
+        """A file that was asked for is not there: said in the summary, and no exit code of 0."""
+        self._notes.append(sentence)
+        session = self._config.pluginmanager.get_plugin("session")
+        if session is not None and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _late(self) -> Iterable[Judged]:
         """What fails its test only now, each once."""

@@ -140,6 +140,7 @@ OPTIONS = (
     Option("timeout", "seconds that a server may stay silent within a request (default: 300)", "SECONDS"),
     Option("request-timeout", "seconds that a whole request may take (default: 3600)", "SECONDS"),
     Option("start-timeout", "seconds that a server may take to start (default: 900)", "SECONDS"),
+    Option("nvml-timeout", "seconds that the GPU driver may take to say what GPUs there are (default: 60)", "SECONDS"),
 )
 
 _MOST_WORKERS = 256
@@ -228,6 +229,7 @@ class Options:
     timeout_s: float
     request_timeout_s: float
     start_timeout_s: float
+    nvml_timeout_s: float
     api_key: str | None = field(repr=False)
 
     @property
@@ -286,6 +288,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         timeout_s=reader.checked("timeout", _seconds, 300.0),
         request_timeout_s=reader.checked("request-timeout", _seconds, 3600.0),
         start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
+        nvml_timeout_s=reader.checked("nvml-timeout", _seconds, 60.0),
         api_key=reader.api_key(environ),
     )
     if options.url and options.engine not in (None, "openai"):

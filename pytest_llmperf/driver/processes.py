@@ -166,8 +166,9 @@ class _Member:
         self.process.join(max(0.0, left_ns / NS_PER_S))
         if self.process.is_alive():
             self.process.kill()
-            self.process.join()
-        self.process.close()
+            self.process.join(_STOP_S)
+        if not self.process.is_alive():  # else not even SIGKILL ends it, and it is beyond us
+            self.process.close()
 
     def _how_it_ended(self) -> str:
         self.process.join(_STOP_S)

@@ -2,20 +2,23 @@
 
 One benchmark per gated metric of a measurement; its `data` holds one value per run, throughput as
 seconds per token, so that lower is better everywhere. All names of pytest-benchmark that are not
-public are used here and nowhere else: `config._benchmarksession` with its `benchmarks` and
-`disabled`, and `stats.Metadata`, as of 4.0 to 5.3.
+public are used here and nowhere else: `config._benchmarksession` with its `benchmarks`,
+`disabled`, `json`, `save`, `autosave`, `storage` and `handle_saving`, and `stats.Metadata`, as of 4.0 to 5.3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import pytest_benchmark.plugin
 import pytest_benchmark.stats
 import pytest_benchmark.utils
 
+from pytest_llmperf import atomic
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware
@@ -42,6 +45,57 @@ def is_disabled(config: pytest.Config) -> bool:
     """Whether pytest-benchmark measures nothing: `--benchmark-disable`, or xdist is active."""
     session = session_of(config)
     return session is not None and bool(session.disabled)
+
+
+def keep_whole(config: pytest.Config, not_written: Callable[[str], None]) -> None:
+    """Have the file of `--benchmark-json` appear complete or not at all, and no full disk hide the verdicts.
+
+    pytest-benchmark would end the session with an internal error. `not_written` is told what could not be
+    written, and why.
+    """
+    session = session_of(config)
+    if session is None:
+        return
+    if session.json and Path(session.json.name).exists():  # not for standard output
+        session.json = _WholeFile(session.json)
+    save = session.handle_saving
+
+    def saving() -> None:
+        try:
+            save()
+        except OSError as error:
+            not_written(_unsaved(error, session))
+            if session.json and (session.save or session.autosave):
+                session.json = None
+                saving()
+
+    session.handle_saving = saving
+
+
+def _unsaved(error: OSError, session: Any) -> str:
+    if session.json:
+        return f"--benchmark-json: {atomic.why(error, Path(session.json.name))}"
+    return f"--benchmark-save: {atomic.why(error, Path(error.filename or str(session.storage.path)))}"
+
+
+class _WholeFile:
+    """Stands in for the file that pytest-benchmark opens when it starts and writes when it ends."""
+
+    def __init__(self, opened: IO[bytes]) -> None:
+        opened.close()
+        self.name = opened.name
+        self._path = Path(opened.name).absolute()
+        self._content = io.BytesIO()
+
+    def __enter__(self) -> io.BytesIO:
+        return self._content
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            atomic.write(self._path, self._content.getvalue())
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
 
 
 _ONCE = "telemetry"

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from pytest_llmperf.clock import NS_PER_S, Clock, thread_cpu_ns
 from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.overdue import standing
 from pytest_llmperf.readings import GpuSample, GpuSummary, HostSample, TelemetrySummary, Xid
 from pytest_llmperf.telemetry.gpu import GpuAddress
 from pytest_llmperf.telemetry.series import SeriesFile
@@ -183,7 +184,8 @@ class Sampler:
 
     def _give_up(self, after_s: float) -> None:
         if not self._is_given_up:
-            self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s")
+            where = standing(self._thread)
+            self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s; it stands in {where}")
         self._is_given_up = True
         self._requests.put(None)  # should it answer after all, nobody wants to know
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from pytest_llmperf.atomic import why
 from pytest_llmperf.errors import LLMPerfError
 from pytest_llmperf.readings import GpuSample, HostSample, Xid
 from pytest_llmperf.row_file import RowFile
@@ -57,9 +58,12 @@ class SeriesFile:
         return _samples(self._file.written.lines(offset))
 
     def flush(self) -> None:
-        """Write what is kept. Raises `OSError`; what could not be written is then gone."""
+        """Write what is kept. Raises `LLMPerfError`; what could not be written is then gone."""
         waiting, self._waiting = self._waiting, []
-        self._file.append(b"".join(orjson.dumps(_row(one), option=_AS_LINE) for one in waiting))
+        try:
+            self._file.append(b"".join(orjson.dumps(_row(one), option=_AS_LINE) for one in waiting))
+        except OSError as error:
+            raise LLMPerfError(why(error, self.path)) from None
 
     def close(self) -> None:
         """Write what is kept, and let go of the file."""
