@@ -11,7 +11,7 @@ import fcntl
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytest_llmperf.clock import Clock, RealClock, seconds_between
@@ -46,8 +46,9 @@ def _acquired(path: Path, purpose: str, patience_s: float, clock: Clock) -> int 
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_nlink:
-                os.truncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {platform.node()}, {purpose}\n".encode())
+                with suppress(OSError):  # on a full disk it stays unsaid who holds it
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {platform.node()}, {purpose}\n".encode())
                 return descriptor
         except BlockingIOError:
             if seconds_between(began_ns, clock.now_ns()) >= patience_s:

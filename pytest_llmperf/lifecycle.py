@@ -63,7 +63,7 @@ class Lifecycle:
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
         hardware = detect(options.nvml_timeout_s) if options.hardware is None else declared(options.hardware)
-        problems = _unwritable(options)
+        problems = [*_unwritable(options), *filter(None, [benchmark.unwritable_json(config)])]
         self.suite = Suite(
             options,
             hardware,

@@ -74,8 +74,8 @@ def measure(
 
     `is_enough` is asked at each look before the last whether the runs so far will do.
     Requests are on disk as soon as they have ended, unless the disk cannot take them, which is a doubt.
-    A run that is spoiled ends the measurement: the others could not mend it. Raises `EngineError` if the engine cannot be started or dies,
-    `ConfigurationError` if the workload does not fit it.
+    A run that is spoiled ends the measurement: the others could not mend it. Raises `EngineError` if the
+    engine cannot be started, dies or hangs, `ConfigurationError` if the workload does not fit it.
     """
     with Measurement(engine, request, setting) as measurement:
         for index in range(-request.warmup_runs, request.runs):

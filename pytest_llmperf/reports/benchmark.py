@@ -3,16 +3,15 @@
 One benchmark per gated metric of a measurement; its `data` holds one value per run, throughput as
 seconds per token, so that lower is better everywhere. All names of pytest-benchmark that are not
 public are used here and nowhere else: `config._benchmarksession` with its `benchmarks`,
-`disabled`, `json`, `save`, `autosave`, `storage` and `handle_saving`, and `stats.Metadata`, as of 4.0 to 5.3.
+`disabled`, `json`, `storage`, `logger`, `save_json` and `handle_saving`, and `stats.Metadata`, as of 4.0 to 5.3.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest_benchmark.plugin
 import pytest_benchmark.stats
@@ -47,6 +46,13 @@ def is_disabled(config: pytest.Config) -> bool:
     return session is not None and bool(session.disabled)
 
 
+def unwritable_json(config: pytest.Config) -> str | None:
+    """Why the file of `--benchmark-json` cannot be written, in one sentence; None if it can, or is not asked for."""
+    path = _json_path(session_of(config))
+    problem = None if path is None else atomic.unwritable(path)
+    return None if problem is None else f"--benchmark-json: {problem}"
+
+
 def keep_whole(config: pytest.Config, not_written: Callable[[str], None]) -> None:
     """Have the file of `--benchmark-json` appear complete or not at all, and no full disk hide the verdicts.
 
@@ -56,46 +62,37 @@ def keep_whole(config: pytest.Config, not_written: Callable[[str], None]) -> Non
     session = session_of(config)
     if session is None:
         return
-    if session.json and Path(session.json.name).exists():  # not for standard output
-        session.json = _WholeFile(session.json)
-    save = session.handle_saving
+    path = _json_path(session)
+    save, save_json = session.handle_saving, session.save_json
+
+    def saving_json(document: Any) -> None:
+        if path is None:
+            save_json(document)
+            return
+        content: str = pytest_benchmark.utils.safe_dumps(document, ensure_ascii=True, indent=4)
+        try:
+            atomic.write(path, content)
+        except OSError as error:
+            not_written(f"--benchmark-json: {atomic.why(error, path)}")
+        else:
+            session.logger.info(f"Wrote benchmark data in: {session.json}", purple=True)
 
     def saving() -> None:
         try:
             save()
         except OSError as error:
-            not_written(_unsaved(error, session))
-            if session.json and (session.save or session.autosave):
-                session.json = None
-                saving()
+            not_written(f"--benchmark-save: {atomic.why(error, Path(error.filename or str(session.storage)))}")
 
-    session.handle_saving = saving
+    session.save_json, session.handle_saving = saving_json, saving
 
 
-def _unsaved(error: OSError, session: Any) -> str:
-    if session.json:
-        return f"--benchmark-json: {atomic.why(error, Path(session.json.name))}"
-    return f"--benchmark-save: {atomic.why(error, Path(error.filename or str(session.storage.path)))}"
-
-
-class _WholeFile:
-    """Stands in for the file that pytest-benchmark opens when it starts and writes when it ends."""
-
-    def __init__(self, opened: IO[bytes]) -> None:
-        opened.close()
-        self.name = opened.name
-        self._path = Path(opened.name).absolute()
-        self._content = io.BytesIO()
-
-    def __enter__(self) -> io.BytesIO:
-        return self._content
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            atomic.write(self._path, self._content.getvalue())
-
-    def __repr__(self) -> str:
-        return f"<{self.name}>"
+def _json_path(session: Any) -> Path | None:
+    """Where `--benchmark-json` is to be; None without it, and for standard output."""
+    given = None if session is None else session.json
+    if given is None or isinstance(given, Path):
+        return None if given is None else given.absolute()
+    path = Path(given.name)  # pytest-benchmark 4 opens it when it starts
+    return path.absolute() if path.exists() else None
 
 
 _ONCE = "telemetry"
