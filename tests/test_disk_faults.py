@@ -5,10 +5,29 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from engine_cases import surroundings
+from fakes import no_progress
 from small_disks import on_small_disk  # noqa: F401 - a fixture
+
+from pytest_llmperf import closed_loop, single_turn
+from pytest_llmperf.clock import RealClock
+from pytest_llmperf.driver import LocalTeam
+from pytest_llmperf.engines import make_engine, make_spec
+from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.origin import OriginProcess
+from pytest_llmperf.record_file import read_requests
+from pytest_llmperf.request import checked_request
+from pytest_llmperf.row_file import RowFile
+from pytest_llmperf.selfcheck import excesses
+from pytest_llmperf.session import Setting, measure
+
+TTFT_S = 0.03
+BASELINES = Path(__file__).parents[1] / "baselines"
 
 SESSION = """
 import subprocess, sys
@@ -45,6 +64,7 @@ def filled():
 def test_it(llm_engine, llm_perf):
     llm_perf(llm_engine, single_turn(requests=40, input_tokens=100, output_tokens=200, seed=7))
 """
+pytestmark = pytest.mark.timeout(60)  # whole sessions in processes of their own
 PLUGINS = ("-p", "pytest_benchmark.plugin", "-p", "pytest_llmperf.plugin", "-p", "no:cacheprovider", "-W", "default")
 
 
@@ -144,6 +164,7 @@ def test_folders_that_vanish_in_mid_session(suite):
     assert "r.md cannot be written: No such file or directory; make the folder" in done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_is_different_on_a_disk_with_room(suite):
     """The files are whole, and no draft and no lock is beside them."""
     done = plain(
@@ -157,3 +178,41 @@ def test_nothing_is_different_on_a_disk_with_room(suite):
     assert [path.name for path in suite.rglob(".draft*")] + [path.name for path in suite.rglob(".lock")] == []
     assert (suite / "b.json").stat().st_size > 1000
     assert (suite / "baselines" / "sim-gh200" / "0001_main.json").is_file()
+
+
+def test_standard_output_on_a_full_disk():
+    """A sentence and an exit code, and no traceback."""
+    code = "import sys; from pytest_llmperf.cli import main; sys.exit(main(['history', sys.argv[1]]))"
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        words = [sys.executable, "-c", code, str(BASELINES)]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=50)
+
+    assert done.returncode == 2
+    assert "pytest-llmperf history: [Errno 28] No space left on device; make room there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_slow_disk_falsifies_nothing(tmp_path, monkeypatch):
+    """Writing a record takes as long as an answer: TTFT is what the server did all the same, or the run is invalid."""
+    append = RowFile.append
+
+    def slowly(file, lines):
+        time.sleep(TTFT_S)
+        append(file, lines)
+
+    monkeypatch.setattr(RowFile, "append", slowly)
+    clock = RealClock()
+    workload = single_turn(requests=24, input_tokens=16, output_tokens=4, seed=1)
+    asked = checked_request(
+        workload, load=closed_loop(4), runs=1, warmup_runs=0, cache="as_is", prefill_context=False, slo=None, name=None
+    )
+    setting = Setting(
+        test="it", hardware_key="CPU", clock=clock, record_dir=tmp_path, progress=no_progress, team=LocalTeam(clock)
+    )
+    with OriginProcess(ttft_s=TTFT_S, itl_s=0.005) as origin:
+        engine = make_engine(make_spec("openai", {"url": origin.url}), surroundings(tmp_path))
+        result = measure(engine, asked, setting)
+
+    assert (result.requests, result.errors) == (24, {})
+    assert excesses([METRICS["ttft_p50"]], result.records) or abs(result.ttft.p50 - TTFT_S) < 0.05 * TTFT_S
+    assert len(list(read_requests(next(tmp_path.glob("*.jsonl"))))) == 24

@@ -105,11 +105,12 @@ class ServerProcess:
                 env={**os.environ, "PYTHONFAULTHANDLER": "1", **env},  # so that SIGABRT writes its stacks
                 start_new_session=True,
             )
+        self.pid: int | None = None
         if not self._has_output(_STARTING_S):
-            self._guard.kill()
+            self.stop()
             raise EngineStartError(f"the server's process was not there after {_STARTING_S:g} s: {self.command_line}")
         word, number = self._read_line()
-        self.pid: int | None = number if word == "pid" else None
+        self.pid = number if word == "pid" else None
         if word == "exit":
             self._returncode = number
 
@@ -168,7 +169,7 @@ class ServerProcess:
             raise EngineDiedError(msg)
 
     def end_hung(self) -> str:
-        """End a server that does not answer, and return what its log then says: its Python processes write their stacks.
+        """End a server that does not answer, and return what its log then says, the stacks of its Python processes too.
 
         Core files are kept from being written: those of an engine are as large as its memory.
         """
