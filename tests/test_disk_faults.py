@@ -182,13 +182,13 @@ def test_nothing_is_different_on_a_disk_with_room(suite):
 
 def test_standard_output_on_a_full_disk():
     """A sentence and an exit code, and no traceback."""
-    code = "import sys; from pytest_llmperf.cli import main; sys.exit(main(['history', sys.argv[1]]))"
+    code = "import sys; from pytest_llmperf.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "baseline", "list", "--baselines", str(BASELINES)]
     with open("/dev/full", "w", encoding="utf-8") as full:
-        words = [sys.executable, "-c", code, str(BASELINES)]
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=50)
 
     assert done.returncode == 2
-    assert "pytest-llmperf history: [Errno 28] No space left on device; make room there" in done.stderr
+    assert "pytest-llmperf baseline: [Errno 28] No space left on device; make room there" in done.stderr
     assert "Traceback" not in done.stderr
 
 

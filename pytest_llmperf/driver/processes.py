@@ -194,7 +194,8 @@ class _Member:
         if code is not None and code < 0:
             with suppress(ValueError):  # a real-time signal has no name
                 how = signal.Signals(-code).name
-        return f"the worker process {self.process.pid} ended early ({how}{self._still}), and what it had not yet sent is missing"
+        who = f"the worker process {self.process.pid}"
+        return f"{who} ended early ({how}{self._still}), and what it had not yet sent is missing"
 
 
 def _messages(
