@@ -105,7 +105,9 @@ class Draft:
     def __enter__(self) -> Draft:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.filename is None:  # whoever reports it shall not guess what it was
+            error.filename = str(self.path.parent)
         self.path.unlink(missing_ok=True)
         with suppress(OSError):  # what could not be written has been raised, and the draft is gone
             self.stream.close()

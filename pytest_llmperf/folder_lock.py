@@ -55,7 +55,9 @@ def _acquired(path: Path, purpose: str, patience_s: float, clock: Clock) -> int 
                 holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip() or "another process"
                 os.close(descriptor)
                 raise TimeoutError(
-                    errno.ETIMEDOUT, f"waited {patience_s:g} s for the lock of {holder}; end that, or try again later"
+                    errno.ETIMEDOUT,
+                    f"waited {patience_s:g} s for the lock of {holder}; end that, or try again later",
+                    str(path),
                 ) from None
         except OSError as error:
             os.close(descriptor)

@@ -108,9 +108,9 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     except BaselineError as error:
         return _complain(arguments, str(error).split("\n"), exit_codes.INVALID)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
+        if error.filename is None:  # it was standard output
             raise
-        sentence = f"{why(error, Path(error.filename or arguments.baselines))}; nothing half-written is left"
+        sentence = f"{why(error, Path(error.filename))}; nothing half-written is left"
         return _complain(arguments, [sentence], exit_codes.INVALID)
     return exit_codes.OK
 
