@@ -106,7 +106,9 @@ class Draft:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and error.filename is None:  # whoever reports it shall not guess what it was
+        if (
+            isinstance(error, OSError) and error.errno and error.filename is None
+        ):  # whoever reports it shall not guess what it was
             error.filename = str(self.path.parent)
         self.path.unlink(missing_ok=True)
         with suppress(OSError):  # what could not be written has been raised, and the draft is gone
