@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf import units
+from pytest_llmperf.atomic import sync_folder
 from pytest_llmperf.errors import BaselineError, unknown
 from pytest_llmperf.metrics import Quantity
 from pytest_llmperf.result_file import Entry, write
@@ -103,6 +104,7 @@ def write_acknowledged(folder: Path, accepted: Sequence[Acknowledgement]) -> Pat
     path = folder / FILE_NAME
     if not accepted:
         path.unlink(missing_ok=True)
+        sync_folder(folder)
         return path
     write([{**asdict(one), "expires": one.expires.isoformat()} for one in sort(accepted)], path)
     return path

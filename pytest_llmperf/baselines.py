@@ -8,16 +8,18 @@ of a measurement, as long as they may be compared. Accepted changes lie beside t
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_llmperf import folder_lock
 from pytest_llmperf.acknowledged import Acknowledgement, expected, read_acknowledged
+from pytest_llmperf.atomic import Draft
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.judged import RATIO_PREFIX, Provenance
@@ -26,7 +28,6 @@ from pytest_llmperf.result_file import (
     ResultFile,
     comparable,
     differences,
-    drafted,
     encoded,
     moment,
     read,
@@ -100,9 +101,10 @@ class Baselines:
             self._loaded[hardware_key] = [entry for file in self.files(hardware_key) for entry in file.entries]
         return self._loaded[hardware_key]
 
-    def files(self, hardware_key: str) -> list[ResultFile]:
+    def files(self, hardware_key: str, known: Collection[Path] = ()) -> list[ResultFile]:
         """The stored files of this hardware, newest first, with the shifts that accepted changes ask for.
 
+        `known`: those that are left out.
         Raises `BaselineError` naming every one that is unusable.
         """
         found: list[ResultFile] = []
@@ -112,7 +114,7 @@ class Baselines:
             accepted = read_acknowledged(self.directory / hardware_key)
         except BaselineError as error:
             problems.append(str(error))
-        for path in self.paths(hardware_key):
+        for path in (path for path in self.paths(hardware_key) if path not in known):
             try:
                 found.append(self._expected(_placed(read(path), hardware_key), accepted))
             except BaselineError as error:
@@ -194,13 +196,19 @@ class Baselines:
 
     def put(self, name: str, hardware_key: str, content: bytes) -> Path:
         """Store a file's content as it is under the next number; it appears complete or not at all."""
+        with self.writing(hardware_key, "saving a baseline") as put:
+            return put(name, content)
+
+    @contextmanager
+    def writing(self, hardware_key: str, purpose: str) -> Iterator[Callable[[str, bytes], Path]]:
+        """Be the only one who changes what is stored of this hardware; gives what stores a file, as `put` does.
+
+        Raises `OSError`, a `TimeoutError` where another process does not let go.
+        """
         folder = self.directory / hardware_key
         folder.mkdir(parents=True, exist_ok=True)
-        draft = drafted(content, folder)
-        try:
-            return _publish(draft, folder, name)
-        finally:
-            draft.unlink(missing_ok=True)
+        with folder_lock.held(folder, purpose):
+            yield lambda name, content: _publish(content, folder, name)
 
     def _expected(self, file: ResultFile, accepted: Collection[Acknowledgement]) -> ResultFile:
         if not accepted:
@@ -275,15 +283,17 @@ def _placed(file: ResultFile, hardware_key: str) -> ResultFile:
     return file
 
 
-def _publish(draft: Path, folder: Path, name: str) -> Path:
-    """Give a finished file the next free number; whoever comes second takes the one after."""
-    while True:
-        path = folder / f"{_next_number(folder):04d}_{name}.json"
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            continue
-        return path
+def _publish(content: bytes, folder: Path, name: str) -> Path:
+    """Store a file under the next number; where no lock could be had, whoever comes second takes the one after."""
+    with Draft(folder) as draft:
+        draft.stream.write(content)
+        while True:
+            path = folder / f"{_next_number(folder):04d}_{name}.json"
+            try:
+                draft.publish(path)
+            except FileExistsError:
+                continue
+            return path
 
 
 def check_name(name: str) -> None:

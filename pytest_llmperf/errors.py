@@ -7,6 +7,7 @@ LLMPerfError
 │   ├── EngineDiedError      it was ready, and its process has ended
 │   └── EngineAnswerError    it answers, but not as the protocol says
 ├── NvmlError                NVML is not there, or does not answer
+├── OverdueError             something did not come back within its time
 ├── NoSamplesError           a statistic was asked of nothing
 ├── BaselineError            a stored result cannot be used
 └── ForeignResultError       another tool's result file cannot be used
@@ -60,6 +61,10 @@ class EngineAnswerError(EngineError):
 
 class NvmlError(LLMPerfError):
     """NVML is not there or does not answer; the text is one sentence on why and, where known, what to do."""
+
+
+class OverdueError(LLMPerfError):
+    """Something did not come back within its time; the text says what was waited for, how long, and where it stands."""
 
 
 def unknown(what: str, given: object, accepted: Iterable[str]) -> str:

@@ -105,12 +105,18 @@ def stored(nights: Sequence[Night], baselines: Baselines) -> Iterator[Stored]:
     Raises `BaselineError` naming every file in their folders that cannot be used.
     """
     keys = dict.fromkeys(night.hardware_key for night in nights)
-    present = {key: {_seen(file.entries): file.path for file in baselines.files(key)} for key in keys}
+    present = {key: {file.path: _seen(file.entries) for file in baselines.files(key)} for key in keys}
     for night in nights:
-        there, seen = present[night.hardware_key], _seen(night.entries)
-        known = there.get(seen)
-        there[seen] = known or baselines.put(night.name, night.hardware_key, night.content)
-        yield Stored(night=night, path=there[seen], is_new=known is None)
+        key, seen = night.hardware_key, _seen(night.entries)
+        there = present[key]
+        with baselines.writing(key, "saving nights") as put:
+            there |= {
+                file.path: _seen(file.entries) for file in baselines.files(key, known=there)
+            }  # of other processes
+            known = next((path for path, values in there.items() if values == seen), None)
+            path = known or put(night.name, night.content)
+        there[path] = seen
+        yield Stored(night=night, path=path, is_new=known is None)
 
 
 def superfluous(baselines: Baselines, hardware_key: str, keep: int) -> list[Path]:

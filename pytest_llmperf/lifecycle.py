@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf import marks
+from pytest_llmperf import atomic, marks
 from pytest_llmperf.clock import RealClock, timestamp
 from pytest_llmperf.engines import EngineSpec
 from pytest_llmperf.errors import (
@@ -62,8 +62,8 @@ class Lifecycle:
         self._handles_sigterm = False
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
-        hardware = detect() if options.hardware is None else declared(options.hardware)
-        problems = _unwritable(options)
+        hardware = detect(options.nvml_timeout_s) if options.hardware is None else declared(options.hardware)
+        problems = [*_unwritable(options), *filter(None, [benchmark.unwritable_json(config)])]
         self.suite = Suite(
             options,
             hardware,
@@ -74,6 +74,7 @@ class Lifecycle:
             recording=not benchmark.is_disabled(config),
             problems=problems,
         )
+        benchmark.keep_whole(config, self.not_written)
         self._interrupt_on_sigterm()
 
     def _plan(self, items: Sequence[pytest.Item], hardware: Hardware, problems: list[str]) -> list[PlannedTest]:
@@ -184,6 +185,13 @@ class Lifecycle:
             session.testsfailed += 1  # as above
         self._restore_sigterm()
 
+    def not_written(self, sentence: str) -> None:
+        """A file that was asked for is not there: said in the summary, and no exit code of 0."""
+        self._notes.append(sentence)
+        session = self._config.pluginmanager.get_plugin("session")
+        if session is not None and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
     def _late(self) -> Iterable[Judged]:
         """What fails its test only now, each once."""
         late = self.suite.review()
@@ -224,7 +232,7 @@ class Lifecycle:
         try:
             self._saved = self.suite.save_baselines(name, document)
         except OSError as error:
-            self._notes.append(f"the baseline could not be written: {error}")
+            self._notes.append(f"the baseline was not stored: {atomic.why(error, self.options.baselines)}")
             return False
         return True
 
@@ -249,11 +257,12 @@ class Lifecycle:
         is_there = True
         for path, problem in session_files.write(report, self.options):
             is_there = is_there and problem is None
-            self._notes.append(f"report: {path}" if problem is None else f"the report could not be written: {problem}")
+            self._notes.append(f"report: {path}" if problem is None else f"the report: {atomic.why(problem, path)}")
         if self.options.github is not None:
             problem = session_files.summarise(report, self.options)
             if problem is not None:
-                self._notes.append(f"the step's summary could not be written: {problem}")
+                summary = self.options.github.summary
+                self._notes.append(f"the step's summary could not be written: {summary}: {problem.strerror or problem}")
             is_lenient = self.options.gate is GateMode.WARN
             self._annotations = list(github.commands(report, self._places(), is_lenient=is_lenient))
         return is_there
@@ -327,9 +336,9 @@ def _unwritable(options: Options) -> list[str]:
         wanted.append(("--llmperf-baselines", options.baselines))
     problems = []
     for option, folder in wanted:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            problems.append(f"{option}: {folder} cannot be written to; name another folder")
+        problem = atomic.unwritable_folder(folder)
+        if problem is not None:
+            problems.append(f"{option}: {problem}")
     return problems
 
 

@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.atomic import unwritable
 from pytest_llmperf.errors import ConfigurationError, unknown
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ OPTIONS = (
     Option("timeout", "seconds that a server may stay silent within a request (default: 300)", "SECONDS"),
     Option("request-timeout", "seconds that a whole request may take (default: 3600)", "SECONDS"),
     Option("start-timeout", "seconds that a server may take to start (default: 900)", "SECONDS"),
+    Option("nvml-timeout", "seconds that the GPU driver may take to say what GPUs there are (default: 60)", "SECONDS"),
 )
 
 _MOST_WORKERS = 256
@@ -227,6 +229,7 @@ class Options:
     timeout_s: float
     request_timeout_s: float
     start_timeout_s: float
+    nvml_timeout_s: float
     api_key: str | None = field(repr=False)
 
     @property
@@ -285,6 +288,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         timeout_s=reader.checked("timeout", _seconds, 300.0),
         request_timeout_s=reader.checked("request-timeout", _seconds, 3600.0),
         start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
+        nvml_timeout_s=reader.checked("nvml-timeout", _seconds, 60.0),
         api_key=reader.api_key(environ),
     )
     if options.url and options.engine not in (None, "openai"):
@@ -374,18 +378,6 @@ class _Reader:
         except ConfigurationError as error:
             self.problems += error.problems
             return None
-
-
-def unwritable(path: Path) -> str | None:
-    """Why no file of that name can be written, in one sentence; None if it can."""
-    folder = path.parent
-    if path.is_dir():
-        return f"{path} is a folder; name a file in it"
-    if not folder.is_dir():
-        return f"{path} cannot be written: there is no folder {folder}; make it, or name another file"
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        return f"{path} cannot be written: permission denied; name another file"
-    return None
 
 
 def _github(environ: Mapping[str, str]) -> GitHub | None:

@@ -127,6 +127,19 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
             lifecycle.finish(session)
 
 
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """Let no file that another plugin cannot write, such as the JUnit file, keep the verdicts from the terminal."""
+    lifecycle = session.config.stash.get(LIFECYCLE_KEY, None)
+    if lifecycle is None:
+        return (yield)
+    try:
+        return (yield)
+    except OSError as error:
+        lifecycle.not_written(f"a file of pytest's could not be written: {error}")
+        return None
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     lifecycle = config.stash.get(LIFECYCLE_KEY, None)

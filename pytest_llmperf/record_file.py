@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import Any, overload
 
 import orjson
 
 from pytest_llmperf.arrivals import Arrival, Arrivals
+from pytest_llmperf.atomic import why
 from pytest_llmperf.errors import LLMPerfError
 from pytest_llmperf.records import (
     CacheCounters,
@@ -25,6 +26,7 @@ from pytest_llmperf.records import (
     RunRecord,
     Window,
 )
+from pytest_llmperf.row_file import RowFile, Written
 
 SCHEMA_VERSION = 2
 ARRIVALS_IN_MEMORY = 5_000_000
@@ -33,25 +35,34 @@ _RUN_ROW = b'{"run":'
 
 
 class RecordFile:
-    """Appends rows to a JSON Lines file; the first line names the schema and the measurement."""
+    """Appends rows to a JSON Lines file; the first line names the schema and the measurement.
+
+    A file that cannot be written costs no measurement: `problem` then says so, and the file ends with the last
+    row that found room.
+    """
 
     def __init__(self, path: Path, header: dict[str, Any], arrivals_in_memory: int = ARRIVALS_IN_MEMORY) -> None:
         self.path = path
         self._room = arrivals_in_memory
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream: IO[bytes] = path.open("wb", buffering=0)
-        self._offset = 0
+        self.problem: str | None = None
+        """Why not all rows are in the file; what is measured is all the same, and stays in memory."""
+        self._file: RowFile | None = None
+        try:
+            self._file = RowFile(path)
+        except OSError as error:
+            self._lose(error)
         self._write({"schema": "pytest-llmperf-records", "version": SCHEMA_VERSION, **header})
 
     def request(self, record: RequestRecord) -> RequestRecord:
         """Append one request; returns it in the form to be kept, which may leave its arrivals in the file."""
-        offset = self._offset
+        file = self._file
+        offset = 0 if file is None else file.size
         self._write({"request": _row(record)})
         self._room -= len(record.arrivals)
-        if self._room >= 0 or len(record.arrivals) < 2:
+        if file is None or self.problem is not None or self._room >= 0 or len(record.arrivals) < 2:
             return record
         ends = record.arrivals[0], record.arrivals[-1]
-        return replace(record, arrivals=_Spilled(self.path, offset, len(record.arrivals), ends))
+        return replace(record, arrivals=_Spilled(file.written, offset, len(record.arrivals), ends))
 
     def run(self, record: RunRecord) -> None:
         """Append what is known of a whole run, its requests left out."""
@@ -81,12 +92,26 @@ class RecordFile:
         )
 
     def close(self) -> None:
-        self._stream.close()
+        """Write nothing more. That the file has vanished meanwhile is noticed now."""
+        if self._file is None:
+            return
+        try:
+            if self.problem is None:
+                self._file.check()
+        except OSError as error:
+            self._lose(error)
+        self._file.close()
 
     def _write(self, row: dict[str, Any]) -> None:
-        line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-        self._stream.write(line)
-        self._offset += len(line)
+        if self._file is None or self.problem is not None:
+            return  # a file with a gap would pass for a whole one
+        try:
+            self._file.append(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self.problem = f"not all records are on disk: {why(error, self.path)}"
 
 
 def read_requests(path: Path) -> Iterator[RequestRecord]:
@@ -131,15 +156,14 @@ def read_windows(path: Path) -> dict[int, Window]:
 class _Spilled(Sequence[Arrival]):
     """Arrivals that stand in the file only; the first and the last are at hand."""
 
-    path: Path
+    written: Written
     offset: int
     size: int
     ends: tuple[Arrival, Arrival]
 
     def load(self) -> Arrivals:
-        with self.path.open("rb") as stream:
-            stream.seek(self.offset)
-            return Arrivals.from_json(orjson.loads(stream.readline())["request"]["arrivals"])
+        line = next(self.written.lines(self.offset))
+        return Arrivals.from_json(orjson.loads(line)["request"]["arrivals"])
 
     @overload
     def __getitem__(self, index: int) -> Arrival: ...

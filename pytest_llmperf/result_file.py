@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import reprlib
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf import units
+from pytest_llmperf import atomic, units
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.judged import Provenance
@@ -206,31 +204,12 @@ def parsed(path: Path, text: str) -> ResultFile:
 
 def write(document: Mapping[str, Any] | Sequence[Any], path: Path) -> None:
     """Write a file of JSON, sorted and indented so that it diffs well; complete or not at all. Raises `OSError`."""
-    draft = drafted(encoded(document), path.parent)
-    try:
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    atomic.write(path, encoded(document))
 
 
 def encoded(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """A file's content, the same for the same document. Raises `ValueError` for numbers that JSON does not know."""
     return f"{json.dumps(document, indent=1, sort_keys=True, allow_nan=False, default=repr)}\n".encode()
-
-
-def drafted(content: bytes, folder: Path) -> Path:
-    """A finished file under a name of its own in `folder`, for the caller to give it its real one."""
-    descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(draft, 0o644)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    return Path(draft)
 
 
 def _document(path: Path, text: str) -> dict[str, Any]:

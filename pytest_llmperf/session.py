@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pytest_llmperf import units
+from pytest_llmperf.atomic import why
 from pytest_llmperf.clock import NS_PER_S, Clock, seconds_between
 from pytest_llmperf.driver import Driven, Job, LocalTeam, Team
 from pytest_llmperf.engines.base import Engine
@@ -72,9 +73,9 @@ def measure(
     """Run the workload as often as asked and return what was measured.
 
     `is_enough` is asked at each look before the last whether the runs so far will do.
-    Requests are on disk as soon as they have ended. A run that is spoiled ends the measurement:
-    the others could not mend it. Raises `EngineError` if the engine cannot be started or dies,
-    `ConfigurationError` if the workload does not fit it.
+    Requests are on disk as soon as they have ended, unless the disk cannot take them, which is a doubt.
+    A run that is spoiled ends the measurement: the others could not mend it. Raises `EngineError` if the
+    engine cannot be started, dies or hangs, `ConfigurationError` if the workload does not fit it.
     """
     with Measurement(engine, request, setting) as measurement:
         for index in range(-request.warmup_runs, request.runs):
@@ -146,7 +147,11 @@ class Measurement:
             provenance=self.provenance,
             validity=self.validity,
             slo=self._request.slo,
-            doubts=(*_doubts(self.engine, self._request, self.records), *self._watch.doubts),
+            doubts=(
+                *_doubts(self.engine, self._request, self.records),
+                *self._watch.doubts,
+                *filter(None, [self._rows.problem]),
+            ),
             looks=self._request.budget.looks,
         )
 
@@ -269,14 +274,26 @@ class _Runs:
         setting = self._setting
         requests: list[RequestRecord] = []
 
+        unanswered: list[RequestRecord] = []
+
         def record(request: RequestRecord) -> None:
             requests.append(self._rows.request(request))
+            if request.failure is not None and request.failure.kind == "timeout":
+                unanswered.append(request)
             if told is not None:
                 told.ended(request)
 
         team = LocalTeam(setting.clock) if phase is Phase.PREPARE else setting.team
         job = Job(connector=self._engine.connector(), sessions=sessions, load=load, run=index, phase=phase)
-        driven = team.run(job, record, self._engine.check)
+
+        def check() -> None:
+            """An engine that hangs would else keep every request for as long as one may stay silent."""
+            self._engine.check()
+            if unanswered:
+                unanswered.clear()
+                self._engine.check_answers()
+
+        driven = team.run(job, record, check)
         requests.sort(key=lambda request: (request.end_ns, request.session, request.turn))
         return tuple(requests), driven
 
@@ -499,7 +516,10 @@ def _watch(setting: Setting, path: Path, about: dict[str, Any]) -> Watch:
     plan, clock = setting.telemetry, setting.clock
     if plan is None or clock.cpu_ns() is None:
         return Watch(clock)
-    return Watch(clock, plan.start(clock, path, about), plan.known, setting.tolerated)
+    try:
+        return Watch(clock, plan.start(clock, path, about), plan.known, setting.tolerated)
+    except OSError as error:  # what is measured is worth more than what would have been seen beside it
+        return Watch(clock, problem=f"no telemetry: {why(error, path)}")
 
 
 def _file_stem(measurement: str, arm: str | None) -> str:

@@ -12,6 +12,7 @@
  *     name uuid cc mig c2c            mig, ecc: the mode, or [now, pending]
  *     handle                          {"error": 4} withholds the whole device
  *     lost_at                         from that second on each call on this GPU gives GPU_IS_LOST
+ *     hangs_at                        from that second on no call on this GPU comes back
  *     memory_mib memory_used_mib memory_reserved_mib
  *     pci                             {"bus_id": "00000000:01:00.0", "device": N, "subsystem": N}
  *     power_limit power_limit_default power_limit_range     mW
@@ -35,6 +36,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum {
     SUCCESS = 0,
@@ -273,11 +275,18 @@ static int is_lost(device_t gpu) {
     return member(gpu, "lost_at") && elapsed() >= number_in(gpu, "lost_at", 0);
 }
 
+static void hang(void) {
+    for (;;)
+        pause();
+}
+
 static int look_up(device_t gpu, const char *key, node_t **out) {
     if (!sessions)
         return UNINITIALIZED;
     if (!gpu)
         return INVALID_ARGUMENT;
+    if (member(gpu, "hangs_at") && elapsed() >= number_in(gpu, "hangs_at", 0))
+        hang();
     count_asked(key);
     return is_lost(gpu) ? GPU_IS_LOST : resolve(member(gpu, key), out);
 }
@@ -366,6 +375,8 @@ int nvmlInitWithFlags(unsigned int flags) {
     int code = flags ? INVALID_ARGUMENT : sessions ? SUCCESS : read_machine();
     if (!code)
         code = (int)number_in(machine, "init_error", 0);
+    if (!code && number_in(machine, "init_hangs", 0))
+        hang();
     if (!code)
         sessions++;
     return code;

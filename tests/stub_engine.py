@@ -2,7 +2,8 @@
 
 `installed` puts them where a Python finds them, so that the code that starts the real ones starts these. Prompts are
 cached in blocks of 16 tokens until they are flushed; an answer takes no time, unless it is a long one. The environment
-variable STUB_FAULT makes a start fail as real ones do.
+variable STUB_FAULT makes a start fail as real ones do; STUB_HANGS is how many it answers
+before it stands still.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ def main(kind: str) -> None:
     ThreadingHTTPServer(("127.0.0.1", stub.options.port), Handler).serve_forever()
 
 
+def hang_for_ever() -> None:
+    """Stand still with a request in hand, as an engine does that waits for a GPU that has fallen off the bus."""
+    while True:
+        time.sleep(60)
+
+
 def fault() -> None:
     """Go wrong as the environment says."""
     match os.environ.get("STUB_FAULT"):
@@ -103,6 +110,7 @@ def route() -> None:
 class Stub:
     """What they have in common: a prefix cache, counted."""
 
+    looked_up = 0
     ids_word = ("return_token_ids", True)
     reports_cached = True
     metrics: ClassVar[dict] = {}
@@ -145,6 +153,9 @@ class Stub:
     def look_up(self, ids: list) -> int:
         """How many of the prompt's tokens are cached; afterwards all whole blocks are."""
         blocks = [tuple(ids[: end + BLOCK]) for end in range(0, len(ids) - BLOCK + 1, BLOCK)]
+        self.looked_up += 1
+        if self.looked_up > int(os.environ.get("STUB_HANGS", sys.maxsize)):
+            hang_for_ever()
         hits = BLOCK * sum(block in self.cache for block in blocks) if self.caches else 0
         hits = min(hits, (len(ids) - 1) // BLOCK * BLOCK)  # the last token is always computed
         self.cache.update(blocks)

@@ -15,7 +15,7 @@ from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS, Quantity
 from pytest_llmperf.readings import GpuSummary, TelemetrySummary
-from pytest_llmperf.result_file import UNKNOWN_KEY, comparable, differences, drafted, encoded, read, unlike, write
+from pytest_llmperf.result_file import UNKNOWN_KEY, comparable, differences, read, unlike, write
 
 PROVENANCE = Provenance(
     test=TEST,
@@ -286,13 +286,6 @@ class TestWriting:
             write(document(benchmark()), tmp_path / "a.json")
 
         assert [tmp_path / "a.json"] == list(tmp_path.iterdir())
-
-    def test_a_draft_is_not_taken_for_a_stored_result(self, tmp_path):
-        """Its name begins with a dot, and no two are the same."""
-        first, second = (drafted(encoded(document(benchmark())), tmp_path) for _ in range(2))
-
-        assert first != second
-        assert all(path.name.startswith(".draft-") for path in (first, second))
 
 
 class TestUnlike:

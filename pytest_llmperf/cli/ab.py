@@ -11,14 +11,18 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from pytest_llmperf.atomic import unwritable
 from pytest_llmperf.cli import exit_codes
 
 HELP = "measure two builds in turn on this machine, by the tests that pytest is given, and judge between them"
 _BUILD = "{build}"
 """Stands in a word for the folder of the build that a revision was checked out into."""
+_GIT_S = 600.0
+"""How long one git command may take: checking out a large repository onto a slow disk takes minutes."""
 _PYTEST_USAGE = (2, 3, 4)
 """What pytest ends with when it was interrupted, broke, or was called wrongly."""
 
@@ -44,12 +48,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revisions.add_argument("--base-rev", metavar="REV", help="revision of the base")
     revisions.add_argument("--head-rev", metavar="REV", help="revision of the head")
     revisions.add_argument("--install", metavar="COMMAND", help="run in each folder, by the shell, before measuring")
+    revisions.add_argument(
+        "--install-timeout", type=_seconds, default=3600.0, metavar="SECONDS",
+        help="how long that may take (default: 3600)",
+    )  # fmt: skip
     parser.add_argument("--runs", default="auto", metavar="N|auto", help="of each build, see pytest --llmperf-runs")
     parser.add_argument(
         "--servers", choices=("fresh", "both"), help="fresh: one server at a time, a fresh one for every run"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the result file there")
     parser.add_argument("pytest", nargs="*", metavar="PYTEST_ARGUMENTS", help="after --: tests, -k, -m, ...")
+
+
+def _seconds(text: str) -> float:
+    """Raises `argparse.ArgumentTypeError` for what is no positive number."""
+    with suppress(ValueError):
+        if 0 < (seconds := float(text)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
 
 
 def run(arguments: argparse.Namespace, out: TextIO) -> int:
@@ -66,6 +82,10 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
             result = arguments.json or Path(folder, "result.json")
             code = subprocess.run(_command(arguments, folders, result.resolve()), check=False).returncode
             verdicts = _verdicts(result)
+        except subprocess.TimeoutExpired as error:
+            command = error.cmd if isinstance(error.cmd, str) else shlex.join(error.cmd)
+            sys.stderr.write(f"pytest-llmperf ab: {command} had not ended after {error.timeout:g} s; mend it first\n")
+            return exit_codes.INVALID
         except subprocess.CalledProcessError as error:
             command = error.cmd if isinstance(error.cmd, str) else shlex.join(error.cmd)
             sys.stderr.write(f"pytest-llmperf ab: {command} ended with exit code {error.returncode}; mend it first\n")
@@ -80,6 +100,9 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
     revisions = (arguments.checkout, arguments.base_rev, arguments.head_rev)
     if any(revisions) and not all(revisions):
         yield "--checkout, --base-rev and --head-rev go together; give all three"
+    problem = None if arguments.json is None else unwritable(arguments.json)
+    if problem is not None:
+        yield f"--json: {problem}"
     if arguments.install and not arguments.checkout:
         yield "--install needs the checkout to install from: --checkout DIR --base-rev REV --head-rev REV"
     if arguments.checkout is not None and not (arguments.checkout / ".git").exists():
@@ -106,7 +129,9 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
 def _has_revision(checkout: Path, revision: str) -> bool:
     wanted = ("--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     command = ["git", "-C", str(checkout), "rev-parse", *wanted]
-    return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    with suppress(subprocess.TimeoutExpired):
+        return subprocess.run(command, check=False, stdout=subprocess.DEVNULL, timeout=_GIT_S).returncode == 0
+    return False
 
 
 def _check_out(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:
@@ -114,11 +139,11 @@ def _check_out(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:
     for name, where in folders.items():
         revision = getattr(arguments, f"{name}_rev")
         command = ["git", "-C", str(arguments.checkout), "worktree", "add", "--detach", str(where), revision]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=_GIT_S)
         if arguments.install:
             sys.stdout.write(f"installing {name} ({revision}): {arguments.install}\n")
             sys.stdout.flush()
-            subprocess.run(arguments.install, shell=True, cwd=where, check=True)
+            subprocess.run(arguments.install, shell=True, cwd=where, check=True, timeout=arguments.install_timeout)
 
 
 def _remove(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:
@@ -126,7 +151,8 @@ def _remove(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:
     for where in folders.values():
         if where.exists():
             command = ["git", "-C", str(arguments.checkout), "worktree", "remove", "--force", str(where)]
-            subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(command, check=False, stdout=subprocess.DEVNULL, timeout=_GIT_S)
 
 
 def _command(arguments: argparse.Namespace, folders: dict[str, Path], result: Path) -> list[str]:
@@ -150,7 +176,11 @@ def _verdicts(result: Path) -> dict[str, str]:
     """Measurement to verdict, as the session's result file has them."""
     if not result.exists() or not os.path.getsize(result):
         return {}
-    rows: list[dict[str, Any]] = json.loads(result.read_text(encoding="utf-8"))["benchmarks"]
+    try:
+        rows: list[dict[str, Any]] = json.loads(result.read_text(encoding="utf-8"))["benchmarks"]
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"pytest-llmperf ab: {result} cannot be read: {error}\n")
+        return {}
     about = [row["extra_info"].get("llmperf", {}) for row in rows]
     return {one["measurement"]: one["judgement"]["verdict"] for one in about if "judgement" in one}
 

@@ -213,12 +213,13 @@ def _verdict(arguments: argparse.Namespace, out: TextIO) -> int:
 
 def _write(path: Path, document: dict[str, object]) -> None:
     """Raises `ConfigurationError` where that cannot be done."""
+    from pytest_llmperf.atomic import why  # noqa: PLC0415 - as above
     from pytest_llmperf.result_file import write  # noqa: PLC0415 - as above
 
     try:
         write(document, path)
     except OSError as error:
-        raise ConfigurationError(f"--json {path} cannot be written: {error.strerror or error}") from None
+        raise ConfigurationError(f"--json {why(error, path)}") from None
 
 
 def _complain(*sentences: str) -> None:

@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         sys.stderr.writelines(f"pytest-llmperf import: {problem}\n" for problem in problems)
         return exit_codes.USAGE if isinstance(error, ConfigurationError) else exit_codes.INVALID
     except OSError as error:
-        sys.stderr.write(f"pytest-llmperf import: --output {arguments.output}: {error.strerror or error}\n")
+        from pytest_llmperf.atomic import why  # noqa: PLC0415 - only here
+
+        sys.stderr.write(f"pytest-llmperf import: --output: {why(error, arguments.output)}\n")
         return exit_codes.USAGE
     out.writelines(f"{line}\n" for one in imported for line in _summary(one))
     out.write(f"written: {arguments.output}\n")

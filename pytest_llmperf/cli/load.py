@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from pytest_llmperf import atomic
 from pytest_llmperf.cli import exit_codes
 from pytest_llmperf.errors import ConfigurationError, LLMPerfError
 
@@ -227,13 +228,12 @@ def _bad_seconds(arguments: argparse.Namespace) -> Iterator[str]:
 
 def _unwritable(arguments: argparse.Namespace) -> Iterator[str]:
     """What would only be noticed when all has been measured."""
-    output: Path = arguments.output
-    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield f"--output: {output} cannot be written to"
-    target: Path | None = arguments.json
-    if target is not None and (target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK)):
-        yield f"--json: {target} cannot be written to"
+    problem = atomic.unwritable_folder(arguments.output)
+    if problem is not None:
+        yield f"--output: {problem}"
+    problem = None if arguments.json is None else atomic.unwritable(arguments.json)
+    if problem is not None:
+        yield f"--json: {problem}"
 
 
 def _measure(order: _Order, progress: _Progress) -> PerfResult:
@@ -298,9 +298,9 @@ def _is_written(path: Path, result: PerfResult) -> bool:
     from pytest_llmperf.reports.figures import result_json  # noqa: PLC0415
 
     try:
-        path.write_bytes(orjson.dumps(result_json(result), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        atomic.write(path, orjson.dumps(result_json(result), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     except OSError as error:
-        sys.stderr.write(f"pytest-llmperf load: --json: {error}\n")
+        sys.stderr.write(f"pytest-llmperf load: --json: {atomic.why(error, path)}\n")
         return False
     return True
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from pytest_llmperf import atomic
 from pytest_llmperf.cli import exit_codes
 from pytest_llmperf.errors import BaselineError, ConfigurationError
-from pytest_llmperf.options import unwritable
 
 HELP = "make an HTML page, or Markdown for a pull request, of a result file"
 _STANDARD_OUTPUT = "-"
@@ -55,7 +55,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.markdown not in (None, _STANDARD_OUTPUT):
         wanted["--markdown"] = Path(arguments.markdown)
     for option, path in wanted.items():
-        problem = None if path is None else unwritable(path)
+        problem = None if path is None else atomic.unwritable(path)
         if problem is not None:
             problems.append(f"{option}: {problem}")
     for option, folder in (("--records", arguments.records), ("--baselines", arguments.baselines)):
@@ -90,9 +90,9 @@ def _write(arguments: argparse.Namespace, out: TextIO) -> None:
 def _put(path: Path, content: str) -> None:
     """Raises `ConfigurationError` where that cannot be done."""
     try:
-        path.write_text(content, encoding="utf-8")
+        atomic.write(path, content)
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise ConfigurationError(atomic.why(error, path)) from None
 
 
 def _complain(*sentences: str) -> None:

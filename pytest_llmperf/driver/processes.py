@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock
@@ -37,6 +38,9 @@ Record = Callable[[RequestRecord], None]
 _START_DELAY_NS = 50 * NS_PER_MS
 _LOOK_S = 1.0
 _STOP_S = 5.0
+_STILL_S = 60.0
+"""A worker that is stopped, or waits for a disk or a driver, for so long will not come back."""
+_STILL_STATES = {b"T": "stopped", b"t": "stopped by a debugger", b"D": "waiting in the kernel"}
 # What a member says; a member of whom no more can come is `_LOST`.
 _READY, _RECORD, _DRIVEN, _ERROR, _LOST = "ready", "record", "driven", "error", "lost"
 _Message = tuple[str, Any]
@@ -147,6 +151,19 @@ class _Member:
         with _plain_main(), _without_interrupts():
             self.process.start()
         theirs.close()
+        self._still_ns: int | None = None
+        self._still = ""
+
+    def end_if_still(self, now_ns: int) -> None:
+        """Kill it if it does nothing at all (Linux): what it waits for no limit of the client ends."""
+        state = _state(self.process.pid)
+        if state not in _STILL_STATES:
+            self._still_ns = None
+        elif self._still_ns is None:
+            self._still_ns = now_ns
+        elif now_ns - self._still_ns > _STILL_S * NS_PER_S:
+            self._still = f" after it had been {_STILL_STATES[state]} for {_STILL_S:g} s"
+            self.process.kill()
 
     def send(self, content: bytes) -> None:
         """That nobody is there is noticed when an answer is waited for."""
@@ -166,8 +183,9 @@ class _Member:
         self.process.join(max(0.0, left_ns / NS_PER_S))
         if self.process.is_alive():
             self.process.kill()
-            self.process.join()
-        self.process.close()
+            self.process.join(_STOP_S)
+        if not self.process.is_alive():  # else not even SIGKILL ends it, and it is beyond us
+            self.process.close()
 
     def _how_it_ended(self) -> str:
         self.process.join(_STOP_S)
@@ -176,7 +194,8 @@ class _Member:
         if code is not None and code < 0:
             with suppress(ValueError):  # a real-time signal has no name
                 how = signal.Signals(-code).name
-        return f"the worker process {self.process.pid} ended early ({how}), and what it had not yet sent is missing"
+        who = f"the worker process {self.process.pid}"
+        return f"{who} ended early ({how}{self._still}), and what it had not yet sent is missing"
 
 
 def _messages(
@@ -199,6 +218,16 @@ def _messages(
             if clock.now_ns() - looked_ns > _LOOK_S * NS_PER_S:
                 look()
                 looked_ns = clock.now_ns()
+                for key in list(selector.get_map().values()):
+                    members[key.data].end_if_still(looked_ns)
+
+
+def _state(pid: int | None) -> bytes | None:
+    """The letter of a process's state; None where that is not told."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        return None
 
 
 def _start(members: list[_Member], start_ns: int) -> None:

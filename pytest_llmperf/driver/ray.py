@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_llmperf import __version__
 from pytest_llmperf.arrivals import Arrivals
-from pytest_llmperf.clock import NS_PER_MS, Clock
+from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock
 from pytest_llmperf.driver.job import Driven, Job
 from pytest_llmperf.driver.local import Worker
 from pytest_llmperf.driver.parcel import pack, together, unpack
@@ -32,6 +32,8 @@ _CLOCK_READINGS = 20
 _LOOK_S = 1.0
 _STOP_S = 5.0
 _PLACE_S = 60.0
+_SILENT_S = 60.0
+"""A worker that does not tell the time for so long hangs, or its node is cut off; Ray notices that later or never."""
 
 
 class _Remote:
@@ -94,6 +96,24 @@ class _Member:
         self.error_ns = took_ns // 2
 
 
+class _Calls:
+    """Calls members while they work, to see that they are still there."""
+
+    def __init__(self, ray: Any, clock: Clock) -> None:
+        self._ray = ray
+        self._clock = clock
+        self._called: dict[_Member, tuple[Any, int]] = {}
+
+    def is_silent(self, member: _Member) -> bool:
+        """Whether its last call has been without an answer for too long; one that has its answer is called again."""
+        now_ns = self._clock.now_ns()
+        reference, since_ns = self._called.get(member, (None, now_ns))
+        if reference is None or self._ray.wait([reference], timeout=0)[0]:
+            self._called[member] = member.actor.now_ns.remote(), now_ns
+            return False
+        return now_ns - since_ns > _SILENT_S * NS_PER_S
+
+
 class RayTeam:
     """One worker on each node of the cluster at `address`, which is `auto` for the one that this machine is part of.
 
@@ -152,10 +172,14 @@ class RayTeam:
     ) -> Iterator[tuple[_Member, Any]]:
         """What the members answer, and who is lost; `pending` has those who have not answered yet."""
         ray = self._ray
+        calls = _Calls(ray, self._clock)
         while pending:
             done, _ = ray.wait(list(pending), timeout=_LOOK_S)
             if not done:
                 check_engine()
+                for reference in [one for one, member in pending.items() if calls.is_silent(member)]:
+                    node = pending.pop(reference).node
+                    lost.append(f"the Ray node {node} did not tell the time for {_SILENT_S:g} s and is taken for lost")
             for reference in done:
                 member = pending.pop(reference)
                 try:

@@ -494,6 +494,13 @@ class Engine(Protocol):
         """Raise `EngineDiedError` if a process of ours has ended."""
         ...
 
+    def check_answers(self) -> None:
+        """Raise `EngineDiedError` if it generates no more, after a request had gone unanswered for too long.
+
+        A process of ours is then ended, and the error has its stacks; the next `start` starts it anew.
+        """
+        ...
+
     def connector(self) -> Connector:
         """What opens a channel for each run."""
         ...

@@ -6,6 +6,7 @@ What differs is a `Recipe`: the package, the command line, and how the cache is 
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_llmperf.atomic import why
 from pytest_llmperf.client import Address
 from pytest_llmperf.engines import installed, model_files, tiny_llama
 from pytest_llmperf.engines.base import COMMON_WORDS, EngineSpec, Surroundings
@@ -117,10 +119,15 @@ class ProcessHost:
             port=place.port or free_port(),
             log=log,
         )
-        scratch = Path(tempfile.mkdtemp(prefix="llmperf-")) if self._recipe.litters else None
-        self._outer_tier = self._recipe.outer_tier(launch)
+        try:
+            scratch = Path(tempfile.mkdtemp(prefix="llmperf-")) if self._recipe.litters else None
+            self._outer_tier = self._recipe.outer_tier(launch)
+            command = self._recipe.command(launch)
+        except OSError as error:
+            folder = Path(error.filename or os.environ.get("TMPDIR", "/tmp"))
+            raise EngineStartError(f"{self._recipe.kind} was not started: {why(error, folder)}") from None
         self._process = ServerProcess(
-            [*place.prefix, *self._recipe.command(launch)],
+            [*place.prefix, *command],
             env={
                 **self._recipe.environment,
                 **({} if scratch is None else {"TMPDIR": str(scratch)}),
@@ -143,6 +150,9 @@ class ProcessHost:
     def check(self) -> None:
         if self._process is not None:
             self._process.check()
+
+    def end_hung(self) -> str:
+        return "" if self._process is None else self._process.end_hung()
 
     def stop(self) -> None:
         if self._process is not None:
@@ -228,7 +238,7 @@ class ProcessHost:
         command = [self._python, installed.__file__, package]
         try:
             found = subprocess.run(command, timeout=_FIND_TIMEOUT_S, check=False, stdout=subprocess.PIPE)
-        except OSError as error:
+        except (OSError, subprocess.TimeoutExpired) as error:
             msg = f"{self._recipe.kind}: executable={self._python!r} cannot be run: {error}"
             raise ConfigurationError(msg) from None
         try:

@@ -52,6 +52,10 @@ class ForeignHost:
     def check(self) -> None:
         """Nothing of ours runs: a dead server shows in the answers."""
 
+    def end_hung(self) -> str:
+        """It is not ours to end."""
+        return ""
+
     def stop(self) -> None:
         """Nothing of ours runs."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import select
 import shlex
 import shutil
@@ -13,16 +14,23 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
+from pytest_llmperf.atomic import why
 from pytest_llmperf.clock import Clock, seconds_between
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
 
 GRACE_S = 20.0
 """How long a server may take to end after SIGTERM. vLLM 0.32 on a CPU was seen to need 1 to 3 s."""
 LOG_TAIL_LINES = 40
+STACK_LINES = 200
+"""Of the log of a server that hung: the stacks of all its threads stand at its end."""
+_STARTING_S = 60.0
+"""How long the guard may take until it has started the command: a Python without imports, on a busy machine."""
+_DYING_S = 5.0
+"""How long a process may take to be gone that was killed, or that writes its stacks before it ends."""
 _POLL_S = 0.25
 _given_out: deque[int] = deque(maxlen=64)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
@@ -51,6 +59,16 @@ def free_port() -> int:
             return port
 
 
+def _forbid_cores(group: int) -> None:
+    """Have no process of the group write a core file or hand one to a collector: a limit of 1 forbids both (Linux)."""
+    for name in os.listdir("/proc") if sys.platform == "linux" else ():
+        if name.isdecimal():
+            with contextlib.suppress(OSError, ValueError):
+                if os.getpgid(int(name)) == group:
+                    _, most = resource.prlimit(int(name), resource.RLIMIT_CORE)
+                    resource.prlimit(int(name), resource.RLIMIT_CORE, (min(1, most) if most >= 0 else 1, most))
+
+
 def shown(name: str, value: str) -> str:
     """The value of an environment variable as it may be shown: not that of a secret."""
     return "***" if _SECRET.search(name) else value
@@ -77,22 +95,38 @@ class ServerProcess:
         self._added_env = dict(env)
         self._scratch = scratch
         self._returncode: int | None = None
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as stream:
-            stream.write(f"$ {self.command_line}\n".encode())
-            stream.flush()
+        self._unlogged: str | None = None
+        with self._opened_log() as stream:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), str(scratch or ""), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env={**os.environ, **env},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **env},  # so that SIGABRT writes its stacks
                 start_new_session=True,
             )
+        self.pid: int | None = None
+        if not self._has_output(_STARTING_S):
+            self.stop()
+            raise EngineStartError(f"the server's process was not there after {_STARTING_S:g} s: {self.command_line}")
         word, number = self._read_line()
-        self.pid: int | None = number if word == "pid" else None
+        self.pid = number if word == "pid" else None
         if word == "exit":
             self._returncode = number
+
+    @contextlib.contextmanager
+    def _opened_log(self) -> Iterator[IO[bytes]]:
+        """The log, begun; a disk that does not take it costs the log and not the night."""
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("wb", buffering=0) as stream:
+                stream.write(f"$ {self.command_line}\n".encode())
+                yield stream
+                return
+        except OSError as error:
+            self._unlogged = why(error, self.log)
+        with open(os.devnull, "wb") as stream:
+            yield stream
 
     @property
     def command_line(self) -> str:
@@ -134,6 +168,21 @@ class ServerProcess:
             msg = f"the server has ended: {self.ending()}\n{self.report()}"
             raise EngineDiedError(msg)
 
+    def end_hung(self) -> str:
+        """End a server that does not answer, and return what its log then says, the stacks of its Python processes too.
+
+        Core files are kept from being written: those of an engine are as large as its memory.
+        """
+        if self.pid is not None and self.returncode is None:
+            _forbid_cores(self.pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGABRT)
+                os.killpg(self.pid, signal.SIGCONT)  # or a stopped one would not see it
+            self._has_output(_DYING_S)
+        report = f"command: {self.command_line}\nlast lines of {self.log}:\n{self.log_tail(STACK_LINES)}"
+        self.stop()
+        return report
+
     def stop(self) -> int:
         """End the server and all its processes; returns its exit code. Harmless when repeated."""
         if self._guard.stdin is not None and not self._guard.stdin.closed:
@@ -142,7 +191,8 @@ class ServerProcess:
             self._guard.wait(timeout=3 * GRACE_S)
         except subprocess.TimeoutExpired:  # a process that SIGKILL cannot end is beyond us
             self._guard.kill()
-            self._guard.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(timeout=_DYING_S)
         if self._guard.returncode != 0 and self.pid is not None:  # killed, so the group is ours to end
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -168,19 +218,22 @@ class ServerProcess:
         return f"command: {self.command_line}\nlast lines of {self.log}:\n{self.log_tail()}"
 
     def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
-        with self.log.open("rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - 400 * lines))
-            text = stream.read().decode(errors="replace")
+        try:
+            with self.log.open("rb") as stream:
+                stream.seek(0, os.SEEK_END)
+                stream.seek(max(0, stream.tell() - 400 * lines))
+                text = stream.read().decode(errors="replace")
+        except OSError as error:
+            text = self._unlogged or f"{self.log} cannot be read: {error.strerror}"
         return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
 
-    def _has_output(self) -> bool:
+    def _has_output(self, longest_s: float = 0.0) -> bool:
         stdout = self._guard.stdout
         if stdout is None or stdout.closed:
             return False
         poll = select.poll()  # select() knows no descriptor beyond 1023
         poll.register(stdout, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(longest_s * 1000))
 
     def _read_line(self) -> tuple[str, int]:
         """The guard's next word and number; a guard that vanished reads as a kill."""

@@ -34,13 +34,15 @@ from pytest_llmperf.engines.server_metrics import CACHE_ROUTES, SETTLE_S, TIMING
 from pytest_llmperf.engines.server_metrics import PATHS as METRICS_PATHS
 from pytest_llmperf.engines.tokenizer import load_tokenizer
 from pytest_llmperf.engines.wording import Count, settled
-from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineStartError, LLMPerfError
+from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineDiedError, EngineStartError, LLMPerfError
 from pytest_llmperf.records import CacheCounters, EngineTimings
 
 CONTROL_TIMEOUT_S = 10.0
 """For every request but the probe: these answer at once or something is wrong."""
 PROBE_TIMEOUT_S = 120.0
 """For the first generation, which may compile kernels."""
+HANGING_S = 30.0
+"""For one token from a server that has just let a request go unanswered: what it still does was given up with that."""
 # The first prompt of a server must not be very short: 3 tokens killed vLLM 0.32's CPU worker with
 # bfloat16 on a processor with AMX (7 of 7 starts), 8 and more did not.
 PROBE_IDS = tuple(TOKEN_IDS)[:32]
@@ -109,6 +111,12 @@ class OpenAIServer:
     def is_healthy(self) -> bool:
         """Whether `GET /health` answers 200 at this moment."""
         return self.control("GET", "/health").status == 200
+
+    def is_answering(self) -> bool:
+        """Whether it generates, if only an error, within `HANGING_S`."""
+        body = request_body(self.model, Generation(PROBE_IDS, 1, return_token_ids=False), self._dialect)
+        exchange = self._request("POST", PATHS[self._dialect.prompts], body, HANGING_S)
+        return exchange.failure is None or exchange.failure.kind not in ("timeout", "connect_timeout")
 
     def control(self, method: str, path: str) -> Exchange:
         """One request beside the measured ones, on a connection of its own."""
@@ -322,6 +330,10 @@ class Server(Protocol):
         """Find out what it is. Raises `EngineStartError` and `ConfigurationError`."""
         ...
 
+    def is_answering(self) -> bool:
+        """Whether it still generates, within half a minute."""
+        ...
+
     def connector(self) -> Connector:
         """What opens channels to it."""
         ...
@@ -375,6 +387,10 @@ class Host(Protocol):
 
     def check(self) -> None:
         """Raise `EngineDiedError` if a process of ours has ended."""
+        ...
+
+    def end_hung(self) -> str:
+        """End what does not answer any more; returns what it had to say, its stacks if it has any."""
         ...
 
     def stop(self) -> None:
@@ -446,6 +462,15 @@ class StartedEngine(ABC, Generic[ServerT]):
 
     def check(self) -> None:
         self.host.check()
+
+    def check_answers(self) -> None:
+        if self._connected is None or self._connected.is_answering():
+            return
+        told = self.host.end_hung()
+        where = self._connected.address
+        self.stop()  # whoever needs it next starts it anew
+        msg = f"the server at {where} hangs: it runs, and did not generate one token within {HANGING_S:g} s"
+        raise EngineDiedError(f"{msg}; it was ended\n{told}" if told else msg)
 
     @property
     def is_ours(self) -> bool:

@@ -8,17 +8,16 @@ timing is that of a real engine on a small Llama. KV cache: 2 x 4 layers x 2 hea
 from __future__ import annotations
 
 import json
-import shutil
 import string
 import struct
-import tempfile
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_llmperf import roofline
+from pytest_llmperf import atomic, roofline
+from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.roofline import ModelShape
 
 if TYPE_CHECKING:
@@ -72,23 +71,16 @@ def ensure(cache_dir: Path) -> Path:
     """Return the model's folder below `cache_dir`, writing it on first use.
 
     The folder appears under its final name only when it is complete, so that two processes may
-    race for it.
+    race for it. Raises `ConfigurationError` where it cannot be written.
     """
     folder = cache_dir / f"{NAME}-{REVISION}"
     if folder.is_dir():
         return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache_dir))
     try:
-        _write(draft)
-        draft.chmod(0o755)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same bytes
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        with atomic.making_folder(folder) as draft:
+            _write(draft)
+    except OSError as error:
+        raise ConfigurationError(f"{NAME}: {atomic.why(error, folder)} by XDG_CACHE_HOME") from None
     return folder
 
 
@@ -101,7 +93,7 @@ def _write(folder: Path) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    atomic.write(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _tensor_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -141,7 +133,7 @@ def _write_weights(path: Path) -> None:
         body += data
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    atomic.write(path, struct.pack("<Q", len(text)) + text + body)
 
 
 def _bfloat16_bytes(values: np.ndarray) -> bytes:

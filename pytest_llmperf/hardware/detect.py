@@ -64,12 +64,15 @@ class Hardware:
         return {name: value for name, value in known.items() if value is not None}
 
 
-def detect() -> Hardware:
-    """Ask NVML and the operating system. Never raises: what cannot be had is said in `problem`."""
+def detect(timeout_s: float = nvml.ANSWERING_S) -> Hardware:
+    """Ask NVML, for up to `timeout_s`, and the operating system.
+
+    Never raises: what cannot be had is said in `problem`.
+    """
     cpu, cpus = cpu_model(), cpu_count()
     without = f"CPU-{slug(cpu)}-{cpus}-cores"
     try:
-        found = nvml.look()
+        found = nvml.look(timeout_s)
     except NvmlError as error:
         return Hardware(cpu=cpu, cpus=cpus, problem=str(error), key=without)
     chosen = select(found.gpus, os.environ.get(VARIABLE), os.environ.get(ORDER))

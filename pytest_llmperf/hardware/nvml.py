@@ -6,15 +6,20 @@ does not offer, or that this user may not make, gives None: one odd answer must 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from pytest_llmperf.errors import NvmlError
+from pytest_llmperf.errors import NvmlError, OverdueError
 from pytest_llmperf.hardware.gpu import Gpu
+from pytest_llmperf.overdue import within
 
+Told = TypeVar("Told")
+
+ANSWERING_S = 60.0
+"""How long NVML may take over everything: a driver without persistence loads its firmware first, GPU by GPU."""
 _MIG_ENABLED = 1
 _NODE_WORDS = 16
 """Room for 1,024 NUMA nodes, 64 in a word."""
@@ -105,8 +110,15 @@ def _asked(nvml: ModuleType, function: str, *arguments: object, **words: object)
         return None, error.value
 
 
-def look() -> Findings:
-    """Everything that NVML says of the GPUs that it shows us. Raises `NvmlError`."""
+def look(timeout_s: float = ANSWERING_S) -> Findings:
+    """Everything that NVML says of the GPUs that it shows us.
+
+    Raises `NvmlError`, also where the driver does not answer within `timeout_s`.
+    """
+    return _within(timeout_s, _look)
+
+
+def _look() -> Findings:
     with session() as nvml:
         gpus = [gpu for index in range(nvml.nvmlDeviceGetCount()) for gpu in _device(nvml, index)]
         driver = offered(nvml, "nvmlSystemGetDriverVersion")
@@ -115,10 +127,21 @@ def look() -> Findings:
     return Findings(gpus=tuple(gpus), driver=driver, cuda=cuda)
 
 
-def uses(uuids: Sequence[str]) -> dict[str, Use]:
-    """What is going on now, by UUID of GPUs or slices. Raises `NvmlError`."""
+def uses(uuids: Sequence[str], timeout_s: float = ANSWERING_S) -> dict[str, Use]:
+    """What is going on now, by UUID of GPUs or slices. Raises `NvmlError`, as `look` does."""
+    return _within(timeout_s, lambda: _uses(uuids))
+
+
+def _uses(uuids: Sequence[str]) -> dict[str, Use]:
     with session() as nvml:
         return {uuid: _use(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)) for uuid in uuids}
+
+
+def _within(timeout_s: float, call: Callable[[], Told]) -> Told:
+    try:
+        return within(timeout_s, "NVML", call)
+    except OverdueError as error:
+        raise NvmlError(f"{error}; look at dmesg for an Xid, then reset the GPU or reboot") from None
 
 
 def _device(nvml: ModuleType, index: int) -> Iterator[Gpu]:

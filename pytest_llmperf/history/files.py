@@ -158,6 +158,10 @@ def _blobs(folder: Path, revisions: str) -> Iterator[_Blob]:
             commit, at = header.group(1), datetime.fromtimestamp(int(header.group(2)), timezone.utc)
 
 
+_GIT_S = 120.0
+"""How long one git command may take: a log of a large repository on a cold disk takes seconds."""
+
+
 def _from_git(folder: Path, blob: _Blob) -> StoredFile:
     text = _git(folder, "show", "--end-of-options", blob.name)
     try:
@@ -171,8 +175,17 @@ def _git(folder: Path, *arguments: str) -> str:
     """What git prints. Raises `BaselineError` with its complaint."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, check=False, text=True, encoding="utf-8"
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            check=False,
+            text=True,
+            encoding="utf-8",
+            timeout=_GIT_S,
         )
+    except subprocess.TimeoutExpired:
+        raise BaselineError(
+            f"git {arguments[0]} in {folder} had not ended after {_GIT_S:g} s; see whether it ends when called by hand"
+        ) from None
     except FileNotFoundError:
         raise BaselineError("git is not installed; without --git the files of a folder are read as they lie") from None
     except UnicodeDecodeError:

@@ -2,20 +2,22 @@
 
 One benchmark per gated metric of a measurement; its `data` holds one value per run, throughput as
 seconds per token, so that lower is better everywhere. All names of pytest-benchmark that are not
-public are used here and nowhere else: `config._benchmarksession` with its `benchmarks` and
-`disabled`, and `stats.Metadata`, as of 4.0 to 5.3.
+public are used here and nowhere else: `config._benchmarksession` with its `benchmarks`,
+`disabled`, `json`, `storage`, `logger`, `save_json` and `handle_saving`, and `stats.Metadata`, as of 4.0 to 5.3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest_benchmark.plugin
 import pytest_benchmark.stats
 import pytest_benchmark.utils
 
+from pytest_llmperf import atomic
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware
@@ -42,6 +44,55 @@ def is_disabled(config: pytest.Config) -> bool:
     """Whether pytest-benchmark measures nothing: `--benchmark-disable`, or xdist is active."""
     session = session_of(config)
     return session is not None and bool(session.disabled)
+
+
+def unwritable_json(config: pytest.Config) -> str | None:
+    """Why the file of `--benchmark-json` cannot be written, in one sentence; None if it can, or is not asked for."""
+    path = _json_path(session_of(config))
+    problem = None if path is None else atomic.unwritable(path)
+    return None if problem is None else f"--benchmark-json: {problem}"
+
+
+def keep_whole(config: pytest.Config, not_written: Callable[[str], None]) -> None:
+    """Have the file of `--benchmark-json` appear complete or not at all, and no full disk hide the verdicts.
+
+    pytest-benchmark would end the session with an internal error. `not_written` is told what could not be
+    written, and why.
+    """
+    session = session_of(config)
+    if session is None:
+        return
+    path = _json_path(session)
+    save, save_json = session.handle_saving, session.save_json
+
+    def saving_json(document: Any) -> None:
+        if path is None:
+            save_json(document)
+            return
+        content: str = pytest_benchmark.utils.safe_dumps(document, ensure_ascii=True, indent=4)
+        try:
+            atomic.write(path, content)
+        except OSError as error:
+            not_written(f"--benchmark-json: {atomic.why(error, path)}")
+        else:
+            session.logger.info(f"Wrote benchmark data in: {session.json}", purple=True)
+
+    def saving() -> None:
+        try:
+            save()
+        except OSError as error:
+            not_written(f"--benchmark-save: {atomic.why(error, Path(error.filename or str(session.storage)))}")
+
+    session.save_json, session.handle_saving = saving_json, saving
+
+
+def _json_path(session: Any) -> Path | None:
+    """Where `--benchmark-json` is to be; None without it, and for standard output."""
+    given = None if session is None else session.json
+    if given is None or isinstance(given, Path):
+        return None if given is None else given.absolute()
+    path = Path(given.name)  # pytest-benchmark 4 opens it when it starts
+    return path.absolute() if path.exists() else None
 
 
 _ONCE = "telemetry"

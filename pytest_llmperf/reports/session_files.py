@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pytest_llmperf import atomic
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.hardware import Hardware
 from pytest_llmperf.options import Options
@@ -57,13 +58,17 @@ def summarise(report: Report, options: Options) -> OSError | None:
     summary = options.github.summary if options.github is not None else None
     if summary is None or not report.sections:
         return None
-    return _put(summary, markdown(report, _LONGEST_SUMMARY), mode="a")
-
-
-def _put(path: Path, content: str, mode: str = "w") -> OSError | None:
     try:
-        with path.open(mode, encoding="utf-8") as stream:
-            stream.write(content)
+        with summary.open("a", encoding="utf-8") as stream:  # others have written to it before
+            stream.write(markdown(report, _LONGEST_SUMMARY))
+    except OSError as error:
+        return error
+    return None
+
+
+def _put(path: Path, content: str) -> OSError | None:
+    try:
+        atomic.write(path, content)
     except OSError as error:
         return error
     return None

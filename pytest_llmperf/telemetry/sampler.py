@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 from pytest_llmperf.clock import NS_PER_S, Clock, thread_cpu_ns
 from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.overdue import standing
 from pytest_llmperf.readings import GpuSample, GpuSummary, HostSample, TelemetrySummary, Xid
 from pytest_llmperf.telemetry.gpu import GpuAddress
-from pytest_llmperf.telemetry.series import SeriesFile, samples_from
+from pytest_llmperf.telemetry.series import SeriesFile
 from pytest_llmperf.telemetry.summary import summaries
 
 _OPENING_S = 10.0
@@ -152,7 +153,7 @@ class Sampler:
             lost = {gpu.address.gpu: gpu.lost for gpu in self._sensors.gpus if gpu.lost is not None}
             addresses = [gpu.address for gpu in self._sensors.gpus]
             watched = frozenset() if self._sensors.xids is None else self._sensors.xids.gpus
-            samples = samples_from(self._file.path, run.offset)
+            samples = self._file.since(run.offset)
             gpus, host = summaries(samples, addresses, span, lost, self._period_ns, watched)
         return TelemetrySummary(
             gpus=gpus, host=host, rate_hz=self._rate_hz, cost_share=run.cost_share, problems=self.problems
@@ -183,7 +184,8 @@ class Sampler:
 
     def _give_up(self, after_s: float) -> None:
         if not self._is_given_up:
-            self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s")
+            where = standing(self._thread)
+            self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s; it stands in {where}")
         self._is_given_up = True
         self._requests.put(None)  # should it answer after all, nobody wants to know
 

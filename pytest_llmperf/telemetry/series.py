@@ -5,15 +5,17 @@ It also takes the samples from memory: what a run came to is worked out by readi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
+from pytest_llmperf.atomic import why
 from pytest_llmperf.errors import LLMPerfError
 from pytest_llmperf.readings import GpuSample, HostSample, Xid
+from pytest_llmperf.row_file import RowFile
 from pytest_llmperf.telemetry.gpu import GpuAddress
 
 SCHEMA_VERSION = 1
@@ -33,10 +35,8 @@ class SeriesFile:
     def __init__(self, path: Path, header: Mapping[str, Any], gpus: Sequence[GpuAddress]) -> None:
         """Raises `OSError` if it cannot be written."""
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream: IO[bytes] = path.open("wb", buffering=0)
+        self._file = RowFile(path)
         self._waiting: list[Sample | dict[str, Any]] = []
-        self._offset = 0
         self._waiting.append(
             {"schema": _SCHEMA, "version": SCHEMA_VERSION, **header, "gpus": [_known(asdict(gpu)) for gpu in gpus]}
         )
@@ -51,21 +51,26 @@ class SeriesFile:
         """Note that the samples that follow are of this run; returns the place from which to read them."""
         self._waiting.append({"run": {"index": index}})
         self.flush()
-        return self._offset
+        return self._file.size
+
+    def since(self, offset: int) -> Iterator[Sample]:
+        """The samples from a place that `run` has returned; also when the path is gone. Raises `OSError`."""
+        return _samples(self._file.written.lines(offset))
 
     def flush(self) -> None:
-        """Write what is kept. Raises `OSError`; what could not be written is then gone."""
+        """Write what is kept. Raises `LLMPerfError`; what could not be written is then gone."""
         waiting, self._waiting = self._waiting, []
-        content = b"".join(orjson.dumps(_row(one), option=_AS_LINE) for one in waiting)
-        self._stream.write(content)
-        self._offset += len(content)
+        try:
+            self._file.append(b"".join(orjson.dumps(_row(one), option=_AS_LINE) for one in waiting))
+        except OSError as error:
+            raise LLMPerfError(why(error, self.path)) from None
 
     def close(self) -> None:
         """Write what is kept, and let go of the file."""
         try:
             self.flush()
         finally:
-            self._stream.close()
+            self._file.close()
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
@@ -76,24 +81,18 @@ def read_samples(path: Path) -> Iterator[Sample]:
     """
     with path.open("rb") as stream:
         _check_header(path, stream.readline())
-        start = stream.tell()
-    yield from samples_from(path, start)
+        yield from _samples(line for line in stream if line.endswith(b"\n"))
 
 
-def samples_from(path: Path, offset: int) -> Iterator[Sample]:
-    """The samples from a place that `SeriesFile.run` has returned to the end."""
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        for line in stream:
-            if not line.endswith(b"\n"):
-                return
-            row = orjson.loads(line)
-            if "gpu" in row:
-                yield _gpu_sample(row["gpu"])
-            elif "host" in row:
-                yield HostSample(**row["host"])
-            elif "xid" in row:
-                yield Xid(**row["xid"])
+def _samples(lines: Iterable[bytes]) -> Iterator[Sample]:
+    for line in lines:
+        row = orjson.loads(line)
+        if "gpu" in row:
+            yield _gpu_sample(row["gpu"])
+        elif "host" in row:
+            yield HostSample(**row["host"])
+        elif "xid" in row:
+            yield Xid(**row["xid"])
 
 
 def _gpu_sample(row: dict[str, Any]) -> GpuSample:

@@ -24,10 +24,11 @@ class Watch:
         sampler: Sampler | None = None,
         gpus: Sequence[Gpu] = (),
         tolerated: frozenset[str] = frozenset(),
+        problem: str | None = None,
     ) -> None:
         """`sampler`: None where nothing is sampled, and so nothing is found. `gpus`: what detection found them to be.
 
-        `tolerated`: rules whose breach is to be a doubt.
+        `tolerated`: rules whose breach is to be a doubt. `problem`: why nothing is sampled although it was asked for.
         """
         self._clock = clock
         self._sampler = sampler
@@ -35,11 +36,11 @@ class Watch:
         self._tolerated = tolerated
         self._unsettled: Fault | None = None
         self._earlier: list[TelemetrySummary] = []
-        self._doubts: dict[str, None] = {}
+        self._doubts: dict[str, None] = {} if problem is None else {problem: None}
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What would have made a run invalid, were it not tolerated."""
+        """What would have made a run invalid, were it not tolerated, and why nothing was sampled."""
         return tuple(self._doubts)
 
     @contextmanager

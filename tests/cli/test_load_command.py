@@ -212,8 +212,9 @@ class TestExitCode:
             "--workers: expected a number of processes from 1 to 256, or ray://..., got 'many'",
             "--timeout: expected a positive number of seconds, got 0",
             "--slo-ttft: expected a positive number of seconds, got nan",
-            f"--output: {tmp_path / 'file'} cannot be written to",
-            f"--json: {tmp_path / 'none' / 'x.json'} cannot be written to",
+            f"--output: {tmp_path}/file cannot be written to: {tmp_path}/file is no folder; name another folder",
+            f"--json: {tmp_path}/none/x.json cannot be written: there is no folder {tmp_path}/none; make it, or name "
+            "another file",
         ]
 
     @pytest.mark.parametrize(

@@ -129,7 +129,9 @@ def test_a_report_that_can_no_longer_be_written_is_no_success(run, pytester):
     result = run("-k", "test_it or test_last", "--llmperf-markdown", "there/report.md", tests=TESTS + gone)
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["the report could not be written: *"])
+    result.stdout.fnmatch_lines(
+        ["the report: *there/report.md cannot be written: No such file or directory; make the folder, *"]
+    )
 
 
 def test_github_gets_annotations_and_a_summary(run, pytester, monkeypatch):

@@ -223,7 +223,9 @@ def test_a_driver_that_does_not_answer_hangs_no_run(sampling, impatient, stuck_a
     one.close()
     summary = one.summary((0, NS_PER_S))
 
-    assert summary.problems == ("telemetry stopped: NVML had not answered for 0.05 s",)
+    (problem,) = summary.problems
+    assert problem.startswith("telemetry stopped: NVML had not answered for 0.05 s; it stands in ")
+    assert "read (test_sampler.py:" in problem
     assert (summary.gpus, summary.cost_share) == ((), None)
     gpu.let_go.set()
     one.closed.wait(SOON_S)
@@ -242,7 +244,9 @@ def test_a_driver_that_does_not_open_hangs_no_run(sampling, impatient):
     one.begin(0)
     one.end()
 
-    assert one.summary((0, 1)).problems == ("telemetry stopped: NVML had not answered for 0.05 s",)
+    (problem,) = one.summary((0, 1)).problems
+    assert problem.startswith("telemetry stopped: NVML had not answered for 0.05 s; it stands in wait (threading.py:")
+    assert "opening (test_sampler.py:" in problem
     let_go.set()
 
 

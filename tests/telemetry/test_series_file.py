@@ -12,7 +12,7 @@ from pytest_llmperf.errors import LLMPerfError
 from pytest_llmperf.readings import GpuSample, HostSample, Xid
 from pytest_llmperf.telemetry import read_samples
 from pytest_llmperf.telemetry.gpu import GpuAddress
-from pytest_llmperf.telemetry.series import SeriesFile, samples_from
+from pytest_llmperf.telemetry.series import SeriesFile
 
 COUNT = st.none() | st.integers(0, 2**63 - 1)
 NUMBER = st.none() | st.floats(0, 1e12)
@@ -75,7 +75,7 @@ def test_the_samples_of_a_run_are_found_again(tmp_path):
     file.add(GpuSample(at_ns=2, gpu=0))
     file.flush()
 
-    assert list(samples_from(file.path, place)) == [GpuSample(at_ns=2, gpu=0)]
+    assert list(file.since(place)) == [GpuSample(at_ns=2, gpu=0)]
     assert len(list(read_samples(file.path))) == 2
     file.close()
 

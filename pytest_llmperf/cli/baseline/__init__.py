@@ -98,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: TextIO) -> int:
     """0 done, 2 files that cannot be used or written, 3 a mistake in the arguments."""
+    from pytest_llmperf.atomic import why  # noqa: PLC0415 - as below
     from pytest_llmperf.cli.baseline import acknowledge, nights  # noqa: PLC0415 - they need numpy
 
     try:
@@ -107,9 +108,9 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     except BaselineError as error:
         return _complain(arguments, str(error).split("\n"), exit_codes.INVALID)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
+        if error.filename is None:  # it was standard output
             raise
-        sentence = f"{error.filename or arguments.baselines}: {error.strerror or error}; nothing half-written is left"
+        sentence = f"{why(error, Path(error.filename))}; nothing half-written is left"
         return _complain(arguments, [sentence], exit_codes.INVALID)
     return exit_codes.OK
 

@@ -58,13 +58,14 @@ def _remove(arguments: argparse.Namespace, baselines: Baselines, out: TextIO) ->
     if arguments.key is None:
         raise ConfigurationError("KEY is missing: --remove INDEX takes back what --list shows for a hardware key")
     key = known_key(baselines, arguments.key)
-    accepted = sort(read_acknowledged(baselines.directory / key))
     place = whole_number("--remove", arguments.remove)
-    if place > len(accepted):
-        here = units.count(len(accepted), "accepted change")
-        raise ConfigurationError(f"--remove {place}: {key} has {here}; --list shows them")
-    removed = accepted.pop(place - 1)
-    path = write_acknowledged(baselines.directory / key, accepted)
+    with baselines.writing(key, "taking an accepted change back"):
+        accepted = sort(read_acknowledged(baselines.directory / key))
+        if place > len(accepted):
+            here = units.count(len(accepted), "accepted change")
+            raise ConfigurationError(f"--remove {place}: {key} has {here}; --list shows them")
+        removed = accepted.pop(place - 1)
+        path = write_acknowledged(baselines.directory / key, accepted)
     out.write(f"taken back in {path}: {removed.test}, {removed.metric} {units.change(removed.change)}\n")
 
 
@@ -87,13 +88,14 @@ def _add(arguments: argparse.Namespace, baselines: Baselines, out: TextIO) -> No
         )
     new, measurements = _checked(arguments, baselines)
     folder = baselines.directory / arguments.key
-    accepted = read_acknowledged(folder)
-    if any(one.test == new.test and one.metric == new.metric and one.since == new.since for one in accepted):
-        raise ConfigurationError(
-            f"a change of {new.metric} of {new.test} since night {new.since:04d} is accepted already; take it back "
-            "with --remove, and give the change since the older nights as one"
-        )
-    path = write_acknowledged(folder, [*accepted, new])
+    with baselines.writing(arguments.key, "accepting a change"):
+        accepted = read_acknowledged(folder)
+        if any(one.test == new.test and one.metric == new.metric and one.since == new.since for one in accepted):
+            raise ConfigurationError(
+                f"a change of {new.metric} of {new.test} since night {new.since:04d} is accepted already; take it back "
+                "with --remove, and give the change since the older nights as one"
+            )
+        path = write_acknowledged(folder, [*accepted, new])
     out.write(f"accepted in {path}, for {units.count(len(measurements), 'test')} since night {new.since:04d}\n")
     out.write(f"  {new.sentence(baselines.today)}\n")
 

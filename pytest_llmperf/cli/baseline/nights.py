@@ -115,7 +115,7 @@ def _prune(arguments: argparse.Namespace, out: TextIO) -> None:
     paths = superfluous(baselines, key, keep)
     for path in paths:
         if not arguments.dry_run:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may be at the same
         _say(out, [f"{'would remove' if arguments.dry_run else 'removed'}: {path}"])
     if not paths:
         _say(out, [f"nothing to remove: {units.count(len(baselines.paths(key)), 'night')} of {key}"])

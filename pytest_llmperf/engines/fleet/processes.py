@@ -62,6 +62,11 @@ class FleetHost:
             with _naming(f"the router {self._name}"):
                 self._router.check()
 
+    def end_hung(self) -> str:
+        """A replica that hangs is named; if all answer, it is the router."""
+        self._each(ServedEngine.check_answers)
+        return "" if self._router is None else f"the router {self._name}\n{self._router.end_hung()}"
+
     def stop(self) -> None:
         """The router first, so that it does not see its replicas go. Each is stopped, whatever becomes of others."""
         with ExitStack() as stops:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pytest_llmperf.arrivals import Arrivals
 from pytest_llmperf.client import Address, Limits
-from pytest_llmperf.clock import NS_PER_S, Clock
+from pytest_llmperf.clock import NS_PER_S, Clock, RealClock
 from pytest_llmperf.engines.base import Answer, Generation
 from pytest_llmperf.engines.completions import as_text
 from pytest_llmperf.engines.in_process.worker import BEAT_S, PREFIX, message
@@ -59,9 +59,11 @@ class Link:
 
     def ask(self, what: str, timeout_s: float, **words: Any) -> Any:
         """What the worker says to one question. Raises `OSError` where it does not answer."""
+        clock = RealClock()
+        until_ns = clock.now_ns() + int(timeout_s * NS_PER_S)
         self.send({"do": what, **words})
-        while messages := self.receive(timeout_s):
-            for header, _ in messages:
+        while (left_ns := until_ns - clock.now_ns()) > 0:  # signs of life come all the time, and are no answer
+            for header, _ in self.receive(left_ns / NS_PER_S):
                 if header["is"] == what:
                     return header["content"]
         raise TimeoutError(f"the worker process did not answer within {timeout_s:g} s")

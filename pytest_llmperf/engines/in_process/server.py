@@ -11,6 +11,7 @@ from pytest_llmperf.engines.base import Answer, Generation, Surroundings
 from pytest_llmperf.engines.in_process.channel import InProcessChannel, InProcessConnector, InProcessReply, asked
 from pytest_llmperf.engines.server import (
     CONTROL_TIMEOUT_S,
+    HANGING_S,
     PROBE_IDS,
     PROBE_OUTPUT_TOKENS,
     PROBE_TIMEOUT_S,
@@ -51,6 +52,15 @@ class InProcessServer:
             return isinstance(self._ask("about"), dict)
         except EngineAnswerError:
             return False
+
+    def is_answering(self) -> bool:
+        """Whether it generates, if only an error."""
+        generation = Generation(PROBE_IDS, 1, return_token_ids=False)
+        try:
+            answer = self._answer(lambda channel: channel.encode(generation), HANGING_S)
+        except OSError:
+            return False
+        return answer.failure is None or answer.failure.kind != "timeout"
 
     def connect(self, model: str | None) -> None:
         """Have it generate, and find out what it tells."""
@@ -109,10 +119,12 @@ class InProcessServer:
         """How many tokens a prompt with this text had, once it has been served."""
         return self._answer(lambda channel: channel.encode_text(text, 1)).prompt_tokens
 
-    def _answer(self, encode: Callable[[InProcessChannel], tuple[dict[str, Any], bytes]]) -> Answer:
+    def _answer(
+        self, encode: Callable[[InProcessChannel], tuple[dict[str, Any], bytes]], longest_s: float = PROBE_TIMEOUT_S
+    ) -> Answer:
         """What comes of one request; every request ends within the limits of its connector."""
         limits = self._surroundings.limits
-        limits = replace(limits, silence_s=min(PROBE_TIMEOUT_S, limits.silence_s))
+        limits = replace(limits, silence_s=min(longest_s, limits.silence_s))
         channel = replace(self._connector, limits=limits).open(self._surroundings.clock)
         try:
             channel.send(0, encode(channel))

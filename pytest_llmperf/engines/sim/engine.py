@@ -84,6 +84,9 @@ class SimulatedEngine:
     def check(self) -> None:
         """There is no process that could die."""
 
+    def check_answers(self) -> None:
+        """Nor one that could hang."""
+
     def connector(self) -> Connector:
         spec = self.spec
 

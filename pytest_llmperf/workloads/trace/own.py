@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from pytest_llmperf.atomic import why, writing
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.workloads.files import complaint, json_lines
 from pytest_llmperf.workloads.trace.rows import Fields, Input, Reading, Row, S
@@ -68,14 +69,10 @@ def _counted(path: Path, requests: int, rows: Iterator[Row]) -> Iterator[Row]:
 
 def write(path: Path, block_tokens: int, requests: int, rows: Iterable[Mapping[str, object]]) -> None:
     """Write the file, complete or not at all. Raises `ConfigurationError` if it cannot be written."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as stream:
+        with writing(path) as stream:
             stream.write(orjson.dumps({MARK: VERSION, "block_tokens": block_tokens, "requests": requests}) + b"\n")
             for row in rows:
                 stream.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
-        part.replace(path)
     except OSError as error:
-        raise ConfigurationError(f"write_trace: {path} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
+        raise ConfigurationError(f"write_trace: {why(error, path)}") from None
