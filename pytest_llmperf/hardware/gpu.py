@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pytest_llmperf.hardware.parts import BY_NVML_NAME, Part
 from pytest_llmperf.units import GIB, size
 
+MOMENTARY = frozenset({"pcie_generation"})
+"""Fields of `Gpu` that change from one moment to the next on the same machine."""
 _SLICE = re.compile(r"(?P<whole>.+) MIG (?P<profile>\S+)")
 
 
