@@ -14,6 +14,7 @@ from typing import Any
 
 from pytest_llmperf.errors import NvmlError
 from pytest_llmperf.hardware.gpu import Gpu
+from pytest_llmperf.hardware.host import pci_numa_node
 
 _MIG_ENABLED = 1
 _NODE_WORDS = 16
@@ -165,7 +166,7 @@ def _gpu(nvml: ModuleType, handle: object, index: int) -> Gpu:
         power_limit_default_w=_watts(offered(nvml, "nvmlDeviceGetPowerManagementDefaultLimit", handle)),
         sm_clock_max_mhz=offered(nvml, "nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM),
         memory_clock_max_mhz=offered(nvml, "nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_MEM),
-        numa_node=_numa_node(nvml, handle),
+        numa_node=_numa_node(nvml, handle, pci),
     )
 
 
@@ -228,12 +229,14 @@ def _field(nvml: ModuleType, handle: object, field: int) -> int | None:
     return int(values[0].value.uiVal)
 
 
-def _numa_node(nvml: ModuleType, handle: object) -> int | None:
-    """The lowest of the host's memory nodes near the GPU."""
+def _numa_node(nvml: ModuleType, handle: object, pci: Any) -> int | None:
+    """The lowest of the host's memory nodes near the GPU; the kernel's word where NVML gives none."""
     arguments = (handle, _NODE_WORDS, getattr(nvml, "NVML_AFFINITY_SCOPE_NODE", 0))
     words = offered(nvml, "nvmlDeviceGetMemoryAffinity", *arguments)
-    mask = sum(word << (64 * number) for number, word in enumerate(words or ()))
-    return (mask & -mask).bit_length() - 1 if mask else None
+    mask: int = sum(word << (64 * number) for number, word in enumerate(words or ()))
+    if mask:
+        return (mask & -mask).bit_length() - 1
+    return None if pci is None else pci_numa_node(pci.busId)
 
 
 def _use(nvml: ModuleType, handle: object) -> Use:

@@ -185,7 +185,7 @@ def test_a_driver_without_the_late_functions_is_enough(machine, found_on):
     assert found["fingerprint"]["driver"] == "570.133.20"
     assert "cuda" not in found["fingerprint"]
     assert GPUS["gh200"].keys() > {"c2c", "mig", "memory_affinity", "pcie_generation_gpu_max"}
-    assert not found["fingerprint"]["gpus"][0].keys() & {"nvlink_c2c", "mig", "numa_node", "pcie_generation_gpu_max"}
+    assert not found["fingerprint"]["gpus"][0].keys() & {"nvlink_c2c", "mig", "pcie_generation_gpu_max"}
     assert found["fingerprint"]["gpus"][0]["power_limit_w"] == 700
 
 

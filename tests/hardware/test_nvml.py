@@ -9,6 +9,7 @@ import pytest
 from nvml import GPUS, LOST, MISMATCH, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, error
 
 from pytest_llmperf.errors import NvmlError
+from pytest_llmperf.hardware import host
 from pytest_llmperf.hardware.nvml import Use, look, offered, session, uses
 
 GIB = 2**30
@@ -101,11 +102,16 @@ def test_links_that_are_up_are_counted(nvml_here, links, number, version):
 
 
 @pytest.mark.parametrize(("mask", "node"), [(0b1, 0), (0b1100, 2), (0, None), (error(NOT_SUPPORTED), None)])
-def test_the_nearest_node_of_the_host(nvml_here, mask, node):
-    """The lowest in the mask."""
+def test_the_nearest_node_of_the_host(nvml_here, tmp_path, monkeypatch, mask, node):
+    """The lowest in the mask; the kernel's word counts where NVML gives none."""
+    monkeypatch.setattr(host, "_DEVICES", tmp_path)
     nvml_here({"name": "NVIDIA L4", "memory_affinity": mask})
-
     assert look().gpus[0].numa_node == node
+
+    folder = tmp_path / "0000:01:00.0"
+    folder.mkdir()
+    folder.joinpath("numa_node").write_text("5\n", encoding="utf-8")
+    assert look().gpus[0].numa_node == (5 if node is None else node)
 
 
 def test_what_goes_on_on_a_gpu(nvml_here):
