@@ -57,7 +57,7 @@ class GpuSample:
     throttled_ns: Mapping[str, int] | None = None
     """Counters: time under each clock-event reason that the driver counts."""
     pcie_tx_bytes: int | None = None
-    """Counter, as all link bytes are."""
+    """Counter, as all link bytes are: the driver's, or since sampling began where it gives only rates."""
     pcie_rx_bytes: int | None = None
     nvlink_tx_bytes: int | None = None
     nvlink_rx_bytes: int | None = None
@@ -69,6 +69,10 @@ class GpuSample:
     """Counters: errors and remapped rows by kind."""
     processes: Mapping[int, int | None] | None = None
     """Memory in bytes of each compute process, by the pid that the host knows it by; None where that is withheld."""
+
+
+LINK_BYTES = ("pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes", "c2c_tx_bytes", "c2c_rx_bytes")
+"""The fields of samples and summaries that say what a link carried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +171,7 @@ class GpuSummary:
     counted_reasons: tuple[str, ...] = ()
     """Which of these are by counters, and so have no gaps between samples."""
     pcie_tx_bytes: int | None = None
-    """Sent in the run, as are the others."""
+    """Sent in the whole run, as are the others, also outside the part that counts."""
     pcie_rx_bytes: int | None = None
     nvlink_tx_bytes: int | None = None
     nvlink_rx_bytes: int | None = None

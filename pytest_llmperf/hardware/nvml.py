@@ -140,13 +140,13 @@ def _gpu(nvml: ModuleType, handle: object, index: int) -> Gpu:
     mig = offered(nvml, "nvmlDeviceGetMigMode", handle)
     ecc = offered(nvml, "nvmlDeviceGetEccMode", handle) or (None, None)
     pci = offered(nvml, "nvmlDeviceGetPciInfo", handle)
-    links = _links_up(nvml, handle)
+    links = nvlinks_up(nvml, handle)
     return Gpu(
         name=nvml.nvmlDeviceGetName(handle),
         memory_bytes=None if memory is None else memory.total,
         uuid=offered(nvml, "nvmlDeviceGetUUID", handle),
         compute_capability=offered(nvml, "nvmlDeviceGetCudaComputeCapability", handle),
-        nvlink_c2c=_c2c(nvml, handle),
+        nvlink_c2c=nvlink_c2c(nvml, handle),
         mig=None if mig is None else mig[0] == _MIG_ENABLED,
         index=index,
         pci_bus_id=None if pci is None else pci.busId,
@@ -193,7 +193,7 @@ def _slice(nvml: ModuleType, handle: object, gpu: Gpu) -> Gpu:
     )
 
 
-def _links_up(nvml: ModuleType, handle: object) -> list[int] | None:
+def nvlinks_up(nvml: ModuleType, handle: object) -> list[int] | None:
     """Numbers of the NVLinks that are up; none on a part that does not support the question, None if nobody says."""
     up = []
     for link in range(nvml.NVML_NVLINK_MAX_LINKS):
@@ -207,7 +207,7 @@ def _links_up(nvml: ModuleType, handle: object) -> list[int] | None:
     return up
 
 
-def _c2c(nvml: ModuleType, handle: object) -> bool | None:
+def nvlink_c2c(nvml: ModuleType, handle: object) -> bool | None:
     """Whether NVLink-C2C joins GPU and CPU; a part that does not support the question has none.
 
     Asked by name first, and where that gives no answer by what only such a part has.

@@ -92,6 +92,8 @@ def sensors(gpus: Sequence[GpuAddress]) -> Iterator[Sensors]:
             try:
                 nvml = opened.enter_context(session())
                 found = tuple(GpuSensor(nvml, gpu) for gpu in gpus)
+                for sensor in found:
+                    opened.callback(sensor.close)
                 xids = opened.enter_context(xid_watch(nvml, found))
             except NvmlError as error:
                 problems = (f"no telemetry of the GPUs: {error}",)

@@ -66,7 +66,7 @@ class Watch:
             return
         own = own_processes() if is_ours and telemetry.gpus else None
         found = faults(telemetry, self._earlier, self._gpus, own)
-        for fault in (*found, self._unsettled, unmoved(telemetry, cache)):
+        for fault in (*found, self._unsettled, unmoved(telemetry, cache, self._gpus)):
             if fault is None:
                 continue
             if fault.rule in self._tolerated:
