@@ -139,6 +139,15 @@ class ProcessSeen:
     """The most that it held; None where the driver does not say."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What others than this session's processes hold of one GPU's memory."""
+
+    memory_bytes: int
+    processes: tuple[ProcessSeen, ...] = ()
+    """Those of them that the driver lists."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSummary:
     """One GPU over the part of a run that counts."""
@@ -157,6 +166,8 @@ class GpuSummary:
     temperature_c: Course | None = None
     utilisation: float | None = None
     """Mean share."""
+    taken: Taken | None = None
+    """By others, just before the engine was started; None for an engine that is not ours, and where it is not known."""
     memory_before_bytes: int | None = None
     """Used when the measurement began, by whomever."""
     memory_max_bytes: int | None = None
@@ -270,10 +281,15 @@ def _gpu(value: Any) -> GpuSummary:
     if "xids" in fields:
         fields["xids"] = tuple(fields["xids"])
     if "processes" in fields:
-        fields["processes"] = tuple(
-            ProcessSeen(pid=one["pid"], memory_bytes=one.get("memory_bytes")) for one in fields["processes"]
-        )
+        fields["processes"] = _processes(fields["processes"])
+    if "taken" in fields:
+        held = fields["taken"]
+        fields["taken"] = Taken(held["memory_bytes"], _processes(held.get("processes", ())))
     return GpuSummary(**fields)
+
+
+def _processes(value: Any) -> tuple[ProcessSeen, ...]:
+    return tuple(ProcessSeen(pid=one["pid"], memory_bytes=one.get("memory_bytes")) for one in value)
 
 
 def _with(value: Any, parts: Mapping[str, type]) -> dict[str, Any]:

@@ -499,7 +499,7 @@ def _watch(setting: Setting, path: Path, about: dict[str, Any]) -> Watch:
     plan, clock = setting.telemetry, setting.clock
     if plan is None or clock.cpu_ns() is None:
         return Watch(clock)
-    return Watch(clock, plan.start(clock, path, about), plan.known, setting.tolerated)
+    return Watch(clock, plan.start(clock, path, about), plan.known, setting.tolerated, plan.taken)
 
 
 def _file_stem(measurement: str, arm: str | None) -> str:

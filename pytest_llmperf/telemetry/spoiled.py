@@ -14,7 +14,7 @@ from statistics import median
 
 from pytest_llmperf import units
 from pytest_llmperf.hardware import Gpu
-from pytest_llmperf.readings import GpuSummary, TelemetrySummary
+from pytest_llmperf.readings import GpuSummary, ProcessSeen, TelemetrySummary
 from pytest_llmperf.records import CacheCounters
 
 THROTTLED = 0.01
@@ -139,14 +139,30 @@ def _processes(sight: Sight) -> Iterator[str]:
     strangers = [one for one in seen if one.pid not in sight.own]
     if not ours or not strangers:  # with none of ours among them the pids are those of another namespace
         return
-    told = ", ".join(
-        f"{one.pid}" + ("" if one.memory_bytes is None else f" ({units.size(one.memory_bytes)})") for one in strangers
+    yield f"had another's processes on it: {_told(strangers)}; stop them, or give the tests a GPU of their own"
+
+
+def _told(processes: Sequence[ProcessSeen]) -> str:
+    """Pids, each with what it holds where that is known."""
+    return ", ".join(
+        f"{one.pid}" + ("" if one.memory_bytes is None else f" ({units.size(one.memory_bytes)})") for one in processes
     )
-    yield f"had another's processes on it: {told}; stop them, or give the tests a GPU of their own"
 
 
 def _memory(sight: Sight) -> Iterator[str]:
-    """What is used beyond the processes that the driver lists; where it lists none, nothing can be said."""
+    """What others held before the engine was started; then what is used beyond the processes that the driver lists.
+
+    Where it lists none, nothing can be said of the latter.
+    """
+    taken = sight.now.taken
+    if taken is not None and taken.memory_bytes > FOREIGN_BYTES:
+        whose = f" by process {_told(taken.processes)}" if taken.processes else " by processes that are not shown here"
+        yield (
+            f"had {units.size(taken.memory_bytes)} of its memory taken{whose} when the engine was started, where "
+            f"{units.size(FOREIGN_BYTES)} is allowed, so that it had less for its KV cache; stop what nvidia-smi shows "
+            "on the host, or give the tests a GPU of their own"
+        )
+        return
     used, seen = sight.now.memory_before_bytes, sight.now.processes
     if used is None or not seen or any(one.memory_bytes is None for one in seen):
         return

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_llmperf.hardware import Gpu
-from pytest_llmperf.readings import BusyClock, GpuSummary, ProcessSeen, TelemetrySummary
+from pytest_llmperf.readings import BusyClock, GpuSummary, ProcessSeen, Taken, TelemetrySummary
 from pytest_llmperf.records import CacheCounters
 from pytest_llmperf.telemetry.spoiled import RULES, TOLERABLE, faults, unmoved
 from pytest_llmperf.units import GIB, MIB
@@ -68,6 +68,7 @@ BROKEN = {
         {"memory_before_bytes": 4 * GIB, "processes": (process(OURS, 2),)},
         {"memory_before_bytes": 4 * GIB, "processes": (process(OURS, 3),)},
     ),
+    "memory before the engine": ({"taken": Taken(2 * GIB)}, {"taken": Taken(GIB)}),
     "link": ({"pcie_width": 8}, {"pcie_width": 16}),
     "link under load": (
         {"pcie_generation": 3, "utilisation": 0.5},
@@ -113,6 +114,13 @@ def test_a_coherent_link_is_not_behind_pcie():
 
 def test_memory_of_processes_that_the_driver_does_not_tell():
     assert rules(telemetry(memory_before_bytes=9 * GIB, processes=(process(OURS, None),))) == []
+
+
+def test_memory_is_spoken_of_once():
+    """What was taken before is still taken now."""
+    now = telemetry(taken=Taken(3 * GIB), memory_before_bytes=9 * GIB, processes=(process(OURS, 6),))
+    (fault,) = faults(now, own=frozenset({OURS}))
+    assert "3.00 GiB of its memory taken by processes that are not shown here when the engine was started" in str(fault)
 
 
 def test_sentences_say_what_was_seen_and_allowed():
