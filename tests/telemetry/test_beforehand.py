@@ -155,13 +155,15 @@ def session(pytester, python, nvml_here, monkeypatch):
     monkeypatch.setattr(beforehand, "RELEASE_S", 0.3)
     look = Beforehand.look
 
-    def go(gpu, *arguments):
+    def go(gpu):
         stub = nvml_here(gpu)
         monkeypatch.setattr(Beforehand, "look", lambda *given: (look(*given), stub.advance(10)))
         words = {"model": "m", "executable": python, "max_model_len": 2048}
         pytester.makepyfile(test_it=TEST.format(words=words))
-        once = ("--llmperf-runs", "1", "--llmperf-warmup-runs", "0", "--benchmark-json", "out.json")
-        return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "default", *once, *arguments)
+        once = ("--llmperf-runs", "1", "--llmperf-warmup-runs", "0", "--llmperf-gate", "off")
+        return pytester.runpytest_inprocess(
+            "-p", "no:cacheprovider", "-W", "default", *once, "--benchmark-json", "out.json"
+        )
 
     return go
 
@@ -187,7 +189,7 @@ def test_memory_that_the_engine_itself_takes_is_its_own(session, pytester):
     """It was not there before; what was, is in the result."""
     result = session(GPUS["h200"] | {"memory_used_mib": over_time((0, 100), (10, 100_000))})
 
-    result.assert_outcomes(passed=2, warnings=2)
-    for row in json.loads((pytester.path / "out.json").read_text())["benchmarks"]:
-        (run,) = row["extra_info"]["llmperf"]["result"]["telemetry"]
-        assert run["gpus"][0]["taken"] == {"memory_bytes": 100 << 20, "processes": []}
+    result.assert_outcomes(passed=2)
+    files = sorted(pytester.path.glob(".llmperf/*/records/*.jsonl"))
+    runs = [row["run"] for path in files for row in map(json.loads, path.read_text().splitlines()) if "run" in row]
+    assert [run["telemetry"]["gpus"][0]["taken"] for run in runs] == [{"memory_bytes": 100 << 20, "processes": []}] * 2
