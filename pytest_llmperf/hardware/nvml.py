@@ -33,6 +33,7 @@ _ADVICE: dict[int, str] = {
     12: "is NVIDIA's driver installed?",
     15: "it fell off the bus: look for an Xid in dmesg, then reset it or reboot",
     18: "the driver was updated under way: reboot, or load its kernel modules again",
+    999: "look at dmesg; in a container that once had its GPUs, start it anew",
 }
 
 
@@ -81,7 +82,7 @@ def said(error: Any, index: int | None = None) -> str:
     """A sentence on an error of `pynvml`: NVML's words, of which GPU, and what to do where we know."""
     where = "" if index is None else f" (GPU {index})"
     advice = _ADVICE.get(error.value)
-    return f"NVML: {str(error).rstrip('.')}{where}" + ("" if advice is None else f"; {advice}")
+    return f"NVML: {str(error).removeprefix('NVML ').rstrip('.')}{where}" + ("" if advice is None else f"; {advice}")
 
 
 def offered(nvml: ModuleType, function: str, *arguments: object, **words: object) -> Any:
@@ -104,6 +105,8 @@ def _asked(nvml: ModuleType, function: str, *arguments: object, **words: object)
         if error.value in _BROKEN:
             raise
         return None, error.value
+    except getattr(nvml, "NVMLLibraryMismatchError", ()):  # for a name whose newest form the driver lacks
+        return None, None
 
 
 def look() -> Findings:
@@ -239,10 +242,22 @@ def _numa_node(nvml: ModuleType, handle: object, pci: Any) -> int | None:
     return None if pci is None else pci_numa_node(pci.busId)
 
 
+_KINDS = ("Compute", "Graphics")
+"""Of processes: each is asked for by itself."""
+
+
+def _processes(nvml: ModuleType, function: str, handle: object) -> list[Any] | None:
+    """What the newest form of the function that driver and binding have returns."""
+    for form in ("_v3", "_v2"):
+        found: list[Any] | None = offered(nvml, f"{function}{form}", handle)
+        if found is not None:
+            return found
+    return None
+
+
 def _use(nvml: ModuleType, handle: object) -> Use:
     memory = offered(nvml, "nvmlDeviceGetMemoryInfo", handle, version=nvml.nvmlMemory_v2)
-    compute = offered(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
-    graphics = offered(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle)
+    compute, graphics = (_processes(nvml, f"nvmlDeviceGet{kind}RunningProcesses", handle) for kind in _KINDS)
     is_told = compute is not None or graphics is not None
     pids = {process.pid for process in [*(compute or ()), *(graphics or ())]}
     return Use(

@@ -129,6 +129,22 @@ def test_what_goes_on_on_a_gpu(nvml_here):
     }
 
 
+def test_what_goes_on_is_asked_of_an_old_driver_in_its_own_words(nvml_here):
+    """The binding's calls without a version are of its own newest one; processes are then not known."""
+    nvml_here(GPUS["h200"] | {"memory_used_mib": 2048}, library="old")
+
+    assert uses(["GPU-0"]) == {"GPU-0": Use(memory_used_bytes=2 * GIB)}
+
+
+def test_a_call_that_the_binding_refuses_to_make_is_not_offered(nvml_here):
+    """By the name that has no version, of a driver older than the binding."""
+    nvml_here("h200", library="old")
+
+    with session() as nvml:
+        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        assert offered(nvml, "nvmlDeviceGetComputeRunningProcesses", handle) is None
+
+
 def test_a_gpu_that_falls_off_the_bus(nvml_here):
     """It was there, and the next question says that it is not."""
     stub = nvml_here("lost in mid-run", "h200")
