@@ -177,4 +177,5 @@ _SETTINGS: tuple[Callable[[Gpu], str | None], ...] = (
 _SAID: dict[str, Callable[[Gpu], str]] = {
     "compute_capability": lambda gpu: f"compute capability {version(gpu.compute_capability)}",
     "nvlink": lambda gpu: "NVLink" if gpu.nvlink else "no NVLink",
+    "nvlink_c2c": lambda gpu: "NVLink-C2C" if gpu.nvlink_c2c else "no NVLink-C2C",
 }

@@ -89,7 +89,7 @@ def test_on_another_part_tests_skip_with_what_was_needed_and_found(machine, run_
         [
             "SKIPPED * needs 1 x GH200, found 1 x NVIDIA H200 (140 GiB)",
             "SKIPPED * needs 2 x GPU, found 1 x NVIDIA H200 (140 GiB)",
-            "SKIPPED * needs 2 x GH200 with 90 GiB and NVLink-C2C, found 1 x NVIDIA H200 (140 GiB)",
+            "SKIPPED * needs 2 x GH200 with 90 GiB and NVLink-C2C, found 1 x NVIDIA H200 (140 GiB, no NVLink-C2C)",
             "key: NVIDIA-H200 problem: None",
             "PASSED test_it.py::test_anywhere",
             "PASSED test_it.py::test_any_gpu",
