@@ -283,8 +283,8 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         output=reader.folder("output", ".llmperf"),
         cache=_cache_folder(environ),
         workers=reader.checked("workers", workers, 1),
-        telemetry_hz=reader.checked("telemetry", _rate_hz, 10.0),
-        tolerated=reader.checked("tolerate", _rules, frozenset()),
+        telemetry_hz=reader.checked("telemetry", rate_hz, 10.0),
+        tolerated=reader.checked("tolerate", rules, frozenset()),
         timeout_s=reader.checked("timeout", _seconds, 300.0),
         request_timeout_s=reader.checked("request-timeout", _seconds, 3600.0),
         start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
@@ -477,13 +477,15 @@ def workers(text: str) -> int | str:
     raise ConfigurationError(f"expected a number of processes from 1 to {_MOST_WORKERS}, or ray://..., got {text!r}")
 
 
-def _rate_hz(text: str) -> float | None:
+def rate_hz(text: str) -> float | None:
+    """What `--llmperf-telemetry` means: samples per second, None for `off`. Raises `ConfigurationError`."""
     if text == "off":
         return None
     return _number_from(text, 0.1, 100.0, "a number of samples per second from 0.1 to 100, or off")
 
 
-def _rules(text: str) -> frozenset[str]:
+def rules(text: str) -> frozenset[str]:
+    """What `--llmperf-tolerate` means: names of rules on the hardware. Raises `ConfigurationError`."""
     from pytest_llmperf.telemetry import TOLERABLE  # noqa: PLC0415 - only where it is asked for
 
     names = [name.strip() for name in text.split(",") if name.strip()]

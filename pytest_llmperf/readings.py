@@ -57,7 +57,7 @@ class GpuSample:
     throttled_ns: Mapping[str, int] | None = None
     """Counters: time under each clock-event reason that the driver counts."""
     pcie_tx_bytes: int | None = None
-    """Counter, as all link bytes are."""
+    """Counter, as all link bytes are: the driver's, or since sampling began where it gives only rates."""
     pcie_rx_bytes: int | None = None
     nvlink_tx_bytes: int | None = None
     nvlink_rx_bytes: int | None = None
@@ -69,6 +69,10 @@ class GpuSample:
     """Counters: errors and remapped rows by kind."""
     processes: Mapping[int, int | None] | None = None
     """Memory in bytes of each compute process, by the pid that the host knows it by; None where that is withheld."""
+
+
+LINK_BYTES = ("pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes", "c2c_tx_bytes", "c2c_rx_bytes")
+"""The fields of samples and summaries that say what a link carried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +139,15 @@ class ProcessSeen:
     """The most that it held; None where the driver does not say."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What others than this session's processes hold of one GPU's memory."""
+
+    memory_bytes: int
+    processes: tuple[ProcessSeen, ...] = ()
+    """Those of them that the driver lists."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSummary:
     """One GPU over the part of a run that counts."""
@@ -153,6 +166,8 @@ class GpuSummary:
     temperature_c: Course | None = None
     utilisation: float | None = None
     """Mean share."""
+    taken: Taken | None = None
+    """By others, just before the engine was started; None for an engine that is not ours, and where it is not known."""
     memory_before_bytes: int | None = None
     """Used when the measurement began, by whomever."""
     memory_max_bytes: int | None = None
@@ -167,7 +182,7 @@ class GpuSummary:
     counted_reasons: tuple[str, ...] = ()
     """Which of these are by counters, and so have no gaps between samples."""
     pcie_tx_bytes: int | None = None
-    """Sent in the run, as are the others."""
+    """Sent in the whole run, as are the others, also outside the part that counts."""
     pcie_rx_bytes: int | None = None
     nvlink_tx_bytes: int | None = None
     nvlink_rx_bytes: int | None = None
@@ -266,10 +281,15 @@ def _gpu(value: Any) -> GpuSummary:
     if "xids" in fields:
         fields["xids"] = tuple(fields["xids"])
     if "processes" in fields:
-        fields["processes"] = tuple(
-            ProcessSeen(pid=one["pid"], memory_bytes=one.get("memory_bytes")) for one in fields["processes"]
-        )
+        fields["processes"] = _processes(fields["processes"])
+    if "taken" in fields:
+        held = fields["taken"]
+        fields["taken"] = Taken(held["memory_bytes"], _processes(held.get("processes", ())))
     return GpuSummary(**fields)
+
+
+def _processes(value: Any) -> tuple[ProcessSeen, ...]:
+    return tuple(ProcessSeen(pid=one["pid"], memory_bytes=one.get("memory_bytes")) for one in value)
 
 
 def _with(value: Any, parts: Mapping[str, type]) -> dict[str, Any]:

@@ -517,7 +517,7 @@ def _watch(setting: Setting, path: Path, about: dict[str, Any]) -> Watch:
     if plan is None or clock.cpu_ns() is None:
         return Watch(clock)
     try:
-        return Watch(clock, plan.start(clock, path, about), plan.known, setting.tolerated)
+        return Watch(clock, plan.start(clock, path, about), plan.known, setting.tolerated, plan.taken)
     except OSError as error:  # what is measured is worth more than what would have been seen beside it
         return Watch(clock, problem=f"no telemetry: {why(error, path)}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pytest_llmperf.arms import BASE, HEAD, Arm, SecondBuild, measure_in_turn, sameness
@@ -33,7 +34,7 @@ from pytest_llmperf.results import PerfResult
 from pytest_llmperf.selfcheck import excesses, tolerated
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.stats import Statistic
-from pytest_llmperf.telemetry import planned
+from pytest_llmperf.telemetry import Beforehand, Plan, planned
 from pytest_llmperf.verdicts import Judgement, Verdict
 
 
@@ -115,6 +116,7 @@ class Suite:
             (test.nodeid, test.spec): test.plain for test in tests if test.spec is not None and test.plain is not None
         }
         self._team = team_of(options.workers, clock)
+        self._beforehand = Beforehand(clock)
         self._baselines = Baselines(options.baselines, options.nights)
         self.pool = EnginePool(
             Surroundings(
@@ -125,6 +127,7 @@ class Suite:
                 limits=Limits(silence_s=options.timeout_s, exchange_s=options.request_timeout_s),
                 api_key=options.api_key,
                 progress=progress,
+                before_start=self._before_start,
             ),
             [test.spec for test in tests if test.spec is not None],
         )
@@ -335,9 +338,18 @@ class Suite:
             record_dir=self.output / "records",
             progress=self._progress,
             team=LocalTeam(engine.clock) if engine.is_simulated else self._team,
-            telemetry=planned(self.options.telemetry_hz, engine.spec, self.hardware_of(engine.spec)),
+            telemetry=self._telemetry(engine.spec),
             tolerated=self.options.tolerated,
         )
+
+    def _telemetry(self, spec: EngineSpec) -> Plan | None:
+        plan = planned(self.options.telemetry_hz, spec, self.hardware_of(spec))
+        return None if plan is None else replace(plan, taken=partial(self._beforehand.of, spec))
+
+    def _before_start(self, spec: EngineSpec) -> None:
+        plan = planned(self.options.telemetry_hz, spec, self.hardware_of(spec))
+        if plan is not None and plan.gpus:
+            self._beforehand.look(spec, plan.gpus)
 
     def review(self) -> list[Judged]:
         """Bring every judgement up to date; returns the results that only now turned REGRESSED."""

@@ -91,7 +91,14 @@ def _slice(profile: str, number: int, memory_mib: int) -> dict[str, Any]:
     }
 
 
-_C2C = {"c2c": 1, "addressing_mode": 2, "numa_node": 1}
+GPM = {"20": ramp((0, 0), (1000, 10)), "21": ramp((0, 0), (1000, 10)), "60": 0, "61": 0}
+"""What GPM tells on Hopper: PCIe, and NVLink to peers."""
+_C2C = {
+    "c2c": 1,
+    "addressing_mode": 2,
+    "numa_node": 1,
+    "gpm": GPM | {"100": ramp((0, 0), (1000, 1_000_000)), "101": ramp((0, 0), (1000, 3_000_000))},
+}
 _A100 = _server_part("NVIDIA A100-SXM4-40GB", 40960, 8.0, 400, 4, mig=0, nvlinks=[1] * 12, nvlink_version=3)
 _SLICES = [_slice("1g.5gb", 1, 4864), _slice("1g.5gb", 2, 4864), _slice("3g.20gb", 3, 19968)]
 
@@ -99,9 +106,11 @@ _SLICES = [_slice("1g.5gb", 1, 4864), _slice("1g.5gb", 2, 4864), _slice("3g.20gb
 GPUS: dict[str, dict[str, Any]] = {
     "gh200": _server_part("NVIDIA GH200 480GB", 97871, 9.0, 700, 5, mig=0, nvlinks=[0] * 18, **_C2C),
     "gh200 144": _server_part("NVIDIA GH200 144G HBM3e", 146831, 9.0, 900, 5, mig=0, nvlinks=[0] * 18, **_C2C),
-    "h100": _server_part("NVIDIA H100 80GB HBM3", 81559, 9.0, 700, 5, c2c=0, mig=0, nvlinks=[1] * 18, nvlink_version=4),
-    "h100 pcie": _server_part("NVIDIA H100 PCIe", 81559, 9.0, 350, 5, c2c=0, mig=0, nvlinks=[0] * 18),
-    "h200": _server_part("NVIDIA H200", 143771, 9.0, 700, 5, c2c=0, mig=0, nvlinks=[0] * 18),
+    "h100": _server_part(
+        "NVIDIA H100 80GB HBM3", 81559, 9.0, 700, 5, c2c=0, mig=0, gpm=GPM, nvlinks=[1] * 18, nvlink_version=4
+    ),
+    "h100 pcie": _server_part("NVIDIA H100 PCIe", 81559, 9.0, 350, 5, c2c=0, mig=0, gpm=GPM, nvlinks=[0] * 18),
+    "h200": _server_part("NVIDIA H200", 143771, 9.0, 700, 5, c2c=0, mig=0, gpm=GPM, nvlinks=[0] * 18),
     "a100": _A100,
     "a100 mig": _A100 | {"mig": 1},
     "a100 slices": _A100 | {"mig": 1, "slices": [*_SLICES[:2], None, _SLICES[2]], "slices_max": 7},
@@ -109,7 +118,7 @@ GPUS: dict[str, dict[str, Any]] = {
     "rtx4090": _server_part("NVIDIA GeForce RTX 4090", 24564, 8.9, 450, 4, persistence=0, ecc=0),
     "withheld": {"name": "NVIDIA H200", "handle": error(NO_PERMISSION)},
     "lost": {"name": "NVIDIA H200", "memory_mib": 143771, "lost_at": 0},
-    "lost in mid-run": _server_part("NVIDIA H200", 143771, 9.0, 700, 5, c2c=0, mig=0, lost_at=10),
+    "lost in mid-run": _server_part("NVIDIA H200", 143771, 9.0, 700, 5, c2c=0, mig=0, gpm=GPM, lost_at=10),
 }
 
 MACHINES: dict[str, tuple[str, ...]] = {
@@ -163,6 +172,11 @@ class Stub:
     @property
     def open_sessions(self) -> int:
         return self.library.stub_sessions()
+
+    @property
+    def gpm_samples(self) -> int:
+        """Those that were allocated and not freed."""
+        return self.library.stub_gpm_samples()
 
 
 def script(*gpus: str | dict[str, Any], **lines: Any) -> str:

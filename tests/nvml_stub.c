@@ -2,9 +2,9 @@
  * file that the environment variable NVML_STUB names.
  *
  *     {"driver": "570.133.20", "cuda": 12080, "init_error": 9, "count_error": 999, "shutdown_error": 999,
- *      "real_time": false, "gpus": [{"name": "NVIDIA H200", "uuid": "GPU-1", "memory_mib": 143771, ...}]}
+ *      "real_time": false, "gpm_room": 2, "gpus": [{"name": "NVIDIA H200", "uuid": "GPU-1", "memory_mib": 143771, ...}]}
  *
- * Any value of a GPU may be {"error": CODE}, {"over_time": [[SECONDS, VALUE], ...]} (steps; what comes
+ * `gpm_room`: for so many samples of GPM there is memory. Any value of a GPU may be {"error": CODE}, {"over_time": [[SECONDS, VALUE], ...]} (steps; what comes
  * before the first is NOT_SUPPORTED) or {"ramp": [[SECONDS, NUMBER], ...]} (linear between the points,
  * flat outside). Seconds count from the process's first nvmlInit, on the real clock unless `real_time` is
  * false, plus what stub_advance has added. What is left out is NOT_SUPPORTED. The keys of a GPU:
@@ -28,6 +28,8 @@
  *     slices slices_max               MIG devices: [{"name":, "uuid":, "memory_mib":, "gpu_instance":,
  *                                     "compute_instance":, ...}], null for an index that is free
  *     xid                             [[SECONDS, CODE], ...]: what nvmlEventSetWait reports
+ *     gpm                             {"100": MIB, ...}: what has passed by a metric that is told in MiB/s; left out,
+ *                                     GPM is not supported; an error is that of nvmlGpmSampleGet
  *
  * Built with -DOLD_DRIVER, the library lacks the functions that came late, so that their lookup fails.
  */
@@ -47,6 +49,8 @@ enum {
     INSUFFICIENT_SIZE = 7,
     TIMEOUT = 10,
     GPU_IS_LOST = 15,
+    MEMORY = 20,
+    ARGUMENT_VERSION_MISMATCH = 25,
     UNKNOWN = 999
 };
 
@@ -253,13 +257,13 @@ static node_t *ramp_at(node_t *points, double now) {
     return points;
 }
 
-/* What a scripted value is now; returns the call's code. */
-static int resolve(node_t *value, node_t **out) {
+/* What a scripted value is at some time; returns the call's code. */
+static int resolve_at(node_t *value, double now, node_t **out) {
     node_t *scripted;
     if ((scripted = member(value, "over_time")))
-        value = step_at(scripted, elapsed());
+        value = step_at(scripted, now);
     if ((scripted = member(value, "ramp")))
-        value = ramp_at(scripted, elapsed());
+        value = ramp_at(scripted, now);
     if (!value)
         return NOT_SUPPORTED;
     if ((scripted = member(value, "error")))
@@ -267,6 +271,8 @@ static int resolve(node_t *value, node_t **out) {
     *out = value;
     return SUCCESS;
 }
+
+static int resolve(node_t *value, node_t **out) { return resolve_at(value, elapsed(), out); }
 
 static int is_lost(device_t gpu) {
     const node_t *slices = gpu->parent; /* a slice goes with its GPU */
@@ -362,9 +368,14 @@ int stub_asked(const char *key) {
     return 0;
 }
 
+static int gpm_samples;
+
+/* How many samples of GPM were allocated and not freed. */
+int stub_gpm_samples(void) { return gpm_samples; }
+
 /* Forgets sessions, time and counts, as a new process does. */
 void stub_reset(void) {
-    sessions = began = 0;
+    sessions = began = gpm_samples = 0;
     advanced = 0;
     memset(asked, 0, sizeof asked);
 }
@@ -817,6 +828,100 @@ int nvmlDeviceGetMigDeviceHandleByIndex(device_t gpu, unsigned int index, device
     if (!slice || slice->kind != OBJECT)
         return NOT_FOUND;
     return handle_of(slice, out);
+}
+
+/* ---- GPM ---- */
+
+typedef struct {
+    device_t gpu; /* NULL until it is taken */
+    double at;
+} gpm_sample_t;
+
+typedef struct {
+    unsigned int metric;
+    int code;
+    double value;
+    struct {
+        char *short_name, *long_name, *unit;
+    } about;
+} gpm_metric_t;
+
+typedef struct {
+    unsigned int version, count;
+    gpm_sample_t *earlier, *later;
+    gpm_metric_t metrics[1]; /* of as many as the header has, which grows */
+} gpm_metrics_t;
+
+typedef struct {
+    unsigned int version, is_supported;
+} gpm_support_t;
+
+enum { GPM_VERSION = 1 };
+
+int nvmlGpmQueryDeviceSupport(device_t gpu, gpm_support_t *out) {
+    node_t *unused;
+    if (out->version != GPM_VERSION)
+        return ARGUMENT_VERSION_MISMATCH;
+    if (look_up(gpu, "gpm", &unused) == GPU_IS_LOST)
+        return GPU_IS_LOST;
+    out->is_supported = member(gpu, "gpm") != NULL;
+    return SUCCESS;
+}
+
+int nvmlGpmSampleAlloc(gpm_sample_t **out) {
+    if (!sessions)
+        return UNINITIALIZED;
+    if (member(machine, "gpm_room") && gpm_samples >= (int)number_in(machine, "gpm_room", 0))
+        return MEMORY;
+    *out = calloc(1, sizeof **out);
+    gpm_samples++;
+    return SUCCESS;
+}
+
+int nvmlGpmSampleFree(gpm_sample_t *sample) {
+    if (!sessions)
+        return UNINITIALIZED;
+    if (!sample)
+        return INVALID_ARGUMENT;
+    gpm_samples--;
+    free(sample);
+    return SUCCESS;
+}
+
+int nvmlGpmSampleGet(device_t gpu, gpm_sample_t *out) {
+    node_t *unused;
+    int code = look_up(gpu, "gpm", &unused);
+    if (code)
+        return code;
+    count_asked("gpm sample");
+    out->gpu = gpu;
+    out->at = elapsed();
+    return SUCCESS;
+}
+
+/* The driver renews what a sample has every 100 ms; one asked for sooner is held against whoever asks. */
+int nvmlGpmMetricsGet(gpm_metrics_t *out) {
+    double passed = out->later->at - out->earlier->at;
+    if (out->version != GPM_VERSION)
+        return ARGUMENT_VERSION_MISMATCH;
+    if (!out->earlier->gpu || out->earlier->gpu != out->later->gpu || passed <= 0.1)
+        return INVALID_ARGUMENT;
+    for (unsigned int i = 0; i < out->count; i++) {
+        gpm_metric_t *metric = &out->metrics[i];
+        node_t *script = NULL, *value;
+        double before = 0;
+        char name[16];
+        snprintf(name, sizeof name, "%u", metric->metric);
+        resolve_at(member(out->later->gpu, "gpm"), out->later->at, &script);
+        metric->code = resolve_at(member(script, name), out->earlier->at, &value);
+        if (!metric->code)
+            before = value->number;
+        if (!metric->code)
+            metric->code = resolve_at(member(script, name), out->later->at, &value);
+        if (!metric->code)
+            metric->value = (value->number - before) / passed;
+    }
+    return SUCCESS;
 }
 
 static int is_slice(device_t device) {

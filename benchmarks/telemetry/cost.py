@@ -1,9 +1,10 @@
 """What sampling costs: CPU seconds of its thread per second, as a share of one core.
 
-    python benchmarks/telemetry/cost.py [--gpus 8] [--rate 10] [--seconds 20] [--real]
+    python benchmarks/telemetry/cost.py [--gpus 8] [--part gh200] [--rate 10] [--seconds 20] [--real]
 
 By default over the stub of NVML that the tests have, which answers at once: what is measured is ours,
-the binding's and the stub's own. `--real` samples the GPUs of this machine, the driver's time included.
+the binding's and the stub's own. Of a GH200 GPM is asked, too, once a second; that is in the share and not in
+the times of single samples. `--real` samples the GPUs of this machine, the driver's time included.
 The target is 1 % of a core for eight GPUs at 10 Hz.
 """
 
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from machines import here, stubbed
@@ -56,8 +58,7 @@ def shares(gpus: Sequence[GpuAddress], rate_hz: float, seconds: float, folder: P
 
 def single(gpus: Sequence[GpuAddress]) -> dict[str, float]:
     """Microseconds of one sample of one GPU, one right after another."""
-    with session() as nvml:
-        sensor = GpuSensor(nvml, gpus[0])
+    with session() as nvml, closing(GpuSensor(nvml, gpus[0])) as sensor:
         took = {}
         for name, everything in (("often", False), ("everything", True)):
             times = []
@@ -72,6 +73,7 @@ def single(gpus: Sequence[GpuAddress]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpus", type=int, default=8, help="made-up ones (default: 8)")
+    parser.add_argument("--part", default="h100", help="which, by the tests' names (default: h100)")
     parser.add_argument("--rate", type=float, default=10.0, help="Hz (default: 10)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each run (default: 20)")
     parser.add_argument("--repeats", type=int, default=3)
@@ -79,7 +81,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        gpus = here() if arguments.real else stubbed(Path(folder), arguments.gpus)
+        gpus = here() if arguments.real else stubbed(Path(folder), arguments.gpus, arguments.part)
         took = single(gpus)
         print(f"{len(gpus)} x {gpus[0].name}: {', '.join(f'{name} {us:.0f} us' for name, us in took.items())} a GPU")
         found = shares(gpus, arguments.rate, arguments.seconds, Path(folder), arguments.repeats)

@@ -15,8 +15,8 @@ from pytest_llmperf.telemetry.gpu import GpuAddress
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 
 
-def stubbed(folder: Path, gpus: int) -> tuple[GpuAddress, ...]:
-    """Puts the tests' stub of NVML, with so many H100s, below the binding of this process."""
+def stubbed(folder: Path, gpus: int, part: str = "h100") -> tuple[GpuAddress, ...]:
+    """Puts the tests' stub of NVML, with so many GPUs of a name in `nvml.GPUS`, below the binding of this process."""
     sys.path.insert(0, str(TESTS))
     import nvml as stub  # noqa: PLC0415 - of the tests
     import pynvml  # noqa: PLC0415
@@ -25,7 +25,7 @@ def stubbed(folder: Path, gpus: int) -> tuple[GpuAddress, ...]:
     compiler = shutil.which("gcc") or shutil.which("cc") or sys.exit("no C compiler (gcc, cc) to build the stub with")
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, stub.SOURCE], check=True)
     script = folder / "machine.json"
-    busy = stub.GPUS["h100"] | {"processes": [{"pid": 1000 + number, "memory_mib": 70_000} for number in range(4)]}
+    busy = stub.GPUS[part] | {"processes": [{"pid": 1000 + number, "memory_mib": 70_000} for number in range(4)]}
     script.write_text(stub.script(*[busy] * gpus), encoding="utf-8")
     os.environ["NVML_STUB"] = str(script)
     pynvml.nvmlLib = ctypes.CDLL(str(library))

@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import TYPE_CHECKING, TextIO
 
 from pytest_llmperf.cli import exit_codes
@@ -120,8 +121,9 @@ def _notes(hardware: Hardware) -> Iterator[str]:
 
 
 def _say(out: TextIO, name: str, value: str) -> None:
-    lines = textwrap.wrap(f"{name:{_NAME}}{value}", _COLUMNS, subsequent_indent=" " * _NAME, break_on_hyphens=False)
-    out.writelines(f"{line}\n" for line in lines)
+    # A key is there to be copied: one that is too long for the line stays whole.
+    lines = textwrap.wrap(value, _COLUMNS - _NAME, break_on_hyphens=False, break_long_words=False)
+    out.writelines(f"{label:{_NAME}}{line}\n" for label, line in zip_longest([name], lines, fillvalue=""))
 
 
 def _progress(streams: int) -> None:

@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--workers", default="1", metavar="N|ray://...", help="processes that send (default: 1)")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="of silence (default: 300)")
+    parser.add_argument(
+        "--telemetry", default="10", metavar="HZ|off",
+        help="samples of this machine's GPUs per second, where the server is on this machine (default: 10)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tolerate", default="", metavar="RULE,...", help="rules on the hardware whose breach is said, and not failed"
+    )
     parser.add_argument("--slo-ttft", type=float, metavar="SECONDS", help="limit for goodput")
     parser.add_argument("--slo-tpot", type=float, metavar="SECONDS", help="limit for goodput")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
@@ -109,6 +116,8 @@ class _Order:
     request: Request
     workers: int | str
     timeout_s: float
+    telemetry_hz: float | None
+    tolerated: frozenset[str]
     api_key: str | None = field(repr=False)
     output: Path
 
@@ -132,7 +141,7 @@ def _order(arguments: argparse.Namespace) -> _Order:
     """Raises `ConfigurationError` listing every mistake."""
     # Only here: `--help` and the other subcommands shall not wait for numpy.
     from pytest_llmperf.clock import timestamp  # noqa: PLC0415
-    from pytest_llmperf.options import api_key, workers  # noqa: PLC0415
+    from pytest_llmperf.options import api_key, rate_hz, rules, workers  # noqa: PLC0415
     from pytest_llmperf.request import checked_request  # noqa: PLC0415
 
     mistakes = _Mistakes()
@@ -142,6 +151,8 @@ def _order(arguments: argparse.Namespace) -> _Order:
     workload = mistakes.attempt(lambda: _workload(arguments))
     team = mistakes.attempt(lambda: workers(arguments.workers), "--workers")
     key = mistakes.attempt(api_key)
+    telemetry_hz = mistakes.attempt(lambda: rate_hz(arguments.telemetry), "--telemetry")
+    tolerated = mistakes.attempt(lambda: rules(arguments.tolerate), "--tolerate")
     mistakes.problems += _bad_seconds(arguments)
     mistakes.problems += _unwritable(arguments)
     if mistakes.problems or spec is None or team is None:
@@ -155,6 +166,8 @@ def _order(arguments: argparse.Namespace) -> _Order:
         request=request,
         workers=team,
         timeout_s=arguments.timeout,
+        telemetry_hz=telemetry_hz,
+        tolerated=tolerated or frozenset(),
         api_key=key,
         output=arguments.output / f"load-{timestamp():%Y%m%d-%H%M%S}-{os.getpid()}",
     )
@@ -245,6 +258,7 @@ def _measure(order: _Order, progress: _Progress) -> PerfResult:
     from pytest_llmperf.engines.base import Surroundings  # noqa: PLC0415
     from pytest_llmperf.hardware import detect, remote  # noqa: PLC0415
     from pytest_llmperf.session import Setting, measure  # noqa: PLC0415
+    from pytest_llmperf.telemetry import planned  # noqa: PLC0415
 
     clock = RealClock()
     surroundings = Surroundings(
@@ -258,6 +272,7 @@ def _measure(order: _Order, progress: _Progress) -> PerfResult:
     )
     address = Address.parse(order.spec.url or "")
     hardware = detect() if address.is_loopback else remote(address.host)
+    plan = planned(order.telemetry_hz, order.spec, hardware)
     team = team_of(order.workers, clock)
     try:
         setting = Setting(
@@ -267,6 +282,8 @@ def _measure(order: _Order, progress: _Progress) -> PerfResult:
             record_dir=order.output,
             progress=_silent,  # the team says more
             team=_Watched(team, progress),
+            telemetry=plan if plan is not None and plan.gpus else None,
+            tolerated=order.tolerated,
         )
         result = measure(openai.make(order.spec, surroundings), order.request, setting)
     finally:

@@ -535,3 +535,5 @@ class Surroundings:
     """How long a server may take over a request."""
     api_key: str | None = field(repr=False)
     progress: Progress
+    before_start: Callable[[EngineSpec], None] | None = None
+    """Told of an engine of ours just before its processes are started; it may take its time."""

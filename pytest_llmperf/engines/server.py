@@ -452,6 +452,8 @@ class StartedEngine(ABC, Generic[ServerT]):
     def launch(self) -> ServerT:
         """Start the server without waiting until it is ready, which `start` then does."""
         self.stop()
+        if self.host.is_ours and self._surroundings.before_start is not None:
+            self._surroundings.before_start(self.spec)
         self._launched_ns = self.clock.now_ns()
         self._launched = self._reach(self.host.launch())
         return self._launched

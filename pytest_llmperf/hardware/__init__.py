@@ -2,7 +2,7 @@
 
 from pytest_llmperf.hardware.advice import advise
 from pytest_llmperf.hardware.detect import Hardware, declared, detect, remote, simulated, simulated_part
-from pytest_llmperf.hardware.gpu import Gpu
+from pytest_llmperf.hardware.gpu import MOMENTARY, Gpu
 from pytest_llmperf.hardware.host import Host, read_host
 from pytest_llmperf.hardware.nvml import Use, uses
 from pytest_llmperf.hardware.parts import MARKS, PARTS, Part, part_named
@@ -10,6 +10,7 @@ from pytest_llmperf.hardware.requirements import Requirement, requirement_of
 
 __all__ = [
     "MARKS",
+    "MOMENTARY",
     "PARTS",
     "Gpu",
     "Hardware",

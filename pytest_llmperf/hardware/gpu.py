@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pytest_llmperf.hardware.parts import BY_NVML_NAME, Part
 from pytest_llmperf.units import GIB, size
 
+MOMENTARY = frozenset({"pcie_generation"})
+"""Fields of `Gpu` that change from one moment to the next on the same machine."""
 _SLICE = re.compile(r"(?P<whole>.+) MIG (?P<profile>\S+)")
 
 
@@ -175,4 +177,5 @@ _SETTINGS: tuple[Callable[[Gpu], str | None], ...] = (
 _SAID: dict[str, Callable[[Gpu], str]] = {
     "compute_capability": lambda gpu: f"compute capability {version(gpu.compute_capability)}",
     "nvlink": lambda gpu: "NVLink" if gpu.nvlink else "no NVLink",
+    "nvlink_c2c": lambda gpu: "NVLink-C2C" if gpu.nvlink_c2c else "no NVLink-C2C",
 }

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pytest_llmperf.errors import NvmlError, OverdueError
 from pytest_llmperf.hardware.gpu import Gpu
+from pytest_llmperf.hardware.host import pci_numa_node
 from pytest_llmperf.overdue import within
 
 Told = TypeVar("Told")
@@ -37,6 +38,7 @@ _ADVICE: dict[int, str] = {
     12: "is NVIDIA's driver installed?",
     15: "it fell off the bus: look for an Xid in dmesg, then reset it or reboot",
     18: "the driver was updated under way: reboot, or load its kernel modules again",
+    999: "look at dmesg; in a container that once had its GPUs, start it anew",
 }
 
 
@@ -85,7 +87,7 @@ def said(error: Any, index: int | None = None) -> str:
     """A sentence on an error of `pynvml`: NVML's words, of which GPU, and what to do where we know."""
     where = "" if index is None else f" (GPU {index})"
     advice = _ADVICE.get(error.value)
-    return f"NVML: {str(error).rstrip('.')}{where}" + ("" if advice is None else f"; {advice}")
+    return f"NVML: {str(error).removeprefix('NVML ').rstrip('.')}{where}" + ("" if advice is None else f"; {advice}")
 
 
 def offered(nvml: ModuleType, function: str, *arguments: object, **words: object) -> Any:
@@ -108,6 +110,8 @@ def _asked(nvml: ModuleType, function: str, *arguments: object, **words: object)
         if error.value in _BROKEN:
             raise
         return None, error.value
+    except getattr(nvml, "NVMLLibraryMismatchError", ()):  # for a name whose newest form the driver lacks
+        return None, None
 
 
 def look(timeout_s: float = ANSWERING_S) -> Findings:
@@ -162,13 +166,13 @@ def _gpu(nvml: ModuleType, handle: object, index: int) -> Gpu:
     mig = offered(nvml, "nvmlDeviceGetMigMode", handle)
     ecc = offered(nvml, "nvmlDeviceGetEccMode", handle) or (None, None)
     pci = offered(nvml, "nvmlDeviceGetPciInfo", handle)
-    links = _links_up(nvml, handle)
+    links = nvlinks_up(nvml, handle)
     return Gpu(
         name=nvml.nvmlDeviceGetName(handle),
         memory_bytes=None if memory is None else memory.total,
         uuid=offered(nvml, "nvmlDeviceGetUUID", handle),
         compute_capability=offered(nvml, "nvmlDeviceGetCudaComputeCapability", handle),
-        nvlink_c2c=_c2c(nvml, handle),
+        nvlink_c2c=nvlink_c2c(nvml, handle),
         mig=None if mig is None else mig[0] == _MIG_ENABLED,
         index=index,
         pci_bus_id=None if pci is None else pci.busId,
@@ -188,7 +192,7 @@ def _gpu(nvml: ModuleType, handle: object, index: int) -> Gpu:
         power_limit_default_w=_watts(offered(nvml, "nvmlDeviceGetPowerManagementDefaultLimit", handle)),
         sm_clock_max_mhz=offered(nvml, "nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM),
         memory_clock_max_mhz=offered(nvml, "nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_MEM),
-        numa_node=_numa_node(nvml, handle),
+        numa_node=_numa_node(nvml, handle, pci),
     )
 
 
@@ -215,7 +219,7 @@ def _slice(nvml: ModuleType, handle: object, gpu: Gpu) -> Gpu:
     )
 
 
-def _links_up(nvml: ModuleType, handle: object) -> list[int] | None:
+def nvlinks_up(nvml: ModuleType, handle: object) -> list[int] | None:
     """Numbers of the NVLinks that are up; none on a part that does not support the question, None if nobody says."""
     up = []
     for link in range(nvml.NVML_NVLINK_MAX_LINKS):
@@ -229,7 +233,7 @@ def _links_up(nvml: ModuleType, handle: object) -> list[int] | None:
     return up
 
 
-def _c2c(nvml: ModuleType, handle: object) -> bool | None:
+def nvlink_c2c(nvml: ModuleType, handle: object) -> bool | None:
     """Whether NVLink-C2C joins GPU and CPU; a part that does not support the question has none.
 
     Asked by name first, and where that gives no answer by what only such a part has.
@@ -251,18 +255,32 @@ def _field(nvml: ModuleType, handle: object, field: int) -> int | None:
     return int(values[0].value.uiVal)
 
 
-def _numa_node(nvml: ModuleType, handle: object) -> int | None:
-    """The lowest of the host's memory nodes near the GPU."""
+def _numa_node(nvml: ModuleType, handle: object, pci: Any) -> int | None:
+    """The lowest of the host's memory nodes near the GPU; the kernel's word where NVML gives none."""
     arguments = (handle, _NODE_WORDS, getattr(nvml, "NVML_AFFINITY_SCOPE_NODE", 0))
     words = offered(nvml, "nvmlDeviceGetMemoryAffinity", *arguments)
-    mask = sum(word << (64 * number) for number, word in enumerate(words or ()))
-    return (mask & -mask).bit_length() - 1 if mask else None
+    mask: int = sum(word << (64 * number) for number, word in enumerate(words or ()))
+    if mask:
+        return (mask & -mask).bit_length() - 1
+    return None if pci is None else pci_numa_node(pci.busId)
+
+
+_KINDS = ("Compute", "Graphics")
+"""Of processes: each is asked for by itself."""
+
+
+def _processes(nvml: ModuleType, function: str, handle: object) -> list[Any] | None:
+    """What the newest form of the function that driver and binding have returns."""
+    for form in ("_v3", "_v2"):
+        found: list[Any] | None = offered(nvml, f"{function}{form}", handle)
+        if found is not None:
+            return found
+    return None
 
 
 def _use(nvml: ModuleType, handle: object) -> Use:
     memory = offered(nvml, "nvmlDeviceGetMemoryInfo", handle, version=nvml.nvmlMemory_v2)
-    compute = offered(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
-    graphics = offered(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle)
+    compute, graphics = (_processes(nvml, f"nvmlDeviceGet{kind}RunningProcesses", handle) for kind in _KINDS)
     is_told = compute is not None or graphics is not None
     pids = {process.pid for process in [*(compute or ()), *(graphics or ())]}
     return Use(

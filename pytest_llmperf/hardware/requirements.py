@@ -12,6 +12,9 @@ from pytest_llmperf.hardware.gpu import Gpu, version
 from pytest_llmperf.hardware.parts import NVLINKS
 from pytest_llmperf.units import GIB
 
+_SHOWN = 0.99
+"""Share of its memory that a part shows at least: an H100 of 80 GB says 79.6 GiB, an RTX 4090 of 24 GB 23.99."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
@@ -35,7 +38,7 @@ class Requirement:
         suitable = [gpu for gpu in hardware.gpus if self._suits(gpu) and self._is_linked_as_asked(gpu, hardware)]
         if self.is_empty or len(suitable) >= (self.count or 1):
             return None
-        asked = [word for word in ("compute_capability", "nvlink") if getattr(self, word) is not None]
+        asked = [word for word in ("compute_capability", "nvlink", "nvlink_c2c") if getattr(self, word) is not None]
         return "; ".join([f"needs {self}, found {hardware.describe(asked)}", *hardware.notes])
 
     def _suits(self, gpu: Gpu) -> bool:
@@ -57,7 +60,7 @@ class Requirement:
     def _has_memory(gpu: Gpu, gib: float) -> bool:
         """NVML gives a GPU whose MIG is on the memory of the whole part, of which a slice has some."""
         is_own = not gpu.mig or gpu.gpu_uuid is not None
-        return gpu.memory_bytes is not None and is_own and gpu.memory_bytes >= gib * GIB
+        return gpu.memory_bytes is not None and is_own and gpu.memory_bytes >= _SHOWN * gib * GIB
 
     def __str__(self) -> str:
         what = " and ".join(mark.upper() for mark in self.parts) or "GPU"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.errors import BaselineError, ConfigurationError
+from pytest_llmperf.hardware import MOMENTARY
 from pytest_llmperf.history import Reading, Series, Step, series_of, stored_files
 from pytest_llmperf.reports.content import Before, Section
 from pytest_llmperf.result_file import ResultFile, differences, unlike
@@ -90,11 +91,30 @@ def set_beside(
 
 
 def environment_differences(past: Past, fingerprint: Mapping[str, Any]) -> tuple[str, ...]:
-    """How the machine differs from that of the newest night; nothing where either is not known."""
+    """How the machine differs from that of the newest night; nothing where either is not known.
+
+    GPUs are told apart by their place; what is true of several in the same way is said once.
+    """
     newest = past.newest
     if newest is None or not newest.fingerprint or not fingerprint:
         return ()
-    return differences(newest.fingerprint, fingerprint, _VOLATILE)
+    machine = differences(newest.fingerprint, fingerprint, _VOLATILE | {"gpus"})
+    before, now = _gpus(newest.fingerprint), _gpus(fingerprint)
+    if len(before) != len(now):
+        return (*machine, f"gpus {len(before)} -> {len(now)}")
+    places: dict[str, list[str]] = {}
+    for place, (one, other) in enumerate(zip(before, now, strict=True)):
+        for difference in differences(one, other):
+            places.setdefault(difference, []).append(str(place))
+    of_gpus = (f"GPU {', '.join(numbers)}: {difference}" for difference, numbers in places.items())
+    return (*machine, *of_gpus)
+
+
+def _gpus(fingerprint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a fingerprint says of each GPU that stays so from one moment to the next."""
+    gpus = fingerprint.get("gpus")
+    known = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, (list, tuple)) else []
+    return [{name: value for name, value in gpu.items() if name not in MOMENTARY} for gpu in known]
 
 
 def steps_problem(past: Past) -> str | None:

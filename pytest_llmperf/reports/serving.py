@@ -30,6 +30,7 @@ def summary(result: PerfResult) -> Iterator[str]:
     for name, title in _LATENCIES.items():
         if name != "scheduled_ttft" or result.is_open:
             yield from _latency(title, metrics.LABELS[name], getattr(result, name))
+    yield from _gpu(result)
     yield from _client(result)
     yield "=" * _WIDTH
     yield from _wrapped("VALID" if result.validity else f"INVALID: {result.validity}")
@@ -87,6 +88,25 @@ def _latency(title: str, short: str, sample: Sample) -> Iterator[str]:
     yield f"{title:-^{_WIDTH}}"
     for label, seconds in (("Mean", sample.mean), ("Median", sample.p50), ("P99", sample.p99)):
         yield _line(f"{label} {short} (ms):", f"{seconds * _MS:.2f}")
+
+
+def _gpu(result: PerfResult) -> Iterator[str]:
+    gpu = result.gpu
+    if gpu is None:
+        return
+    yield f"{'GPUs':-^{_WIDTH}}"
+    yield from _known("Energy per output token (J):", gpu.joules_per_token, 3)
+    yield from _known("Power, mean of all together (W):", gpu.mean_power_w, 0)
+    yield from _known("SM clock, mean (MHz):", gpu.mean_sm_clock_mhz, 0)
+    yield from _known("SM clock, least (MHz):", gpu.min_sm_clock_mhz, 0)
+    yield from _known("Temperature, highest (C):", gpu.max_temperature_c, 0)
+    if gpu.utilisation is not None:
+        yield _line("Utilisation:", units.share(gpu.utilisation))
+    if gpu.max_memory_bytes is not None:
+        yield _line("Memory, most on one:", units.size(gpu.max_memory_bytes))
+    for reason, share in sorted(gpu.reasons.items()):
+        if share > 0:
+            yield _line(f"Clocks under {reason}:", units.share(share))
 
 
 def _client(result: PerfResult) -> Iterator[str]:

@@ -1,20 +1,23 @@
 """What one GPU says of itself, by NVML: asked often, so that only what it offers is asked.
 
 Field values are preferred to calls: one call reads many, and the counters among them have no gaps
-between samples. Left out are what blocks (PCIe throughput, 20 ms) and per-process bandwidth, which
-NVML has not in a form to rely on. A deprecated call is made only where the driver lacks its heir.
+between samples. Links of which it has no such counter are told by GPM. Left out are what blocks (PCIe
+throughput, 20 ms) and per-process bandwidth, which NVML has not in a form to rely on. A deprecated call
+is made only where the driver lacks its heir.
 """
 
 from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from pytest_llmperf.hardware.nvml import nvlink_c2c, nvlinks_up
 from pytest_llmperf.readings import GpuSample
+from pytest_llmperf.telemetry.gpm import LinkMeter, link_meter
 
 _Reader = Callable[[ModuleType, Any], Any]
 """Asks NVML, given as its binding, about a device's handle."""
@@ -162,12 +165,23 @@ class GpuSensor:
         self._calls: dict[str, _Reader] = {}
         self._rare_calls: dict[str, _Reader] = {}
         self._fields = self._all_fields = FieldBlock(nvml, ())
+        self._links: LinkMeter | None = None
         self._gone = (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED)
         try:
             self.handle = _handle(nvml, address)
             self._find_what_is_offered()
         except nvml.NVMLError as error:
             self.lost = str(error)
+
+    @property
+    def lag_s(self) -> float:
+        """How long it may take until all that its links have carried is in a sample."""
+        return 0.0 if self._links is None or self.lost is not None else self._links.lag_s
+
+    def close(self) -> None:
+        """Give back what the driver lent; within the session of NVML."""
+        if self._links is not None:
+            self._links.close()
 
     def read(self, at_ns: int, *, everything: bool) -> GpuSample | None:
         """A sample; with what changes slowly if `everything`. None from when the GPU is lost."""
@@ -179,6 +193,8 @@ class GpuSensor:
             self._read_calls(values, self._calls)
             if everything:
                 self._read_calls(values, self._rare_calls)
+            if self._links is not None and (everything or not self._links.has_begun):
+                values |= self._links.read(at_ns)
         except self._nvml.NVMLError as error:
             self.lost = str(error)
             return None
@@ -186,12 +202,25 @@ class GpuSensor:
 
     def _find_what_is_offered(self) -> None:
         """Ask everything once; what is refused is not asked again."""
-        fields = self._first_of_each(self._offered_fields(_FIELDS))
+        fields, rare = self._first_of_each(self._offered_fields(_FIELDS)), self._offered_fields(_RARE_FIELDS)
         self._fields = FieldBlock(self._nvml, fields)
-        self._all_fields = FieldBlock(self._nvml, [*fields, *self._offered_fields(_RARE_FIELDS)])
+        self._all_fields = FieldBlock(self._nvml, [*fields, *rare])
         known = {field.name for field in fields}
         self._calls = self._offered_calls({name: ways for name, ways in _CALLS.items() if name not in known})
         self._rare_calls = self._offered_calls(_RARE_CALLS)
+        self._links = link_meter(self._nvml, self.handle, self._uncounted({field.name for field in rare}))
+
+    def _uncounted(self, counted: Container[str]) -> list[str]:
+        """The fields of links that are there, and of which no counter tells. A link that is not there has no bytes."""
+        links = {
+            ("c2c_tx_bytes", "c2c_rx_bytes"): nvlink_c2c,
+            ("nvlink_tx_bytes", "nvlink_rx_bytes"): nvlinks_up,
+            ("pcie_tx_bytes", "pcie_rx_bytes"): lambda *_: True,
+        }
+        missing = {tuple(name for name in pair if name not in counted): is_there for pair, is_there in links.items()}
+        return [
+            name for pair, is_there in missing.items() if pair and is_there(self._nvml, self.handle) for name in pair
+        ]
 
     def _offered_fields(self, fields: Sequence[_Field]) -> list[_Field]:
         """Asked together; one by one where that comes to nothing, as one that a driver does not know may spoil all."""

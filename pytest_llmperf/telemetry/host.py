@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pytest_llmperf.hardware.host import meminfo, swap_used
 from pytest_llmperf.readings import HostSample
 
 _LARGEST = 16 << 10
@@ -29,12 +30,12 @@ class HostSensor:
 
     def read(self, at_ns: int) -> HostSample:
         """A sample; the processors' share is of the time since the one before."""
-        memory = self._memory()
+        memory = meminfo(self._content("meminfo").decode())
         return HostSample(
             at_ns=at_ns,
             cpu_share=self._cpu_share(),
             memory_available_bytes=memory.get("MemAvailable"),
-            swap_used_bytes=_difference(memory.get("SwapTotal"), memory.get("SwapFree")),
+            swap_used_bytes=swap_used(memory),
             cpu_pressure=self._pressure("pressure/cpu"),
             memory_pressure=self._pressure("pressure/memory"),
             io_pressure=self._pressure("pressure/io"),
@@ -55,11 +56,6 @@ class HostSensor:
         times = [int(number) for number in first[1 : 1 + _COUNTED]]
         idle = sum(times[_IDLE : _WAITING + 1])
         return sum(times) - idle, sum(times)
-
-    def _memory(self) -> dict[str, int]:
-        """Bytes by the kernel's names."""
-        lines = (line.split() for line in self._content("meminfo").splitlines())
-        return {line[0].rstrip(b":").decode(): int(line[1]) * 1024 for line in lines if len(line) == 3}
 
     def _pressure(self, name: str) -> float | None:
         found = _PRESSURE.search(self._content(name))
@@ -87,7 +83,3 @@ def host_sensor(proc: Path = Path("/proc")) -> Iterator[HostSensor | None]:
                 continue
             opened.callback(os.close, files[name])
         yield HostSensor(files) if files else None
-
-
-def _difference(whole: int | None, rest: int | None) -> int | None:
-    return None if whole is None or rest is None else whole - rest

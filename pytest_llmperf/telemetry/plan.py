@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from pytest_llmperf.errors import NvmlError
 from pytest_llmperf.hardware import Gpu, Hardware
 from pytest_llmperf.hardware.nvml import look, session
 from pytest_llmperf.hardware.visible import VARIABLE, select
+from pytest_llmperf.readings import Taken
 from pytest_llmperf.telemetry.gpu import GpuAddress, GpuSensor
 from pytest_llmperf.telemetry.host import host_sensor
 from pytest_llmperf.telemetry.sampler import Sampler, Sensors
@@ -34,6 +35,8 @@ class Plan:
     gpus: tuple[GpuAddress, ...] = ()
     known: tuple[Gpu, ...] = ()
     """What detection found them to be."""
+    taken: Callable[[], Mapping[int, Taken]] = dict
+    """Tells what others held of their memory just before the engine was started."""
 
     def start(self, clock: Clock, path: Path, header: Mapping[str, Any]) -> Sampler:
         """A sampler that has begun to open its sensors; `path`: its series file. Raises `OSError`."""
@@ -92,6 +95,8 @@ def sensors(gpus: Sequence[GpuAddress]) -> Iterator[Sensors]:
             try:
                 nvml = opened.enter_context(session())
                 found = tuple(GpuSensor(nvml, gpu) for gpu in gpus)
+                for sensor in found:
+                    opened.callback(sensor.close)
                 xids = opened.enter_context(xid_watch(nvml, found))
             except NvmlError as error:
                 problems = (f"no telemetry of the GPUs: {error}",)

@@ -37,6 +37,11 @@ class Gpu(Protocol):
     address: GpuAddress
     lost: str | None
 
+    @property
+    def lag_s(self) -> float:
+        """How long it may take until all that its links have carried is in a sample."""
+        ...
+
     def read(self, at_ns: int, *, everything: bool) -> GpuSample | None:
         """A sample; None from when the GPU is lost."""
         ...
@@ -248,6 +253,10 @@ class Sampler:
     def _end(self) -> None:
         self._deadline_ns = None
         self._sample(everything=True)
+        lag_s = max((gpu.lag_s for gpu in self._sensors.gpus), default=0.0)
+        if lag_s > 0:
+            self._clock.sleep(lag_s)
+            self._sample(everything=True)
         self._file.flush()
         self._run.ended(self._clock.now_ns())
 

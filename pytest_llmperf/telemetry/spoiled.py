@@ -14,7 +14,7 @@ from statistics import median
 
 from pytest_llmperf import units
 from pytest_llmperf.hardware import Gpu
-from pytest_llmperf.readings import GpuSummary, TelemetrySummary
+from pytest_llmperf.readings import GpuSummary, ProcessSeen, TelemetrySummary
 from pytest_llmperf.records import CacheCounters
 
 THROTTLED = 0.01
@@ -139,14 +139,30 @@ def _processes(sight: Sight) -> Iterator[str]:
     strangers = [one for one in seen if one.pid not in sight.own]
     if not ours or not strangers:  # with none of ours among them the pids are those of another namespace
         return
-    told = ", ".join(
-        f"{one.pid}" + ("" if one.memory_bytes is None else f" ({units.size(one.memory_bytes)})") for one in strangers
+    yield f"had another's processes on it: {_told(strangers)}; stop them, or give the tests a GPU of their own"
+
+
+def _told(processes: Sequence[ProcessSeen]) -> str:
+    """Pids, each with what it holds where that is known."""
+    return ", ".join(
+        f"{one.pid}" + ("" if one.memory_bytes is None else f" ({units.size(one.memory_bytes)})") for one in processes
     )
-    yield f"had another's processes on it: {told}; stop them, or give the tests a GPU of their own"
 
 
 def _memory(sight: Sight) -> Iterator[str]:
-    """What is used beyond the processes that the driver lists; where it lists none, nothing can be said."""
+    """What others held before the engine was started; then what is used beyond the processes that the driver lists.
+
+    Where it lists none, nothing can be said of the latter.
+    """
+    taken = sight.now.taken
+    if taken is not None and taken.memory_bytes > FOREIGN_BYTES:
+        whose = f" by process {_told(taken.processes)}" if taken.processes else " by processes that are not shown here"
+        yield (
+            f"had {units.size(taken.memory_bytes)} of its memory taken{whose} when the engine was started, where "
+            f"{units.size(FOREIGN_BYTES)} is allowed, so that it had less for its KV cache; stop what nvidia-smi shows "
+            "on the host, or give the tests a GPU of their own"
+        )
+        return
     used, seen = sight.now.memory_before_bytes, sight.now.processes
     if used is None or not seen or any(one.memory_bytes is None for one in seen):
         return
@@ -207,26 +223,43 @@ TOLERABLE = (*RULES, "temperature", "offload")
 """What `--llmperf-tolerate` takes: these, that of `settle`, and that of `unmoved`."""
 
 
-def unmoved(telemetry: TelemetrySummary, cache: CacheCounters) -> Fault | None:
-    """An engine that says it moved KV cache between GPU and host, over links that did not carry it."""
+def unmoved(telemetry: TelemetrySummary, cache: CacheCounters, gpus: Sequence[Gpu]) -> Fault | None:
+    """An engine that says it moved KV cache between GPU and host, over links that did not carry it.
+
+    `gpus`: what detection found them to be. Nothing is said where one of them is not known, or its link is not counted.
+    """
     claimed = [count for count in (cache.offloaded_bytes, cache.restored_bytes) if count is not None]
-    carried = [_host_traffic(gpu) for gpu in telemetry.gpus]
-    known = [count for count in carried if count is not None]
-    if not claimed or not known or len(known) < len(carried) or sum(known) >= CARRIED * sum(claimed):
+    known = {gpu.uuid: gpu for gpu in gpus if gpu.uuid is not None}
+    ways = [_way_to_host(known.get(one.uuid or "")) for one in telemetry.gpus]
+    carried = [_carried(one, way) for one, way in zip(telemetry.gpus, ways, strict=True)]
+    counted = [count for count in carried if count is not None]
+    if not claimed or not counted or len(counted) < len(carried) or sum(counted) >= CARRIED * sum(claimed):
         return None
+    names = " and ".join(dict.fromkeys(_LINK_NAMES[way] for way in ways if way is not None))
     return Fault(
         "offload",
-        f"the engine says that it moved {units.size(sum(claimed))} of KV cache between GPU and host, but the links "
-        f"carried {units.size(sum(known))}; look at what its counters mean, or where its outer tier is",
+        f"the engine says that it moved {units.size(sum(claimed))} of KV cache between GPU and host, but {names} "
+        f"carried {units.size(sum(counted))}; look at what its counters mean, or where its outer tier is",
     )
 
 
-def _host_traffic(gpu: GpuSummary) -> int | None:
-    """Bytes between GPU and host, both ways: over NVLink-C2C where that is counted, else over PCIe."""
-    for pair in ((gpu.c2c_tx_bytes, gpu.c2c_rx_bytes), (gpu.pcie_tx_bytes, gpu.pcie_rx_bytes)):
-        if pair[0] is not None and pair[1] is not None:
-            return pair[0] + pair[1]
-    return None
+_LINK_NAMES = {"c2c": "NVLink-C2C", "pcie": "PCIe"}
+
+
+def _way_to_host(gpu: Gpu | None) -> str | None:
+    """Over which link the host's memory is reached; None where that is not known."""
+    if gpu is None:
+        return None
+    is_coherent = gpu.nvlink_c2c
+    if is_coherent is None and gpu.part is not None:
+        is_coherent = gpu.part.nvlink_c2c
+    return None if is_coherent is None else "c2c" if is_coherent else "pcie"
+
+
+def _carried(gpu: GpuSummary, way: str | None) -> int | None:
+    """Bytes over that link, both ways."""
+    sent, received = (getattr(gpu, f"{way}_{direction}_bytes", None) for direction in ("tx", "rx"))
+    return None if sent is None or received is None else sent + received
 
 
 def _off(now: float, before: float) -> float:

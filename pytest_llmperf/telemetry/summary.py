@@ -1,7 +1,8 @@
 """From samples to what they come to: folded one by one, so that a long run needs no more memory than a short one.
 
 Values are taken within the part of the run that counts. Counters and energy are taken at its two ends,
-between the samples on either side of each, so that none of the time around it is in them.
+between the samples on either side of each, so that none of the time around it is in them. What links
+carried is of the whole run, as the engine's own counters are that it is held against.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from pytest_llmperf.clock import NS_PER_S, seconds_between
 from pytest_llmperf.readings import (
+    LINK_BYTES,
     Course,
     GpuSample,
     GpuSummary,
@@ -131,6 +133,29 @@ class _Gain:
         return end - start if self._is_whole and start is not None and end is not None else None
 
 
+class _Growth:
+    """What a counter gained from before one moment until after another: what was seen in between is all in it."""
+
+    def __init__(self, span: tuple[int, int]) -> None:
+        self._span = span
+        self._first: float | None = None
+        self._last: tuple[int, float] | None = None
+        self._is_whole = True
+
+    def add(self, at_ns: int, value: float) -> None:
+        if self._last is None:
+            self._first = value if at_ns <= self._span[0] else None
+        elif value < self._last[1]:  # a driver that is loaded anew begins at 0
+            self._is_whole = False
+        self._last = (at_ns, value)
+
+    @property
+    def gained(self) -> float | None:
+        if not self._is_whole or self._first is None or self._last is None or self._last[0] < self._span[1]:
+            return None
+        return self._last[1] - self._first
+
+
 class _Integral:
     """A value's integral over the time between two moments, in its unit times seconds; None over a gap."""
 
@@ -167,7 +192,6 @@ def _between(before: tuple[int, float], after: tuple[int, float], at_ns: int) ->
 _VALUES = ("sm_clock_mhz", "memory_clock_mhz", "power_w", "temperature_c", "utilisation")
 _WHENEVER = ("memory_used_bytes", "pcie_generation", "pcie_width")
 """What is taken of all samples, also those just before and after the part that counts."""
-_LINKS = ("pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes", "c2c_tx_bytes", "c2c_rx_bytes")
 
 
 class _GpuFold:
@@ -180,7 +204,7 @@ class _GpuFold:
         self._busy = BusyFold(span)
         self._energy = _Gain(span)
         self._power = _Integral(span, longest_gap_ns)
-        self._links = {name: _Gain(span) for name in _LINKS}
+        self._links = {name: _Growth(span) for name in LINK_BYTES}
         self._throttled: dict[str, _Gain] = {}
         self._ecc: dict[str, tuple[int, int]] = {}
         self._reasons: Counter[str] = Counter()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from pytest_llmperf.clock import Clock
 from pytest_llmperf.hardware import Gpu
-from pytest_llmperf.readings import TelemetrySummary
+from pytest_llmperf.readings import Taken, TelemetrySummary
 from pytest_llmperf.records import CacheCounters
 from pytest_llmperf.telemetry.processes import own_processes
 from pytest_llmperf.telemetry.sampler import Sampler
@@ -24,16 +25,20 @@ class Watch:
         sampler: Sampler | None = None,
         gpus: Sequence[Gpu] = (),
         tolerated: frozenset[str] = frozenset(),
+        taken: Callable[[], Mapping[int, Taken]] = dict,
         problem: str | None = None,
     ) -> None:
         """`sampler`: None where nothing is sampled, and so nothing is found. `gpus`: what detection found them to be.
 
-        `tolerated`: rules whose breach is to be a doubt. `problem`: why nothing is sampled although it was asked for.
+        `tolerated`: rules whose breach is to be a doubt. `taken`: tells what others held of the GPUs' memory just
+        before the engine was started, which may happen again and again. `problem`: why nothing is sampled although
+        it was asked for.
         """
         self._clock = clock
         self._sampler = sampler
         self._gpus = gpus
         self._tolerated = tolerated
+        self._taken = taken
         self._unsettled: Fault | None = None
         self._earlier: list[TelemetrySummary] = []
         self._doubts: dict[str, None] = {} if problem is None else {problem: None}
@@ -56,7 +61,10 @@ class Watch:
 
     def summary(self, span: tuple[int, int] | None) -> TelemetrySummary | None:
         """What the last run came to; `span`: the part of it that counts. None where nothing is sampled."""
-        return None if self._sampler is None else self._sampler.summary(span)
+        if self._sampler is None:
+            return None
+        telemetry, taken = self._sampler.summary(span), self._taken()
+        return replace(telemetry, gpus=tuple(replace(gpu, taken=taken.get(gpu.gpu)) for gpu in telemetry.gpus))
 
     def spoiled(self, telemetry: TelemetrySummary | None, cache: CacheCounters, *, is_ours: bool) -> Iterator[str]:
         """Why the hardware has made the last run invalid.
@@ -67,7 +75,7 @@ class Watch:
             return
         own = own_processes() if is_ours and telemetry.gpus else None
         found = faults(telemetry, self._earlier, self._gpus, own)
-        for fault in (*found, self._unsettled, unmoved(telemetry, cache)):
+        for fault in (*found, self._unsettled, unmoved(telemetry, cache, self._gpus)):
             if fault is None:
                 continue
             if fault.rule in self._tolerated:

@@ -94,6 +94,14 @@ def test_the_machine(call, monkeypatch):
     assert code == 0
 
 
+def test_a_long_key_stays_whole(call, monkeypatch):
+    """It is there to be copied, as that of a GPU cut into slices."""
+    key = "2x-NVIDIA-A100-SXM4-40GB-MIG-1g.5gb+NVIDIA-A100-SXM4-40GB-MIG-3g.20gb"
+    monkeypatch.setattr(doctor, "detect", lambda: Hardware(cpu="AMD EPYC", cpus=2, key=key))
+    _, out = call("--no-calibration")
+    assert out.splitlines()[0] == f"hardware key      {key}"
+
+
 def test_a_long_fact_goes_on_below_itself(call, monkeypatch):
     """No line is longer than 80 columns, and nothing is lost."""
     hardware = Hardware(cpu="a processor with a name " + "that goes on and on " * 5, key="X")

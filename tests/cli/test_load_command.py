@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from groups import process_group
+from nvml import GPUS
 from servers import CompletionsServer
 
 from pytest_llmperf.arrivals import Arrivals
@@ -24,6 +25,7 @@ from pytest_llmperf.record_file import read_requests
 from pytest_llmperf.records import ClientStats, Failure, Phase, RequestRecord, RunRecord, Window
 from pytest_llmperf.reports.serving import summary
 from pytest_llmperf.results import PerfResult
+from pytest_llmperf.telemetry import TOLERABLE
 
 KEY = "sk-of-nobody-in-particular"
 WAIT_S = 10.0
@@ -199,7 +201,7 @@ class TestExitCode:
         done = call(
             "--concurrency", 0, "--rate", -1, "--constant", "--burstiness", 0, "--requests", 0, "--workers", "many",
             "--timeout", 0, "--slo-ttft", "nan", "--json", tmp_path / "none" / "x.json",
-            "--output", tmp_path / "file", url="here",
+            "--output", tmp_path / "file", "--telemetry", "often", "--tolerate", "heat", url="here",
         )  # fmt: skip
         assert done.code == 3
         assert done.out == ""
@@ -210,6 +212,8 @@ class TestExitCode:
             "closed_loop: concurrency must be a whole number of at least 1, got 0",
             "single_turn: requests must be a whole number of at least 1, got 0",
             "--workers: expected a number of processes from 1 to 256, or ray://..., got 'many'",
+            "--telemetry: expected a number of samples per second from 0.1 to 100, or off, got 'often'",
+            f"--tolerate: unknown rule 'heat'; accepted: {', '.join(TOLERABLE)}",
             "--timeout: expected a positive number of seconds, got 0",
             "--slo-ttft: expected a positive number of seconds, got nan",
             f"--output: {tmp_path}/file cannot be written to: {tmp_path}/file is no folder; name another folder",
@@ -277,6 +281,40 @@ class TestJson:
         (line,) = done.complaints
         assert "--json: " in line
         assert "No such file or directory" in line
+
+
+class TestTelemetry:
+    """Beside a server on this machine, as in pytest."""
+
+    LONGER = ("--rate", 40, "--constant", "--requests", 30, "--input-tokens", 16, "--output-tokens", 8)
+
+    def test_gpus_are_sampled_and_told(self, call, nvml_here, tmp_path):
+        """In the summary, in the file, and their samples beside the records."""
+        nvml_here("h200", real_time=True)
+        done = call(*self.LONGER, "--telemetry", "50", "--json", "result.json")
+        assert figure(done, "Power, mean of all together (W):") == "70"
+        assert float(figure(done, "Energy per output token (J):")) > 0
+        assert figure(done, "SM clock, mean (MHz):") == "345"
+        assert json.loads((tmp_path / "result.json").read_bytes())["gpu"]["mean_power_w"] == pytest.approx(70)
+        assert len(list(tmp_path.glob(".llmperf/*/*.telemetry.ndjson"))) == 1
+
+    def test_what_spoils_a_run_in_pytest_spoils_it_here(self, call, nvml_here):
+        """Unless it is tolerated; then it is said."""
+        nvml_here(GPUS["h200"] | {"pcie_width": 8}, real_time=True)
+        done = call(*self.LONGER)
+        assert done.code == 2
+        assert "INVALID: GPU 0 has 8 PCIe lanes of 16" in done.out
+        done = call(*self.LONGER, "--tolerate", "link")
+        assert "INVALID: GPU" not in done.out
+        assert "note: tolerated: GPU 0 has 8 PCIe lanes of 16" in done.out
+
+    @pytest.mark.parametrize("arguments", [("--telemetry", "off"), ()], ids=["switched off", "no GPU"])
+    def test_without_it_there_are_no_gpus(self, call, nvml_here, tmp_path, arguments):
+        """Neither figures nor an error."""
+        nvml_here(*(["h200"] if arguments else []))
+        done = call("--concurrency", 2, *SMALL, "--json", "result.json", *arguments)
+        assert "GPUs" not in done.out
+        assert "gpu" not in json.loads((tmp_path / "result.json").read_bytes())
 
 
 class TestApiKey:

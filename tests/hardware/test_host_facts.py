@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.hardware.host import Host, read_host
+from pytest_llmperf.hardware import host
+from pytest_llmperf.hardware.host import Host, pci_numa_node, read_host
 
 
 @pytest.fixture
@@ -52,3 +53,15 @@ def test_a_machine_without_swap_uses_none(tmp_path):
 def test_this_machine_can_be_read():
     """Whatever it says, it is no error."""
     assert isinstance(read_host(), Host)
+
+
+@pytest.mark.parametrize(("text", "node"), [("1\n", 1), ("0\n", 0), ("-1\n", None), ("", None), (None, None)])
+def test_the_memory_near_a_pci_device(tmp_path, monkeypatch, text, node):
+    """By the kernel's folder of it, whose name has a shorter domain in small letters; -1 means none."""
+    monkeypatch.setattr(host, "_DEVICES", tmp_path)
+    folder = tmp_path / "0009:0a:00.0"
+    folder.mkdir()
+    if text is not None:
+        folder.joinpath("numa_node").write_text(text, encoding="utf-8")
+
+    assert pci_numa_node("00000009:0A:00.0") == node

@@ -9,6 +9,7 @@ import pytest
 from nvml import GPUS, LOST, MISMATCH, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, error
 
 from pytest_llmperf.errors import NvmlError
+from pytest_llmperf.hardware import host
 from pytest_llmperf.hardware.nvml import Use, look, offered, session, uses
 
 GIB = 2**30
@@ -101,11 +102,16 @@ def test_links_that_are_up_are_counted(nvml_here, links, number, version):
 
 
 @pytest.mark.parametrize(("mask", "node"), [(0b1, 0), (0b1100, 2), (0, None), (error(NOT_SUPPORTED), None)])
-def test_the_nearest_node_of_the_host(nvml_here, mask, node):
-    """The lowest in the mask."""
+def test_the_nearest_node_of_the_host(nvml_here, tmp_path, monkeypatch, mask, node):
+    """The lowest in the mask; the kernel's word counts where NVML gives none."""
+    monkeypatch.setattr(host, "_DEVICES", tmp_path)
     nvml_here({"name": "NVIDIA L4", "memory_affinity": mask})
-
     assert look().gpus[0].numa_node == node
+
+    folder = tmp_path / "0000:01:00.0"
+    folder.mkdir()
+    folder.joinpath("numa_node").write_text("5\n", encoding="utf-8")
+    assert look().gpus[0].numa_node == (5 if node is None else node)
 
 
 def test_what_goes_on_on_a_gpu(nvml_here):
@@ -121,6 +127,22 @@ def test_what_goes_on_on_a_gpu(nvml_here):
         "GPU-1": Use(memory_used_bytes=0, processes=0),
         "GPU-2": Use(),
     }
+
+
+def test_what_goes_on_is_asked_of_an_old_driver_in_its_own_words(nvml_here):
+    """The binding's calls without a version are of its own newest one; processes are then not known."""
+    nvml_here(GPUS["h200"] | {"memory_used_mib": 2048}, library="old")
+
+    assert uses(["GPU-0"]) == {"GPU-0": Use(memory_used_bytes=2 * GIB)}
+
+
+def test_a_call_that_the_binding_refuses_to_make_is_not_offered(nvml_here):
+    """By the name that has no version, of a driver older than the binding."""
+    nvml_here("h200", library="old")
+
+    with session() as nvml:
+        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        assert offered(nvml, "nvmlDeviceGetComputeRunningProcesses", handle) is None
 
 
 def test_a_gpu_that_falls_off_the_bus(nvml_here):

@@ -67,7 +67,8 @@ def test_a_gpu_mark_without_words_needs_some_gpu():
         (Requirement(parts=("l4",)), [H200, L4]),
         (Requirement(count=2), [H200, L4]),
         (Requirement(count=2), [A100_MIG, A100_MIG]),
-        (Requirement(memory_gib=79.6), [H100]),
+        (Requirement(memory_gib=80), [H100]),
+        (Requirement(memory_gib=24), [Gpu(name="NVIDIA GeForce RTX 4090", memory_bytes=24564 * MIB)]),
         (Requirement(memory_gib=140), [L4, H200]),
         (Requirement(nvlink_c2c=True), [GH200]),
         (Requirement(compute_capability=(9, 0)), [LINKED]),
@@ -115,9 +116,9 @@ def test_hardware_that_has_all_of_it_meets_a_requirement(needed, gpus):
             "needs 1 x H100 and H200, found 1 x NVIDIA H100 80GB HBM3 (79.6 GiB), 1 x NVIDIA H200 (140 GiB)",
         ),
         (
-            Requirement(memory_gib=80),
+            Requirement(memory_gib=81),
             [H100],
-            "needs 1 x GPU with 80 GiB, found 1 x NVIDIA H100 80GB HBM3 (79.6 GiB)",
+            "needs 1 x GPU with 81 GiB, found 1 x NVIDIA H100 80GB HBM3 (79.6 GiB)",
         ),
         (
             Requirement(memory_gib=20),
@@ -132,8 +133,8 @@ def test_hardware_that_has_all_of_it_meets_a_requirement(needed, gpus):
         (
             Requirement(count=2, memory_gib=100, nvlink_c2c=True),
             [GH200, H200],
-            "needs 2 x GPU with 100 GiB and NVLink-C2C, found 1 x NVIDIA GH200 480GB (95.6 GiB), "
-            "1 x NVIDIA H200 (140 GiB)",
+            "needs 2 x GPU with 100 GiB and NVLink-C2C, found 1 x NVIDIA GH200 480GB (95.6 GiB, "
+            "NVLink-C2C), 1 x NVIDIA H200 (140 GiB, no NVLink-C2C)",
         ),
         (
             Requirement(compute_capability=(9, 0)),
@@ -174,7 +175,7 @@ def test_hardware_that_has_all_of_it_meets_a_requirement(needed, gpus):
         (
             Requirement(nvlink_c2c=False),
             [GH200],
-            "needs 1 x GPU with no NVLink-C2C, found 1 x NVIDIA GH200 480GB (95.6 GiB)",
+            "needs 1 x GPU with no NVLink-C2C, found 1 x NVIDIA GH200 480GB (95.6 GiB, NVLink-C2C)",
         ),
         (
             Requirement(parts=("l4",)),

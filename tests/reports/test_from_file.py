@@ -184,17 +184,49 @@ def test_a_night_that_is_the_file_itself_is_no_past(tmp_path):
     assert section.series == ()
 
 
-def test_the_machine_s_differences_are_told(tmp_path):
-    def on(driver):
+@pytest.fixture
+def differences(tmp_path):
+    """`differences(before, now)`: what a report says of a machine's two fingerprints."""
+
+    def on(fingerprint):
         made = document(benchmark())
-        made["machine_info"]["llmperf"]["fingerprint"] = {"driver": driver}
+        made["machine_info"]["llmperf"]["fingerprint"] = fingerprint
         return made
 
-    written(tmp_path / "base" / KEY / "0001_main.json", on("550"))
+    def told(before, now):
+        written(tmp_path / "base" / KEY / "0001_main.json", on(before))
+        report = report_of(read(written(tmp_path / "now.json", on(now))), baselines=tmp_path / "base")
+        return report.environment.get(KEY)
 
-    report = report_of(read(written(tmp_path / "now.json", on("570"))), baselines=tmp_path / "base")
+    return told
 
-    assert report.environment == {KEY: ("driver '550' -> '570'",)}
+
+def test_the_machine_s_differences_are_told(differences):
+    assert differences({"driver": "550"}, {"driver": "570"}) == ("driver '550' -> '570'",)
+
+
+def test_a_link_that_idled_when_it_was_asked_is_no_difference(differences):
+    """The generation of the moment; what a GPU can have at most, and its lanes, are told."""
+    idle = {"uuid": "GPU-0", "pcie_generation": 1, "pcie_generation_max": 5, "pcie_width": 16}
+    assert differences({"gpus": [idle]}, {"gpus": [idle | {"pcie_generation": 5}]}) is None
+    narrow = idle | {"pcie_generation_max": 4, "pcie_width": 8}
+    assert differences({"gpus": [idle]}, {"gpus": [narrow]}) == (
+        "GPU 0: pcie_generation_max 5 -> 4",
+        "GPU 0: pcie_width 16 -> 8",
+    )
+
+
+def test_what_has_changed_on_several_gpus_is_told_once(differences):
+    """By their places; GPUs that came or went are counted."""
+    gpus = [{"uuid": f"GPU-{number}", "power_limit_w": 700.0} for number in range(3)]
+    lowered = [gpus[0], *({**gpu, "power_limit_w": 500.0} for gpu in gpus[1:])]
+    assert differences({"gpus": gpus}, {"gpus": lowered}) == ("GPU 1, 2: power_limit_w 700.0 -> 500.0",)
+    assert differences({"gpus": gpus}, {"gpus": gpus[:1]}) == ("gpus 3 -> 1",)
+
+
+def test_fingerprints_of_other_forms_are_read_past(differences):
+    """A file that somebody else has written, or edited."""
+    assert differences({"gpus": "two"}, {"gpus": [7], "cpus": 2}) == ("cpus None -> 2",)
 
 
 def test_a_stored_night_that_cannot_be_read_is_noted_and_the_others_count(tmp_path):

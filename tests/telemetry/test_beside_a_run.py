@@ -30,6 +30,7 @@ from pytest_llmperf.request import checked_request
 from pytest_llmperf.result_file import read, write
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.telemetry import Plan, planned, read_samples
+from pytest_llmperf.units import MIB
 from pytest_llmperf.workloads import single_turn
 
 WORK = single_turn(requests=10, input_tokens=16, output_tokens=4)
@@ -95,6 +96,21 @@ def test_each_run_has_its_telemetry(nvml_here, measured, tmp_path):
     assert "llmperf-telemetry" not in {thread.name for thread in threading.enumerate()}
     (series,) = tmp_path.glob("*.telemetry.ndjson")
     assert len(list(read_samples(series))) > sum(run.telemetry.gpus[0].samples for run in result.records)
+
+
+def test_the_traffic_to_a_grace_is_in_every_run(nvml_here, measured):
+    """By rates, from before the run until after it; the driver has its memory back in the end."""
+    stub = nvml_here("gh200", real_time=True)
+
+    result = measured()
+
+    for run in result.records:
+        (gpu,) = run.telemetry.gpus
+        seconds = gpu.c2c_tx_bytes / (1000 * MIB)
+        assert gpu.duration_s < seconds < gpu.duration_s + 2
+        assert gpu.c2c_rx_bytes == pytest.approx(3 * gpu.c2c_tx_bytes, rel=1e-6)
+    assert stub.asked("gpm sample") > 4
+    assert (stub.gpm_samples, stub.open_sessions) == (0, 0)
 
 
 def test_the_record_and_the_result_hold_it(nvml_here, measured, tmp_path):

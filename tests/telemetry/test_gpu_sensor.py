@@ -7,8 +7,10 @@ from dataclasses import asdict
 import pytest
 from nvml import GPUS, LOST, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, error, over_time, ramp
 
+from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.readings import GpuSample
 from pytest_llmperf.telemetry.gpu import FieldBlock, GpuAddress, GpuSensor
+from pytest_llmperf.units import MIB
 
 BUSY = GPUS["h200"] | {
     "clock": {"sm": 1755, "memory": 3201},
@@ -309,3 +311,134 @@ def test_an_older_binding_is_enough(sensor, monkeypatch):
     sample = gpu.read(0, everything=False)
 
     assert (sample.temperature_c, sample.clock_reasons) == (64, 0x24)
+
+
+class TestLinksByRates:
+    """GPM has no counters of what links carried, but rates between two samples of its own."""
+
+    COHERENT = GPUS["gh200"]
+
+    @staticmethod
+    def carried(gpu, stub, *seconds):
+        """The C2C bytes of each of these moments, in everything that is read then."""
+        found, now = [], 0.0
+        for at_s in seconds:
+            stub.advance(at_s - now)
+            now = at_s
+            sample = gpu.read(round(at_s * NS_PER_S), everything=True)
+            found.append((sample.c2c_tx_bytes, sample.c2c_rx_bytes))
+        return found
+
+    def test_they_are_counted_from_the_first_reading_on(self, sensor):
+        """Of a GH200: PCIe has counters of its own, and no NVLink to peers is up."""
+        gpu, stub = sensor(self.COHERENT)
+
+        assert self.carried(gpu, stub, 0, 1, 3.5) == [
+            (None, None),
+            (1000 * MIB, 3000 * MIB),
+            (3500 * MIB, 10_500 * MIB),
+        ]
+        sample = gpu.read(0, everything=True)
+        assert (sample.pcie_tx_bytes, sample.nvlink_tx_bytes) == (3500, None)
+
+    def test_a_frequent_reading_begins_and_costs_nothing_more(self, sensor):
+        """Before a run they are taken anyway, so that the run's first sample has the bytes."""
+        gpu, stub = sensor(self.COHERENT)
+
+        for at_s in range(3):
+            gpu.read(at_s * NS_PER_S, everything=False)
+            stub.advance(1)
+
+        assert stub.asked("gpm sample") == 1
+        assert gpu.read(3 * NS_PER_S, everything=True).c2c_tx_bytes == 3000 * MIB
+
+    def test_sooner_than_the_driver_renews_its_samples_nothing_is_asked(self, sensor):
+        """The bytes are absent then, and in the next reading."""
+        gpu, stub = sensor(self.COHERENT)
+
+        assert self.carried(gpu, stub, 0, 1, 1.05, 2) == [
+            (None, None),
+            (1000 * MIB, 3000 * MIB),
+            (None, None),
+            (2000 * MIB, 6000 * MIB),
+        ]
+        assert stub.asked("gpm sample") == 3
+
+    def test_what_passes_while_the_driver_does_not_answer_is_told_later(self, sensor):
+        """A hole in the answers is none in the bytes."""
+        script = self.COHERENT["gpm"]
+        gpu, stub = sensor(self.COHERENT | {"gpm": over_time((0, script), (1.5, error(UNKNOWN)), (2.5, script))})
+
+        assert self.carried(gpu, stub, 0, 1, 2, 3)[2:] == [(None, None), (3000 * MIB, 9000 * MIB)]
+
+    def test_so_it_is_where_one_metric_fails(self, sensor):
+        """The other waits for it, since both are of the same two samples."""
+        flaky = over_time((0, 10), (1.5, error(UNKNOWN)), (2.5, 70))
+        gpu, stub = sensor(self.COHERENT | {"gpm": self.COHERENT["gpm"] | {"101": flaky}})
+
+        assert self.carried(gpu, stub, 0, 1, 2, 3)[1:] == [(1000 * MIB, 0), (None, None), (3000 * MIB, 60 * MIB)]
+
+    @pytest.mark.parametrize(
+        ("script", "lines"),
+        [
+            (GPUS["l4"] | {"c2c": 1}, {}),
+            (GPUS["gh200"], {"library": "old"}),
+            (GPUS["gh200"] | {"gpm": error(NO_PERMISSION)}, {}),
+            (GPUS["gh200"] | {"gpm": {}}, {}),
+            (GPUS["gh200"] | {"gpm": {"100": error(NOT_SUPPORTED), "101": error(NOT_SUPPORTED)}}, {}),
+            (GPUS["gh200"], {"gpm_room": 1}),
+            (GPUS["h200"], {}),
+        ],
+        ids=["older part", "old driver", "no permission", "no metric", "no such metric", "no memory", "no C2C"],
+    )
+    def test_where_it_is_not_offered_it_is_absent_and_not_asked_again(self, sensor, script, lines):
+        """And nothing of the driver's is kept."""
+        gpu, stub = sensor(script, **lines)
+
+        assert self.carried(gpu, stub, 0, 1, 2, 3) == [(None, None)] * 4
+        assert (gpu.lost, gpu.lag_s, stub.gpm_samples) == (None, 0.0, 0)
+        assert stub.asked("gpm sample") <= 2
+
+    def test_a_binding_without_it_is_enough(self, sensor, monkeypatch):
+        """Older than the driver."""
+        import pynvml
+
+        monkeypatch.delattr(pynvml, "nvmlGpmQueryDeviceSupport")
+        gpu, stub = sensor(self.COHERENT)
+
+        assert self.carried(gpu, stub, 0, 1) == [(None, None)] * 2
+
+    def test_the_driver_gets_its_memory_back(self, sensor):
+        """Two samples, when the sensor is closed; once more is no error."""
+        gpu, stub = sensor(self.COHERENT)
+        assert (stub.gpm_samples, gpu.lag_s) == (2, pytest.approx(0.12))
+
+        gpu.close()
+        gpu.close()
+
+        assert (stub.gpm_samples, gpu.lag_s) == (0, 0.0)
+
+    def test_a_loss_in_it_is_a_loss(self, sensor):
+        """Nothing is asked any more, and the memory can still be given back."""
+        gpu, stub = sensor(
+            self.COHERENT | {"gpm": over_time((0, self.COHERENT["gpm"]), (2, error(LOST)))},
+        )
+        assert self.carried(gpu, stub, 0, 1)[1] == (1000 * MIB, 3000 * MIB)
+        stub.advance(2)
+
+        assert (gpu.read(3 * NS_PER_S, everything=True), gpu.lost, gpu.lag_s) == (None, "GPU is lost", 0.0)
+        gpu.close()
+        assert stub.gpm_samples == 0
+
+    def test_links_without_a_counter_are_told_by_rates(self, sensor):
+        """NVLink of an H100 and PCIe, where the driver has no field of them."""
+        script = {"20": ramp((0, 0), (10, 10)), "21": ramp((0, 0), (10, 20)), "60": ramp((0, 0), (10, 30)), "61": 0}
+        gpu, stub = sensor(GPUS["h100"] | {"fields": {"186": 500_000}, "gpm": script})
+
+        gpu.read(0, everything=True)
+        stub.advance(10)
+        sample = gpu.read(10 * NS_PER_S, everything=True)
+
+        assert (sample.pcie_tx_bytes, sample.pcie_rx_bytes) == (10 * MIB, 20 * MIB)
+        assert (sample.nvlink_tx_bytes, sample.nvlink_rx_bytes) == (0, 30 * MIB)
+        assert sample.c2c_tx_bytes is None

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from pytest_llmperf.telemetry.processes import own_processes
+from pytest_llmperf.telemetry.processes import GpuProcesses, gpu_processes, own_processes
 
 
 def fake(proc, **parents):
@@ -31,3 +31,29 @@ def test_a_real_child():
         assert os.getppid() not in own
     finally:
         child.communicate(b"\n")
+
+
+def opened(proc, pid, *targets):
+    """Give a process of `fake` descriptors of these files."""
+    folder = proc / str(pid) / "fd"
+    folder.mkdir()
+    for number, target in enumerate(targets):
+        (folder / str(number)).symlink_to(target)
+
+
+def test_who_may_hold_memory_of_a_gpu(tmp_path):
+    """A child that has one open; this very process asks NVML, and has it open therefore."""
+    fake(tmp_path, p10=1, p11=10, p12=11, p20=1)
+    opened(tmp_path, 10, "/dev/nvidiactl", "/dev/nvidia0")
+    opened(tmp_path, 11, "/dev/null", "socket:[1]")
+    opened(tmp_path, 20, "/dev/nvidia0")
+    assert gpu_processes(10, tmp_path) == GpuProcesses(frozenset({10, 11, 12}), may_hold_memory=False)
+    opened(tmp_path, 12, "/dev/null", "/dev/nvidia0")
+    assert gpu_processes(10, tmp_path).may_hold_memory
+
+
+def test_a_process_that_cannot_be_looked_at_may(tmp_path):
+    """Another user's child, say."""
+    fake(tmp_path, p10=1, p11=10)
+    (tmp_path / "11" / "fd").write_text("")
+    assert gpu_processes(10, tmp_path).may_hold_memory

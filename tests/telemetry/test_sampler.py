@@ -21,7 +21,8 @@ SOON_S = 10
 class Gpu:
     """A GPU that counts how often it is read; `lost_after` so many reads, `stuck` until it is let go."""
 
-    def __init__(self, number=0, lost_after=None, stuck_at=None):
+    def __init__(self, number=0, lost_after=None, stuck_at=None, lag_s=0.0):
+        self.lag_s = lag_s
         self.address = GpuAddress(number, uuid=f"GPU-{number}")
         self.lost = None
         self.reads = []
@@ -121,6 +122,20 @@ def test_a_run_is_sampled_from_just_before_to_just_after(sampling):
     assert gpu.reads[0][0] <= span[0]
     assert span[1] <= gpu.reads[-1][0]
     assert 0 < summary.cost_share < 1
+
+
+def test_links_that_lag_are_read_once_more_when_all_that_passed_can_be_seen(sampling):
+    """After the sample at the run's end, which energy needs at once."""
+    gpu = Gpu(lag_s=0.12)
+    one = sampling(gpu)
+
+    span = one_run(one, gpu, 3)
+
+    (at_end, _), (later, everything) = gpu.reads[-2:]
+    assert everything
+    assert span[1] <= at_end
+    assert later - at_end >= 0.12 * NS_PER_S
+    assert one.summary(span).gpus[0].energy_j == pytest.approx(100 * (span[1] - span[0]) / NS_PER_S)
 
 
 def test_samples_keep_to_their_deadlines(sampling, monkeypatch):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pytest_llmperf.hardware import Gpu
-from pytest_llmperf.readings import BusyClock, GpuSummary, ProcessSeen, TelemetrySummary
+from pytest_llmperf.readings import BusyClock, GpuSummary, ProcessSeen, Taken, TelemetrySummary
 from pytest_llmperf.records import CacheCounters
 from pytest_llmperf.telemetry.spoiled import RULES, TOLERABLE, faults, unmoved
-from pytest_llmperf.units import GIB
+from pytest_llmperf.units import GIB, MIB
 
-H200 = Gpu(name="NVIDIA H200", index=0, uuid="GPU-0", pcie_generation_max=5, pcie_width_max=16)
+H200 = Gpu(name="NVIDIA H200", index=0, uuid="GPU-0", pcie_generation_max=5, pcie_width_max=16, nvlink_c2c=False)
 GH200 = Gpu(name="NVIDIA GH200 480GB", index=0, uuid="GPU-0", pcie_generation_max=5, pcie_width_max=16, nvlink_c2c=True)
 OURS, THEIRS = 100, 200
 
@@ -66,6 +68,7 @@ BROKEN = {
         {"memory_before_bytes": 4 * GIB, "processes": (process(OURS, 2),)},
         {"memory_before_bytes": 4 * GIB, "processes": (process(OURS, 3),)},
     ),
+    "memory before the engine": ({"taken": Taken(2 * GIB)}, {"taken": Taken(GIB)}),
     "link": ({"pcie_width": 8}, {"pcie_width": 16}),
     "link under load": (
         {"pcie_generation": 3, "utilisation": 0.5},
@@ -113,6 +116,13 @@ def test_memory_of_processes_that_the_driver_does_not_tell():
     assert rules(telemetry(memory_before_bytes=9 * GIB, processes=(process(OURS, None),))) == []
 
 
+def test_memory_is_spoken_of_once():
+    """What was taken before is still taken now."""
+    now = telemetry(taken=Taken(3 * GIB), memory_before_bytes=9 * GIB, processes=(process(OURS, 6),))
+    (fault,) = faults(now, own=frozenset({OURS}))
+    assert "3.00 GiB of its memory taken by processes that are not shown here when the engine was started" in str(fault)
+
+
 def test_sentences_say_what_was_seen_and_allowed():
     (fault,) = faults(telemetry(busy_clock=clock(1980, 990)))
     assert "GPU 0 worked at 1980 MHz in the first half of the run and at 990 MHz in the second" in str(fault)
@@ -121,27 +131,46 @@ def test_sentences_say_what_was_seen_and_allowed():
 
 
 class TestOffload:
-    @pytest.mark.parametrize(
-        "gpu", [{"pcie_tx_bytes": GIB, "pcie_rx_bytes": GIB}, {"c2c_tx_bytes": 0, "c2c_rx_bytes": 2 * GIB}]
-    )
-    def test_links_carried_it(self, gpu):
-        assert unmoved(telemetry(**gpu), CacheCounters(offloaded_bytes=GIB, restored_bytes=GIB)) is None
+    """A GiB each way is claimed, and held against the link over which this GPU reaches the host."""
 
-    def test_links_did_not(self):
-        fault = unmoved(
-            telemetry(pcie_tx_bytes=1, pcie_rx_bytes=GIB), CacheCounters(offloaded_bytes=GIB, restored_bytes=GIB)
-        )
-        assert fault.rule == "offload"
-        assert "moved 2.00 GiB" in fault.sentence
-        assert "carried 1.00 GiB" in fault.sentence
+    CLAIMED = CacheCounters(offloaded_bytes=GIB, restored_bytes=GIB)
+    UNKNOWN = Gpu(name="NVIDIA X1", uuid="GPU-0")
 
     @pytest.mark.parametrize(
-        ("gpu", "cache"),
+        ("gpu", "now"),
         [
-            ({}, CacheCounters(offloaded_bytes=GIB)),
-            ({"pcie_tx_bytes": 0}, CacheCounters(offloaded_bytes=GIB)),
-            ({"pcie_tx_bytes": 0, "pcie_rx_bytes": 0}, CacheCounters()),
+            (GH200, {"c2c_tx_bytes": 0, "c2c_rx_bytes": 2 * GIB}),
+            (H200, {"pcie_tx_bytes": GIB, "pcie_rx_bytes": GIB}),
         ],
     )
-    def test_what_is_not_known_accuses_nobody(self, gpu, cache):
-        assert unmoved(telemetry(**gpu), cache) is None
+    def test_links_carried_it(self, gpu, now):
+        assert unmoved(telemetry(**now), self.CLAIMED, [gpu]) is None
+
+    def test_links_did_not(self):
+        fault = unmoved(telemetry(pcie_tx_bytes=1, pcie_rx_bytes=GIB), self.CLAIMED, [H200])
+        assert fault.rule == "offload"
+        assert "moved 2.00 GiB" in fault.sentence
+        assert "PCIe carried 1.00 GiB" in fault.sentence
+
+    def test_the_other_link_does_not_count(self):
+        """What a GH200 has on PCIe is its network, say."""
+        now = telemetry(pcie_tx_bytes=GIB, pcie_rx_bytes=GIB, c2c_tx_bytes=MIB, c2c_rx_bytes=MIB)
+        assert "NVLink-C2C carried 2.00 MiB" in unmoved(now, self.CLAIMED, [GH200]).sentence
+
+    def test_a_known_part_s_link_is_known_where_the_driver_does_not_say(self):
+        silent = replace(GH200, nvlink_c2c=None)
+        assert unmoved(telemetry(c2c_tx_bytes=0, c2c_rx_bytes=0), self.CLAIMED, [silent]) is not None
+
+    @pytest.mark.parametrize(
+        ("gpu", "now", "cache"),
+        [
+            (H200, {}, CLAIMED),
+            (H200, {"pcie_tx_bytes": 0}, CLAIMED),
+            (H200, {"pcie_tx_bytes": 0, "pcie_rx_bytes": 0}, CacheCounters()),
+            (GH200, {"pcie_tx_bytes": 0, "pcie_rx_bytes": 0}, CLAIMED),
+            (UNKNOWN, {"pcie_tx_bytes": 0, "pcie_rx_bytes": 0}, CLAIMED),
+        ],
+        ids=["no counter", "one way", "no claim", "C2C not counted", "unknown part"],
+    )
+    def test_what_is_not_known_accuses_nobody(self, gpu, now, cache):
+        assert unmoved(telemetry(**now), cache, [gpu]) is None

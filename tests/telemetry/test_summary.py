@@ -150,16 +150,27 @@ def test_a_reason_without_a_name_is_called_by_its_bit():
 
 
 def test_links_and_errors_are_what_was_gained():
-    """Bytes within the part that counts, whole; errors from the first sample to the last."""
+    """Over the whole run, from the sample before it to the last one after it."""
     gpu = summed(
         at(0, pcie_tx_bytes=100, nvlink_rx_bytes=7, ecc={"corrected": 4, "uncorrected": 1}, pcie_generation=1),
         at(2, pcie_tx_bytes=201, nvlink_rx_bytes=7, ecc={"corrected": 5, "uncorrected": 1}, pcie_generation=5),
-        at(4, pcie_tx_bytes=301, nvlink_rx_bytes=7, ecc={"corrected": 6, "uncorrected": 1}, pcie_generation=4),
+        at(4, nvlink_rx_bytes=7, ecc={"corrected": 6, "uncorrected": 1}, pcie_generation=4),
+        at(4.1, pcie_tx_bytes=301, nvlink_rx_bytes=7, ecc={"corrected": 6, "uncorrected": 1}, pcie_generation=4),
     )
 
-    assert (gpu.pcie_tx_bytes, gpu.nvlink_rx_bytes, gpu.pcie_rx_bytes) == (100, 0, None)
+    assert (gpu.pcie_tx_bytes, gpu.nvlink_rx_bytes, gpu.pcie_rx_bytes) == (201, 0, None)
     assert gpu.ecc == {"corrected": 2, "uncorrected": 0}
     assert gpu.pcie_generation == 5
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [[(1.5, 1), (3.5, 2)], [(0.5, 1), (2.5, 2)], [(0.5, 5), (2, 1), (3.5, 9)], [(0.5, 5)]],
+    ids=["begins late", "ends early", "begins anew", "has one sample"],
+)
+def test_what_a_link_carried_is_absent_where_it_is_not_known_of_the_whole(samples):
+    """Part of the traffic is no traffic of the run."""
+    assert summed(*(at(seconds, c2c_tx_bytes=count) for seconds, count in samples)).c2c_tx_bytes is None
 
 
 def test_processes_are_all_that_were_seen_with_the_most_they_held():

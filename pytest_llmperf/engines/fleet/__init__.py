@@ -44,7 +44,10 @@ def check(spec: EngineSpec) -> None:
 def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
     """A fleet, not yet started."""
     one = replica_spec(spec)
-    replicas = [served_by(RECIPES[one.kind], one, surroundings, place) for place in places(spec)]
+    untold = replace(
+        surroundings, before_start=None
+    )  # of the fleet it is told as a whole, and before its first replica
+    replicas = [served_by(RECIPES[one.kind], one, untold, place) for place in places(spec)]
     return FleetEngine(spec, replicas, surroundings)
 
 
