@@ -8,7 +8,6 @@ a history is of one level: the step neither hides the next slowdown nor counts a
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +19,9 @@ from typing import Any
 
 from pytest_llmperf import units
 from pytest_llmperf.errors import BaselineError, unknown
+from pytest_llmperf.files import json_of, read_text
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.result_file import Entry, write
+from pytest_llmperf.result_file import MOST_BYTES, Entry, write
 
 FILE_NAME = "acknowledged.json"
 MOST_CHANGE = 1000
@@ -126,9 +126,9 @@ _REMEDY = "pytest-llmperf baseline acknowledge writes it"
 
 def _rows(path: Path) -> list[Any]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json_of(read_text(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
         raise BaselineError(f"{path} is not readable JSON: {reason}; {_REMEDY}") from None
     if not isinstance(rows, list):
         raise BaselineError(f"{path}: expected a list of accepted changes, got {_short(rows)}; {_REMEDY}")

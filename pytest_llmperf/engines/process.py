@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
-import re
 import select
 import shlex
 import shutil
@@ -19,13 +19,14 @@ from typing import Protocol
 
 from pytest_llmperf.clock import Clock, seconds_between
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
+from pytest_llmperf.files import create
+from pytest_llmperf.secret import SecretDict, concealed, secrets_of, shown
 
 GRACE_S = 20.0
 """How long a server may take to end after SIGTERM. vLLM 0.32 on a CPU was seen to need 1 to 3 s."""
 LOG_TAIL_LINES = 40
 _POLL_S = 0.25
 _given_out: deque[int] = deque(maxlen=64)
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -51,11 +52,6 @@ def free_port() -> int:
             return port
 
 
-def shown(name: str, value: str) -> str:
-    """The value of an environment variable as it may be shown: not that of a secret."""
-    return "***" if _SECRET.search(name) else value
-
-
 class ServerProcess:
     """A command in a process group of its own, its output in a log file.
 
@@ -74,19 +70,19 @@ class ServerProcess:
         self.log = log
         self._clock = clock
         self._started_ns = clock.now_ns()
-        self._added_env = dict(env)
+        self._added_env = SecretDict(env)
+        self._secrets = secrets_of(env)
         self._scratch = scratch
         self._returncode: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as stream:
+        with create(log, private=True) as stream:
             stream.write(f"$ {self.command_line}\n".encode())
-            stream.flush()
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), str(scratch or ""), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env={**os.environ, **env},
+                env=SecretDict({**os.environ, **env}),
                 start_new_session=True,
             )
         word, number = self._read_line()
@@ -148,6 +144,7 @@ class ServerProcess:
                 os.killpg(self.pid, signal.SIGKILL)
         if self._scratch is not None:  # the guard does so, too, if it gets to it
             shutil.rmtree(self._scratch, ignore_errors=True)
+        self._conceal_log()
         code = self.returncode
         if self._guard.stdout is not None:
             self._guard.stdout.close()
@@ -172,7 +169,18 @@ class ServerProcess:
             stream.seek(0, os.SEEK_END)
             stream.seek(max(0, stream.tell() - 400 * lines))
             text = stream.read().decode(errors="replace")
+        text = concealed(text, self._secrets)
         return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
+
+    def _conceal_log(self) -> None:
+        """Blank secrets that the server has written to its log; until now only its owner could read it."""
+        with (
+            contextlib.suppress(OSError, ValueError),  # it is gone, or empty
+            self.log.open("r+b") as stream,
+            mmap.mmap(stream.fileno(), 0) as content,
+        ):
+            for secret in self._secrets:
+                _blank(content, os.fsencode(secret))
 
     def _has_output(self) -> bool:
         stdout = self._guard.stdout
@@ -189,3 +197,10 @@ class ServerProcess:
         if len(line) != 2:
             return "exit", -int(signal.SIGKILL)
         return line[0].decode(), int(line[1])
+
+
+def _blank(content: mmap.mmap, secret: bytes) -> None:
+    place = content.find(secret)
+    while place >= 0:
+        content[place : place + len(secret)] = b"*" * len(secret)
+        place = content.find(secret, place + len(secret))

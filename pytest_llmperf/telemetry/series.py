@@ -13,6 +13,7 @@ from typing import IO, Any
 import orjson
 
 from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.files import create, lines, open_regular
 from pytest_llmperf.readings import GpuSample, HostSample, Xid
 from pytest_llmperf.telemetry.gpu import GpuAddress
 
@@ -34,7 +35,7 @@ class SeriesFile:
         """Raises `OSError` if it cannot be written."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream: IO[bytes] = path.open("wb", buffering=0)
+        self._stream: IO[bytes] = create(path)
         self._waiting: list[Sample | dict[str, Any]] = []
         self._offset = 0
         self._waiting.append(
@@ -74,26 +75,35 @@ def read_samples(path: Path) -> Iterator[Sample]:
     A last line cut short by a crash is left out. Raises `LLMPerfError` if the file is not one of
     ours or has another schema version.
     """
-    with path.open("rb") as stream:
-        _check_header(path, stream.readline())
+    with open_regular(path) as stream:
+        _check_header(path, next(lines(stream), b""))
         start = stream.tell()
     yield from samples_from(path, start)
 
 
 def samples_from(path: Path, offset: int) -> Iterator[Sample]:
     """The samples from a place that `SeriesFile.run` has returned to the end."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         stream.seek(offset)
-        for line in stream:
+        for line in lines(stream):
             if not line.endswith(b"\n"):
                 return
-            row = orjson.loads(line)
-            if "gpu" in row:
-                yield _gpu_sample(row["gpu"])
-            elif "host" in row:
-                yield HostSample(**row["host"])
-            elif "xid" in row:
-                yield Xid(**row["xid"])
+            try:
+                sample = _sample(orjson.loads(line))
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                raise LLMPerfError(f"{path}, behind byte {offset}: a row that is no sample: {reason}") from None
+            if sample is not None:
+                yield sample
+
+
+def _sample(row: dict[str, Any]) -> Sample | None:
+    """What a row holds; None for one that is no sample, such as a run's beginning."""
+    if "gpu" in row:
+        return _gpu_sample(row["gpu"])
+    if "host" in row:
+        return HostSample(**row["host"])
+    return Xid(**row["xid"]) if "xid" in row else None
 
 
 def _gpu_sample(row: dict[str, Any]) -> GpuSample:
