@@ -9,6 +9,7 @@ a history is of one level: the step neither hides the next slowdown nor counts a
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -89,7 +90,7 @@ def read_acknowledged(folder: Path) -> tuple[Acknowledgement, ...]:
     Raises `BaselineError` naming every mistake, by the file and its place in the list.
     """
     path = folder / FILE_NAME
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is a mistake
         return ()
     rows = _rows(path)
     problems = [f"{path}, entry {place}: {problem}" for place, row in enumerate(rows, 1) for problem in _mistakes(row)]

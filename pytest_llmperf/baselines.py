@@ -29,6 +29,7 @@ from pytest_llmperf.result_file import (
     drafted,
     encoded,
     moment,
+    names_a_folder,
     read,
     unlike,
 )
@@ -193,7 +194,12 @@ class Baselines:
         return self.put(name, hardware_key, encoded(document))
 
     def put(self, name: str, hardware_key: str, content: bytes) -> Path:
-        """Store a file's content as it is under the next number; it appears complete or not at all."""
+        """Store a file's content as it is under the next number; it appears complete or not at all.
+
+        Raises `BaselineError` for a key that would lead elsewhere.
+        """
+        if not names_a_folder(hardware_key):
+            raise BaselineError(f"the hardware key {hardware_key!r} cannot name a folder of {self.directory}")
         folder = self.directory / hardware_key
         folder.mkdir(parents=True, exist_ok=True)
         draft = drafted(content, folder)

@@ -37,12 +37,11 @@ def open_regular(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except ValueError as error:  # a null byte
         raise OSError(errno.EINVAL, str(error), str(path)) from None
-    stream = os.fdopen(descriptor, "rb")
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind != stat.S_IFREG:
-        stream.close()
+        os.close(descriptor)
         raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'something else')}; expected a regular file", str(path))
-    return stream
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -60,11 +59,12 @@ def read_text(path: Path, most: int, encoding: str = "utf-8") -> str:
     return read_bytes(path, most).decode(encoding)
 
 
-def lines(stream: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[bytes]:
-    """The lines of an open file with their ends. Raises `OSError` at one that is longer than `longest` bytes."""
-    while line := stream.readline(longest + 1):
-        if len(line) > longest:
-            raise OSError(errno.EFBIG, f"a line is longer than {longest // MIB} MiB, the most that is read")
+def lines(path: Path, stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of an open file with their ends. Raises `OSError` at one that is longer than `LONGEST_LINE`."""
+    while line := stream.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            problem = f"a line is longer than {LONGEST_LINE // MIB} MiB, the most that is read"
+            raise OSError(errno.EFBIG, problem, str(path))
         yield line
 
 

@@ -108,7 +108,7 @@ def read_requests(path: Path) -> Iterator[RequestRecord]:
 def read_header(path: Path) -> dict[str, Any]:
     """What the first line says: `measurement` and `hardware_key`. Raises as `read_requests` does."""
     with open_regular(path) as stream:
-        line = next(lines(stream), b"")
+        line = next(lines(path, stream), b"")
     _check_header(path, line)
     header: dict[str, Any] = orjson.loads(line)
     return header
@@ -129,7 +129,7 @@ def read_windows(path: Path) -> dict[int, Window]:
 def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
     """The whole lines behind the header, by their numbers."""
     with open_regular(path) as stream:
-        found = lines(stream)
+        found = lines(path, stream)
         _check_header(path, next(found, b""))
         for number, line in enumerate(found, start=2):
             if line.endswith(b"\n"):  # else a crash has cut it short

@@ -16,7 +16,7 @@ from pytest_llmperf.records import Failure
 
 # A response with more or longer headers than this is not one that a serving engine sends.
 _MAX_HEADERS = 200
-_MAX_HEAD_BYTES = 1 << 20
+_MAX_HEAD_BYTES = 1 << 18
 MOST_ANSWER_BYTES = 64 << 20
 """What one answer may take: SGLang's and TensorRT-LLM's longest lists of statistics are some MiB."""
 _PIECE_BYTES = 128

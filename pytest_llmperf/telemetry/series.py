@@ -76,7 +76,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
     ours or has another schema version.
     """
     with open_regular(path) as stream:
-        _check_header(path, next(lines(stream), b""))
+        _check_header(path, next(lines(path, stream), b""))
         start = stream.tell()
     yield from samples_from(path, start)
 
@@ -85,7 +85,7 @@ def samples_from(path: Path, offset: int) -> Iterator[Sample]:
     """The samples from a place that `SeriesFile.run` has returned to the end."""
     with open_regular(path) as stream:
         stream.seek(offset)
-        for line in lines(stream):
+        for line in lines(path, stream):
             if not line.endswith(b"\n"):
                 return
             try:

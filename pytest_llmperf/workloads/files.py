@@ -31,7 +31,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines with something in them, by their number from 1. Raises `ConfigurationError`."""
     try:
         with open_regular(path) as stream:
-            for number, raw in enumerate(lines(stream), start=1):
+            for number, raw in enumerate(lines(path, stream), start=1):
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError as error:
