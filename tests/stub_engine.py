@@ -80,7 +80,18 @@ def fault() -> None:
         case "memory":
             raise MemoryError("CUDA out of memory. Tried to allocate 140.00 GiB")
         case "hang":
+            _tell()
             time.sleep(60)
+        case "tell":
+            _tell()
+            sys.exit(3)
+
+
+def _tell() -> None:
+    """Say what one was started with, as engines do that log their configuration."""
+    for name in os.environ.get("STUB_TELLS", "").split():
+        sys.stderr.write(f"{name}={os.environ.get(name)}\n")
+    sys.stderr.flush()
 
 
 def route() -> None:
