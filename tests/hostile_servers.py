@@ -1,6 +1,6 @@
 """Servers that let themselves be measured, and then answer as nobody should.
 
-They list a model and answer the first generation as they ought to, so that the engine starts; what follows is the attack.
+They list a model and answer the first generation as they ought to, so that the engine starts; then they attack.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         "connection_closed",
         lambda _: iter([b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\nshort"]),
     ),
-    "less promised than sent": ("no_tokens", lambda _: iter([b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n" + _LOOPS])),
+    "less promised than sent": (
+        "no_tokens",
+        lambda _: iter([b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n" + _LOOPS]),
+    ),
     "HTTP/0.9": ("not_http", lambda _: iter([_LOOPS])),
     "a byte now and then": ("timeout", lambda _: dripping(HEAD * 9)),
     "deep JSON": ("not_json", lambda _: iter([HEAD + event(b"[" * _DEEP) + b"0\r\n\r\n"])),

@@ -136,8 +136,8 @@ READERS: dict[str, Reader] = {
     "sglang": Reader(_imported, _FOREIGN, _foreign("sglang.jsonl"), by_line=True),
     "aiperf": Reader(_imported, _FOREIGN, _foreign("aiperf/profile_export_aiperf.json")),
     "mooncake": Reader(
-        trace, _CONFIGURATION, _jsonl({"timestamp": 3, "input_length": 1100, "output_length": 5, "hash_ids": [0, 1, 2]}),
-        by_line=True,
+        trace, _CONFIGURATION, by_line=True,
+        good=_jsonl({"timestamp": 3, "input_length": 1100, "output_length": 5, "hash_ids": [0, 1, 2]}),
     ),
     "qwen": Reader(
         trace, _CONFIGURATION, by_line=True,

@@ -71,7 +71,7 @@ def main(kind: str) -> None:
     sys.stderr.write(f"processors {sorted(os.sched_getaffinity(0))}\n")
     stub = {"vllm": Vllm, "sglang": Sglang, "tensorrt_llm": TensorrtLlm}[kind](sys.argv[1:])
     Handler.stub = stub
-    ThreadingHTTPServer(("127.0.0.1", stub.options.port), Handler).serve_forever()
+    ThreadingHTTPServer((stub.options.host, stub.options.port), Handler).serve_forever()
 
 
 def fault() -> None:
@@ -101,14 +101,15 @@ def route() -> None:
     parser.add_argument("--policy", choices=["round_robin"], required=True)
     for flag in ("--port", "--prometheus-port"):
         parser.add_argument(flag, type=int, required=True)
-    parser.add_argument("--host", required=True)
+    for flag in ("--host", "--prometheus-host"):
+        parser.add_argument(flag, required=True)
     for flag in ("--disable-retries", "--disable-circuit-breaker"):
         parser.add_argument(flag, action="store_true", required=True)
     options = parser.parse_args()
     sys.stderr.write(f"routing to {options.worker_urls}\n")
     Forwarder.count = len(options.worker_urls)
     Forwarder.workers = itertools.cycle(options.worker_urls)
-    ThreadingHTTPServer(("127.0.0.1", options.port), Forwarder).serve_forever()
+    ThreadingHTTPServer((options.host, options.port), Forwarder).serve_forever()
 
 
 class Stub:

@@ -114,9 +114,9 @@ def test_what_is_asked_beside_the_requests_is_bounded_too(monkeypatch, path, com
 )
 def test_a_list_of_models_that_is_none(data):
     body = json.dumps({"data": data}).encode()
-    with CompletionsServer(routes={"/v1/models": (200, body)}) as running:
-        with complaining("/v1/models does not answer with a list of models: "):
-            connected(running)
+    said = "/v1/models does not answer with a list of models: "
+    with CompletionsServer(routes={"/v1/models": (200, body)}) as running, complaining(said):
+        connected(running)
 
 
 @pytest.mark.parametrize("length", [-1, 0, True, "4096", 2**80, 1.5])
@@ -137,7 +137,7 @@ def test_counters_that_count_nothing_are_absent(value):
         assert (None, None) == (server.cache.capacities, server.cache.block_tokens)
 
 
-@given(st.lists(st.one_of(st.binary(max_size=30), st.sampled_from([b"vllm:a{b=\"", b"\n", b"# TYPE vllm:a counter"]))))
+@given(st.lists(st.one_of(st.binary(max_size=30), st.sampled_from([b'vllm:a{b="', b"\n", b"# TYPE vllm:a counter"]))))
 def test_any_bytes_are_metrics_or_a_value_error(pieces):
     with contextlib.suppress(ValueError):
         Metrics.of(b"vllm:" + b"".join(pieces)).counters()

@@ -159,8 +159,8 @@ def test_no_secret_is_in_anything_that_a_session_leaves(planted, tmp_path):
         text = command(
             folder, "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-l", "-vv", "--tb=long", "--full-trace", "-rA",
             "--junitxml", "out.xml", "--benchmark-json", "out.json", "--llmperf-report", "out.html",
-            "--llmperf-markdown", "out.md", "--llmperf-runs", "1", "--llmperf-warmup-runs", "0", "--llmperf-gate", "off",
-            "--llmperf-start-timeout", "6",
+            "--llmperf-markdown", "out.md", "--llmperf-runs", "1", "--llmperf-warmup-runs", "0",
+            "--llmperf-gate", "off", "--llmperf-start-timeout", "6",
         )  # fmt: skip
         loaded = command(
             folder, "pytest_llmperf.cli", "load", planted.url, "--requests", "2", "--concurrency", "1", "--json",

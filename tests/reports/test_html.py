@@ -274,7 +274,9 @@ def test_an_advice_and_notes_are_shown_beside_the_numbers():
     assert TEST in shown
 
 
-@pytest.mark.parametrize(("values", "expected"), [((0.5, 0.5), 0.5), ((1.0, 4.0), 2.0), ((0.0,), 0.0), ((0.0, 4.0), 0.0)])
+@pytest.mark.parametrize(
+    ("values", "expected"), [((0.5, 0.5), 0.5), ((1.0, 4.0), 2.0), ((0.0,), 0.0), ((0.0, 4.0), 0.0)]
+)
 def test_a_share_of_nothing_has_a_level(values, expected):
     """A hit rate of 0 has no logarithm, and is a figure all the same."""
     assert expected == pytest.approx(plots.typical(values))
