@@ -30,7 +30,8 @@ DEEP = "[" * 200_000
 NASTY = st.sampled_from(
     [
         None, True, False, -1, 0, 1, 1e308, -1e308, 2**70, float("nan"), float("inf"), "", "x", "1",
-        "\x1b[31m\n::error::", "../../x", "/etc/passwd", "\ud800", "x" * 3000, [], {}, [[]], [None], {"": None}, [1, "a"], {"a": {"b": [{}]}},
+        "\x1b[31m\n::error::", "../../x", "/etc/passwd", "\ud800", "x" * 3000,
+        [], {}, [[]], [None], {"": None}, [1, "a"], {"a": {"b": [{}]}},
     ]
 )  # fmt: skip
 BYTES = st.sampled_from(
