@@ -48,12 +48,7 @@ def test_a_server_of_ours_listens_on_loopback_only(name, tmp_path):
         found = listening(set(descendants()) - before)
 
     assert found
-    assert set() == {one for one in exposed(found) if not _is_vllms_store(name, one)}
-
-
-def _is_vllms_store(name, one):
-    """The rendezvous of vLLM's workers, which PyTorch binds to every address whatever it is given."""
-    return name.startswith("real-vllm") and one[1] in ("0.0.0.0", "::")
+    assert set() == exposed(found)
 
 
 def test_the_known_answer_listens_on_loopback_only():
