@@ -26,7 +26,12 @@ SIMULATED := gh200 h100 h200 4x-a100 4x-rtx4090
 # Brings its own eight GPUs, whatever the others run on.
 FLEET := perf_tests/test_prefix_routing.py
 
-.PHONY: perf perf-sim perf-vllm baselines simulation reference docs test test-fast test-vllm lint engine clean
+# What meets the interfaces of numpy, orjson, httptools and pytest; what depends on the last digits of scipy does not.
+LOWEST := tests/test_options.py tests/test_result_file.py tests/test_record_file.py tests/test_hostile_servers.py \
+  tests/client/test_http.py
+
+.PHONY: perf perf-sim perf-vllm baselines simulation reference docs test test-fast test-vllm test-lowest test-beside \
+  audit lint engine clean
 
 perf: perf-$(ENGINE)
 
@@ -69,6 +74,23 @@ test-fast: .venv/complete
 	$(BIN)/pytest -n logical -m "not vllm" $(ARGS) || [ $$? -eq 5 ]
 
 # One after another: a real engine needs the processors for itself.
+# With the oldest versions that pyproject.toml allows, in an environment of their own.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --editable '.[dev]' --constraint tests/lowest.txt
+	.venv-lowest/bin/pytest perf_tests --ignore $(FLEET) --llmperf-hardware sim:gh200 --llmperf-gate off
+	.venv-lowest/bin/pytest -n logical -m "not vllm and not slow" $(LOWEST)
+
+# Beside pytest-asyncio, -cov, -randomly, -rerunfailures and -timeout, each really at work.
+test-beside: .venv/complete
+	$(BIN)/python -m pip install --quiet --editable '.[dev,beside]'
+	$(BIN)/pytest -p no:randomly tests/test_other_plugins.py
+
+# Whether a vulnerability of a dependency is known.
+audit: .venv/complete
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
+
 test-vllm: .venv/complete engine
 	LLMPERF_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(ARGS) || [ $$? -eq 5 ]
 
@@ -88,4 +110,4 @@ engine:
 	touch $@
 
 clean:
-	rm -rf .venv $(VLLM) .llmperf
+	rm -rf .venv .venv-lowest $(VLLM) .llmperf

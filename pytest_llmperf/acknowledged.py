@@ -8,8 +8,8 @@ a history is of one level: the step neither hides the next slowdown nor counts a
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,8 +21,9 @@ from typing import Any
 from pytest_llmperf import units
 from pytest_llmperf.atomic import sync_folder
 from pytest_llmperf.errors import BaselineError, unknown
+from pytest_llmperf.files import json_of, read_text
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.result_file import Entry, write
+from pytest_llmperf.result_file import MOST_BYTES, Entry, write
 
 FILE_NAME = "acknowledged.json"
 MOST_CHANGE = 1000
@@ -90,7 +91,7 @@ def read_acknowledged(folder: Path) -> tuple[Acknowledgement, ...]:
     Raises `BaselineError` naming every mistake, by the file and its place in the list.
     """
     path = folder / FILE_NAME
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is a mistake
         return ()
     rows = _rows(path)
     problems = [f"{path}, entry {place}: {problem}" for place, row in enumerate(rows, 1) for problem in _mistakes(row)]
@@ -128,9 +129,9 @@ _REMEDY = "pytest-llmperf baseline acknowledge writes it"
 
 def _rows(path: Path) -> list[Any]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json_of(read_text(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
         raise BaselineError(f"{path} is not readable JSON: {reason}; {_REMEDY}") from None
     if not isinstance(rows, list):
         raise BaselineError(f"{path}: expected a list of accepted changes, got {_short(rows)}; {_REMEDY}")

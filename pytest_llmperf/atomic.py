@@ -70,7 +70,7 @@ class Draft:
         """Raises `OSError` where no file can be made."""
         while True:
             self.path = folder / f"{PREFIX}{secrets.token_hex(8)}"
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             self.stream: IO[bytes] = os.fdopen(descriptor, "wb")
             if _is_locked(descriptor) is not False and os.fstat(descriptor).st_nlink:
                 break

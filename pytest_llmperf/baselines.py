@@ -30,6 +30,7 @@ from pytest_llmperf.result_file import (
     differences,
     encoded,
     moment,
+    names_a_folder,
     read,
     unlike,
 )
@@ -203,8 +204,11 @@ class Baselines:
     def writing(self, hardware_key: str, purpose: str) -> Iterator[Callable[[str, bytes], Path]]:
         """Be the only one who changes what is stored of this hardware; gives what stores a file, as `put` does.
 
-        Raises `OSError`, a `TimeoutError` where another process does not let go.
+        Raises `OSError`, a `TimeoutError` where another process does not let go, and `BaselineError` for a key that
+        would lead elsewhere.
         """
+        if not names_a_folder(hardware_key):
+            raise BaselineError(f"the hardware key {hardware_key!r} cannot name a folder of {self.directory}")
         folder = self.directory / hardware_key
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock.held(folder, purpose):

@@ -15,13 +15,16 @@ from typing import Any
 
 from pytest_llmperf.baselines import Baselines, name_of, number_of
 from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.files import json_of, read_bytes, read_text
 from pytest_llmperf.result_file import (
+    MOST_BYTES,
     NO_DAY,
     SCHEMA_VERSION,
     UNKNOWN_KEY,
     Entry,
     ResultFile,
     encoded,
+    names_a_folder,
     read,
 )
 from pytest_llmperf.verdicts import Verdict
@@ -140,7 +143,7 @@ def _whole(file: ResultFile) -> Night:
         source=file.path,
         hardware_key=file.hardware_key,
         name=name_of(file.path),
-        content=file.path.read_bytes(),
+        content=read_bytes(file.path, MOST_BYTES),
         entries=file.entries,
     )
 
@@ -155,7 +158,7 @@ def _split(source: Path, name: str, *, accept_regressed: bool) -> Iterator[Night
         )
     if not file.entries:
         raise BaselineError(f"{source} has no measurement in it; nothing of it can be stored")
-    document = json.loads(source.read_text(encoding="utf-8"))  # what lies behind the entries, row by row
+    document = json_of(read_text(source, MOST_BYTES))  # what lies behind the entries, row by row
     unfit = (Verdict.INVALID_RUN,) if accept_regressed else (Verdict.REGRESSED, Verdict.INVALID_RUN)
     good: dict[str, list[tuple[Any, Entry]]] = {}
     left_out = []
@@ -196,7 +199,7 @@ def _key(file: ResultFile, row: Any) -> str:
     known = key if isinstance(key, str) else file.hardware_key
     if known == UNKNOWN_KEY:
         raise BaselineError(f"{file.path} does not say what hardware it was measured on; measure again")
-    if Path(known).name != known or known[:1] in ("", "."):
+    if not names_a_folder(known):
         raise BaselineError(f"{file.path} says that it was measured on {known!r}, which cannot name a folder")
     return known
 

@@ -152,10 +152,18 @@ class Lifecycle:
         results: list[Judged] = item.stash.get(_RESULTS_KEY, [])
         outcome.apply(report, call.excinfo, results, self.options.gate, self.suite.awaited)
         outcome.record(item, report, results)
+        if any(outcome.fails(result, self.options.gate) for result in results):
+            self._leave_as_judged(item)
         unrecorded = self.suite.unrecorded(item.nodeid) if report.passed else None
         if unrecorded is not None:
             outcome.make_error(report, unrecorded)
         self._progress.clear()
+
+    def _leave_as_judged(self, item: pytest.Item) -> None:
+        """No second chance from pytest-rerunfailures: with several, a slow build would pass more often than stated."""
+        plugins = self._config.pluginmanager
+        if plugins.has_plugin("rerunfailures") or plugins.has_plugin("pytest_rerunfailures"):
+            item.add_marker(pytest.mark.flaky(condition=False), append=False)
 
     def test_done(self, item: pytest.Item) -> None:
         """Let go of what only this test needed."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.atomic import unwritable
 from pytest_llmperf.errors import ConfigurationError, unknown
+from pytest_llmperf.secret import Secret
 
 if TYPE_CHECKING:
     import pytest
@@ -465,7 +466,7 @@ def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
     key = environ.get(API_KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigurationError(f"the environment variable {API_KEY_VARIABLE} holds characters that no key has")
-    return key or None
+    return Secret(key) if key else None
 
 
 def workers(text: str) -> int | str:

@@ -7,6 +7,7 @@ from memory what does not fit there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -16,6 +17,7 @@ import orjson
 from pytest_llmperf.arrivals import Arrival, Arrivals
 from pytest_llmperf.atomic import why
 from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.files import lines, open_regular
 from pytest_llmperf.records import (
     CacheCounters,
     EngineTimings,
@@ -120,20 +122,18 @@ def read_requests(path: Path) -> Iterator[RequestRecord]:
     A last line cut short by a crash is left out. Raises `LLMPerfError` if the file is not one of
     ours or has another schema version.
     """
-    with path.open("rb") as stream:
-        _check_header(path, stream.readline())
-        for line in stream:
-            if not line.endswith(b"\n"):
-                return
+    for number, line in _rows(path):
+        with _naming(path, number):
             row = orjson.loads(line).get("request")
-            if row is not None:
-                yield _request_from(row)
+            request = None if row is None else _request_from(row)
+        if request is not None:
+            yield request
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """What the first line says: `measurement` and `hardware_key`. Raises as `read_requests` does."""
-    with path.open("rb") as stream:
-        line = stream.readline()
+    with open_regular(path) as stream:
+        line = next(lines(path, stream), b"")
     _check_header(path, line)
     header: dict[str, Any] = orjson.loads(line)
     return header
@@ -142,14 +142,33 @@ def read_header(path: Path) -> dict[str, Any]:
 def read_windows(path: Path) -> dict[int, Window]:
     """Of each measured run that has a ramp or a tail, the part that counts. Raises as `read_requests` does."""
     found = {}
-    with path.open("rb") as stream:
-        _check_header(path, stream.readline())
-        for line in stream:
-            if line.startswith(_RUN_ROW) and line.endswith(b"\n"):
+    for number, line in _rows(path):
+        if line.startswith(_RUN_ROW):
+            with _naming(path, number):
                 run = orjson.loads(line)["run"]
                 if run["phase"] == Phase.MEASURED.value and run["window"] is not None:
                     found[run["index"]] = Window(**run["window"])
     return found
+
+
+def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The whole lines behind the header, by their numbers."""
+    with open_regular(path) as stream:
+        found = lines(path, stream)
+        _check_header(path, next(found, b""))
+        for number, line in enumerate(found, start=2):
+            if line.endswith(b"\n"):  # else a crash has cut it short
+                yield number, line
+
+
+@contextmanager
+def _naming(path: Path, number: int) -> Iterator[None]:
+    """Say where a row stands that is none of ours."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise LLMPerfError(f"{path}, line {number} is not a row of a record file: {reason}") from None
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,19 @@ from typing import Any
 from pytest_llmperf import atomic, units
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.files import MIB, json_of, read_text
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import METRICS, Quantity
 from pytest_llmperf.readings import TelemetrySummary, telemetry_from, working_clock
 
 SCHEMA_VERSION = 1
+MOST_BYTES = 256 * MIB
+"""The largest file that is read. A test of ours takes some 100 kB; in memory JSON is up to twenty times as large."""
 NO_DAY = "1970-01-01T00:00:00+00:00"
 """The date of simulated files, which owe nothing to the day on which they are made."""
 UNKNOWN_KEY = "unknown"
 """The hardware key of a file that does not say what it was measured on."""
+_LONGEST_KEY = 200
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _AHEAD = timedelta(days=1)
 """Clocks of test machines differ, by a time zone at most."""
@@ -164,7 +168,7 @@ def _as_stored(words: Mapping[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> ResultFile:
     """Everything in one file. Raises `BaselineError`, in one sentence, for one that cannot be used."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_BYTES)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     return parsed(path, text)
@@ -214,7 +218,7 @@ def encoded(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
 
 def _document(path: Path, text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text)
+        document = json_of(text)
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
     if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
@@ -226,7 +230,8 @@ def _document(path: Path, text: str) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> BaselineError:
-    return BaselineError(f"{path} is not readable JSON: {_first_line(error)}")
+    reason = getattr(error, "strerror", None) or _first_line(error)
+    return BaselineError(f"{path} is not readable JSON: {reason}")
 
 
 def _first_line(error: Exception) -> str:
@@ -239,9 +244,17 @@ def _hardware_key(path: Path, about: Any) -> str:
         raise BaselineError(f"{path}: machine_info.llmperf is not what pytest-llmperf stores; measure again")
     _check_version(path, about.get("schema_version"))
     key = about.get("hardware_key")
-    if not isinstance(key, str) or len(key.splitlines()) > 1:
-        raise BaselineError(f"{path} does not say what it was measured on (hardware_key); measure again")
+    if not isinstance(key, str) or not names_a_folder(key):
+        raise BaselineError(
+            f"{path} does not say what it was measured on: hardware_key is {reprlib.repr(key)}, which cannot name a "
+            "folder; measure again"
+        )
     return key
+
+
+def names_a_folder(key: str) -> bool:
+    """Whether a hardware key is the name of one folder, and can be shown: it comes from files of anybody."""
+    return 0 < len(key) <= _LONGEST_KEY and key.isprintable() and Path(key).name == key and not key.startswith(".")
 
 
 def _is_plain(path: Path, row: Any, *, is_ours: bool) -> bool:

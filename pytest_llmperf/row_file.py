@@ -22,7 +22,7 @@ class RowFile:
         self.size = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        self.written = Written(os.open(path, flags, 0o666))
+        self.written = Written(os.open(path, flags, 0o644))
         self._is_open = True
 
     def append(self, lines: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 from nvml import found_on, machine, no_driver, nvml_here, nvml_stub  # noqa: F401 - fixtures, everybody's
 
@@ -36,3 +37,7 @@ def no_github(monkeypatch):
 def quick_cpu_info(monkeypatch):
     """pytest-benchmark takes a second to ask the processor who it is."""
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", lambda: {"brand_raw": "test", "hz_actual": [1, 0]})
+
+
+# More than a suite has time for: pytest --hypothesis-profile=fuzz
+hypothesis.settings.register_profile("fuzz", max_examples=20_000, deadline=None)

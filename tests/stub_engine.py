@@ -72,7 +72,7 @@ def main(kind: str) -> None:
     sys.stderr.write(f"processors {sorted(os.sched_getaffinity(0))}\n")
     stub = {"vllm": Vllm, "sglang": Sglang, "tensorrt_llm": TensorrtLlm}[kind](sys.argv[1:])
     Handler.stub = stub
-    ThreadingHTTPServer(("127.0.0.1", stub.options.port), Handler).serve_forever()
+    ThreadingHTTPServer((stub.options.host, stub.options.port), Handler).serve_forever()
 
 
 def hang_for_ever() -> None:
@@ -87,7 +87,18 @@ def fault() -> None:
         case "memory":
             raise MemoryError("CUDA out of memory. Tried to allocate 140.00 GiB")
         case "hang":
+            _tell()
             time.sleep(60)
+        case "tell":
+            _tell()
+            sys.exit(3)
+
+
+def _tell() -> None:
+    """Say what one was started with, as engines do that log their configuration."""
+    for name in os.environ.get("STUB_TELLS", "").split():
+        sys.stderr.write(f"{name}={os.environ.get(name)}\n")
+    sys.stderr.flush()
 
 
 def route() -> None:
@@ -97,14 +108,15 @@ def route() -> None:
     parser.add_argument("--policy", choices=["round_robin"], required=True)
     for flag in ("--port", "--prometheus-port"):
         parser.add_argument(flag, type=int, required=True)
-    parser.add_argument("--host", required=True)
+    for flag in ("--host", "--prometheus-host"):
+        parser.add_argument(flag, required=True)
     for flag in ("--disable-retries", "--disable-circuit-breaker"):
         parser.add_argument(flag, action="store_true", required=True)
     options = parser.parse_args()
     sys.stderr.write(f"routing to {options.worker_urls}\n")
     Forwarder.count = len(options.worker_urls)
     Forwarder.workers = itertools.cycle(options.worker_urls)
-    ThreadingHTTPServer(("127.0.0.1", options.port), Forwarder).serve_forever()
+    ThreadingHTTPServer((options.host, options.port), Forwarder).serve_forever()
 
 
 class Stub:

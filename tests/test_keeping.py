@@ -129,7 +129,7 @@ class TestResultFiles:
             ({"benchmarks": []}, "is not a result of pytest-llmperf: no machine_info.llmperf; save one with"),
             (document(), "has no measurement in it"),
             (document(row([0.1]), key="unknown"), "does not say what hardware it was measured on"),
-            (document(row([0.1]), key="../up"), "says that it was measured on '../up', which cannot name a folder"),
+            (document(row([0.1]), key="../up"), "hardware_key is '../up', which cannot name a folder"),
             (document(row([0.1]), key=".."), "which cannot name a folder"),
             (document(row([0.1]), key=""), "which cannot name a folder"),
             (

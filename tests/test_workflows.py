@@ -141,6 +141,17 @@ def test_the_commands_of_the_workflows_can_be_given(program, arguments, pytester
         pytester.parseconfigure(*getattr(parsed, "pytest", ()))
 
 
+def test_the_oldest_versions_are_those_that_are_allowed():
+    """Or the lowest would not be tried."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = text.partition("\ndependencies = [\n")[2].partition("\n]\n")[0]
+    allowed = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', block))
+    tried = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests" / "lowest.txt").read_text(), re.MULTILINE))
+
+    assert allowed.keys() == tried.keys()
+    assert [] == [name for name, least in allowed.items() if not f"{tried[name]}.".startswith(f"{least}.")]
+
+
 def test_those_commands_were_found():
     assert {"ab", "doctor", "baseline"} <= {one.values[1].split()[0] for one in given()}
     assert "pytest" in {one.values[0] for one in given()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.secret import without_credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +23,16 @@ class Address:
     def parse(cls, url: str) -> Address:
         """Split `http://host:port/prefix`. Raises `ConfigurationError` for anything else."""
         if "@" in url:
-            host = url.rpartition("@")[2]
+            host = re.split("[/?#]", url.rpartition("@")[2])[0]
             msg = f"the URL of {host} carries credentials; set LLMPERF_API_KEY in the environment instead"
             raise ConfigurationError(msg)
-        problem = f"not a server's URL: {url!r}; expected http://HOST:PORT or https://HOST/PREFIX"
+        problem = f"not a server's URL: {without_credentials(url)!r}; expected http://HOST:PORT or https://HOST/PREFIX"
         try:
             parts = urlsplit(url)
             port = parts.port
             host = (parts.hostname or "").encode("idna").decode("ascii")  # as the resolver would do
         except ValueError as error:
-            raise ConfigurationError(f"{problem} ({error})") from None
+            raise ConfigurationError(f"{problem} ({without_credentials(error)})") from None
         if parts.scheme not in ("http", "https") or not host or port == 0 or parts.query or parts.fragment:
             raise ConfigurationError(problem)
         if not re.fullmatch("[!-~]+", host + parts.path):

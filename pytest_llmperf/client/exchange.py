@@ -16,9 +16,20 @@ from pytest_llmperf.records import Failure
 
 # A response with more or longer headers than this is not one that a serving engine sends.
 _MAX_HEADERS = 200
-_MAX_HEAD_BYTES = 1 << 20
+_MAX_HEAD_BYTES = 1 << 18
+MOST_ANSWER_BYTES = 64 << 20
+"""What one answer may take: SGLang's and TensorRT-LLM's longest lists of statistics are some MiB."""
+_PIECE_BYTES = 128
+"""What a read or a chunk costs beside its bytes: a server that sends them one by one shall not take more memory."""
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _LAST_CHUNK_BYTES = len(_LAST_CHUNK)
+
+
+class OverlongError(httptools.HttpParserError):
+    """An answer that is longer than anything that was asked for."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(f"more than {most_bytes / 2**20:.3g} MiB, and no end: no answer to this request is as long")
 
 
 @dataclass(slots=True)
@@ -28,11 +39,14 @@ class Exchange:
     `sent_ns`: just before the first byte was handed to the kernel; `flushed_ns`: just after the last
     was. `connect_ns`: how long making the connection took, None if there was one already. `resent`:
     the server had closed an idle connection at the moment of sending, and the request went out again.
-    `stamped`: every read carries the kernel's own time of arrival.
+    `stamped`: every read carries the kernel's own time of arrival. `most_bytes`: what the response may
+    take, beyond which it is a failure.
     """
 
     tag: int
-    request: bytes
+    request: bytes = field(repr=False)
+    """With the key, where there is one."""
+    most_bytes: int = MOST_ANSWER_BYTES
     sent_ns: int = 0
     flushed_ns: int = 0
     end_ns: int = 0
@@ -54,6 +68,7 @@ class Exchange:
     _reading: tuple[int, int] = (0, 0)
     _parsed: int = 0
     """How many reads have been parsed."""
+    _taken_bytes: int = 0
     _head_bytes: int = 0
     _header_lines: int = 0
     _began: bool = False
@@ -98,10 +113,15 @@ class Exchange:
         """Keep what was read; True if the response has ended.
 
         In a stream of events the end is told by its last bytes; `settle` finds out whether it was one.
-        Raises `httptools.HttpParserError`.
+        Raises `httptools.HttpParserError`, also for more than `most_bytes`.
         """
         self._reads.append((at_ns, since_ns, data))
         size = len(data)
+        self._taken_bytes += size + _PIECE_BYTES
+        if self._taken_bytes > self.most_bytes:
+            self._reads.clear()
+            self._fragments.clear()
+            raise OverlongError(self.most_bytes)
         if size >= READ_BYTES:
             self.filled = True
         if not self._streams:
@@ -147,7 +167,7 @@ class Exchange:
             if not self.parse():
                 problem = Failure("not_http", "the stream went on after what looked like its end")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            problem = not_http(error)
+            problem = failure_of(error)
         self.failure = self.failure or problem
         self._parser = None
 
@@ -196,6 +216,9 @@ class Exchange:
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:
+            self._taken_bytes += _PIECE_BYTES
+            if self._taken_bytes > self.most_bytes:
+                raise OverlongError(self.most_bytes)
             at_ns, since_ns = self._reading
             self._fragments.append((at_ns, since_ns, False, body))
 
@@ -210,6 +233,9 @@ class Exchange:
             self.headers.clear()
 
 
-def not_http(error: Exception) -> Failure:
-    """The failure of a response that is none."""
-    return Failure("not_http", f"{type(error).__name__}: {error.__context__ or error}")
+def failure_of(error: Exception) -> Failure:
+    """The failure of a response that cannot be parsed, or is not parsed any further."""
+    cause = error.__context__ or error
+    if isinstance(error, OverlongError) or isinstance(cause, OverlongError):
+        return Failure("too_long", str(error if isinstance(error, OverlongError) else cause))
+    return Failure("not_http", f"{type(error).__name__}: {cause}")

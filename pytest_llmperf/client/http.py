@@ -18,7 +18,7 @@ import httptools
 
 from pytest_llmperf.client.address import Address
 from pytest_llmperf.client.descriptors import check_descriptors
-from pytest_llmperf.client.exchange import Exchange, not_http
+from pytest_llmperf.client.exchange import MOST_ANSWER_BYTES, Exchange, failure_of
 from pytest_llmperf.client.lookout import FEW, READ, WRITE, Look, Lookout
 from pytest_llmperf.client.sockets import (
     ANCILLARY_BYTES,
@@ -30,6 +30,7 @@ from pytest_llmperf.client.sockets import (
 )
 from pytest_llmperf.clock import NS_PER_S, Clock
 from pytest_llmperf.records import ClientStats, Failure
+from pytest_llmperf.secret import SecretBytes
 
 CONNECT_TIMEOUT_S = 10.0
 _EXPIRE_EVERY_NS = NS_PER_S // 2
@@ -86,8 +87,10 @@ class HttpClient:
         self.address = address
         self.limits = limits
         self.stats = ClientStats()
+        self.most_answer_bytes = MOST_ANSWER_BYTES
+        """What each answer may take; whoever knows what is asked for sets it lower."""
         self._clock = clock
-        self._head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._head = SecretBytes("".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1"))
         self._lookout = Lookout(clock, self.stats)
         self._connections: set[_Connection] = set()
         self._active: set[_Connection] = set()
@@ -118,19 +121,19 @@ class HttpClient:
 
     def encode(self, method: str, path: str, body: bytes = b"") -> bytes:
         """The bytes of a request, for `send`."""
-        head = f"{method} {self.address.prefix}{path} HTTP/1.1\r\nHost: {self.address.host_header}\r\n{self._head}"
+        head = f"{method} {self.address.prefix}{path} HTTP/1.1\r\nHost: {self.address.host_header}\r\n"
         if body:
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         elif method == "POST":
             head += "Content-Length: 0\r\n"
-        return head.encode("latin-1") + b"\r\n" + body
+        return SecretBytes(b"".join((head.encode("latin-1"), self._head, b"\r\n", body)))
 
     def send(self, tag: int, request: bytes) -> None:
         """Send one encoded request, on a connection that is open where there is one."""
         if not self._active:
             self.poll(0)  # an idle connection may have been closed while nobody looked
             self._lookout.missed_nothing()
-        self._start(Exchange(tag, request))
+        self._start(Exchange(tag, request, self.most_answer_bytes))
 
     def poll(self, timeout_s: float) -> int:
         """Wait up to `timeout_s` for sockets and serve them once; how many there were."""
@@ -155,7 +158,7 @@ class HttpClient:
                 else:
                     at_ns = self._serve_one(connection, mask, look)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-                self._fail(connection, not_http(error))
+                self._fail(connection, failure_of(error))
             except OSError as error:
                 self._broken(connection, Failure("connection_reset", f"while receiving: {error}"))
             else:
@@ -400,7 +403,7 @@ class HttpClient:
         try:
             exchange.parse()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(connection, not_http(error))
+            self._fail(connection, failure_of(error))
             return
         if exchange.ended_with_connection():
             exchange.reusable = False
@@ -420,7 +423,7 @@ class HttpClient:
         connection.exchange = None
         self._discard(connection)
         self.stats.resent += 1
-        again = Exchange(exchange.tag, exchange.request, resent=True)
+        again = Exchange(exchange.tag, exchange.request, exchange.most_bytes, resent=True)
         try:
             another = self._connect(fresh=True)
         except OSError as error:
@@ -455,7 +458,7 @@ class HttpClient:
                 exchange.reusable = False
                 self._finish(connection, exchange)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(connection, not_http(error))
+            self._fail(connection, failure_of(error))
 
     def _fail(self, connection: _Connection, failure: Failure) -> None:
         exchange = connection.exchange

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import Clock
-from pytest_llmperf.engines.process import Progress, shown
+from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.records import CacheCounters, ClientStats, EngineTimings, Failure, Remark
+from pytest_llmperf.secret import Secret, fingerprint, is_secret_flag, without_credentials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ class EngineSpec:
         """Every word that was given, for the result file."""
         given = {name: value for name, value in asdict(self).items() if value not in (None, ())}
         if self.env:
-            given["env"] = {name: shown(name, value) for name, value in self.env}
+            given["env"] = {name: fingerprint(name, value) for name, value in self.env}
         if self.constants:
             given["constants"] = dict(self.constants)
         return given
@@ -142,7 +143,9 @@ def parse_spec(
             try:
                 checked[word] = convert(value)
             except (TypeError, ValueError):
-                problems.append(f"{kind}: {word}={value!r}; expected {expected}")
+                problems.append(f"{kind}: {word}={_quoted(word, value)}; expected {expected}")
+            else:
+                problems += [f"{kind}: {problem}" for problem in _exposed(word, checked[word])]
     if problems:
         raise ConfigurationError(*problems)
     return EngineSpec(kind=kind, **checked)
@@ -152,6 +155,25 @@ def changed_spec(spec: EngineSpec, words: Mapping[str, object], accepted: frozen
     """The specification with some words changed. Raises `ConfigurationError` listing every mistake."""
     changed = parse_spec(spec.kind, words, accepted, {})
     return replace(spec, **{word: getattr(changed, word) for word in words})
+
+
+def _exposed(word: str, value: object) -> list[str]:
+    """Secrets on a command line, which everybody on the machine can read."""
+    arguments = value if word in ("args", "router_args") and isinstance(value, tuple) else ()
+    return [
+        f"{word} has {argument.partition('=')[0]}, whose value everybody on this machine could read in the list of "
+        "processes, and the result would keep; give it in env= under the variable that the engine has for it, or not "
+        "at all: a server of ours listens on loopback only"
+        for argument in arguments
+        if is_secret_flag(argument)
+    ]
+
+
+def _quoted(word: str, value: object) -> str:
+    """A value that was not accepted, as it may be shown."""
+    if word == "env":
+        return f"<{type(value).__name__}>"
+    return without_credentials(repr(value)) if word in ("url", "router") else repr(value)
 
 
 def _text(value: object) -> str:
@@ -226,7 +248,7 @@ def _arguments(value: object) -> tuple[str, ...]:
 def _environment(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, Mapping):
         raise TypeError
-    return tuple(sorted((str(name), str(content)) for name, content in value.items()))
+    return tuple(sorted((str(name), Secret(content)) for name, content in value.items()))
 
 
 def _groups(value: object) -> tuple[str, ...]:

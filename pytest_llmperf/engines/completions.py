@@ -21,16 +21,23 @@ from pytest_llmperf.clock import NS_PER_MS, Clock
 from pytest_llmperf.engines.base import Answer, Generation, Reply
 from pytest_llmperf.engines.wording import WORDS, Wording
 from pytest_llmperf.records import EngineTimings, Failure, Remark
+from pytest_llmperf.secret import SecretDict, concealed
 
 PATHS = {"ids": "/v1/completions", "text": "/v1/completions", "chat": "/v1/chat/completions"}
 """Where a prompt of each form goes."""
 IDS_WORDS = {"return_token_ids": True, "detokenize": False}
 """What a request says to get token ids: the first to vLLM and SGLang, the second to TensorRT-LLM, instead of text."""
 _DETAIL_CHARACTERS = 300
+# What an answer may take by what was asked for. A token with its usage is some 350 bytes on vLLM, 700 on SGLang;
+# vLLM's first chunk has the ids of the prompt.
+_ANSWER_BYTES = 1 << 20
+_TOKEN_BYTES = 4096
+_PROMPT_TOKEN_BYTES = 32
 _DONE = b"[DONE]"
 _LONGEST_MS = 1e9  # eleven days: what is beyond is no duration of a request
 # More in one chunk is no count, and would not fit into the column of an answer's arrivals.
 _MOST_TOKENS = 2**31 - 1
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 # Headers that say what to do about a refusal.
 _TELLING_HEADERS = ("retry-after", "location")
 
@@ -66,8 +73,7 @@ class CompletionsConnector:
 
     def open(self, clock: Clock) -> CompletionsChannel:
         """A channel with connections of its own."""
-        headers = {"Accept": "*/*"} | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
-        client = HttpClient(self.address, clock, headers=headers, limits=self.limits)
+        client = HttpClient(self.address, clock, headers=request_headers(self.api_key), limits=self.limits)
         return CompletionsChannel(client, self.model, self.dialect, self.api_key)
 
 
@@ -81,11 +87,14 @@ class CompletionsChannel:
         self._dialect = dialect
         self._api_key = api_key
         self.stats = client.stats
+        client.most_answer_bytes = _ANSWER_BYTES
 
     def open(self, connections: int) -> None:
         self._client.open(connections)
 
     def encode(self, generation: Generation) -> bytes:
+        most = _ANSWER_BYTES + _TOKEN_BYTES * generation.output_tokens + _PROMPT_TOKEN_BYTES * len(generation.token_ids)
+        self._client.most_answer_bytes = max(most, self._client.most_answer_bytes)
         body = request_body(self._model, generation, self._dialect)
         return self._client.encode("POST", PATHS[self._dialect.prompts], body)
 
@@ -118,6 +127,11 @@ class CompletionsReply:
 
     def read(self) -> Answer:
         return read_answer(self._exchange, self._api_key, self._replicas)
+
+
+def request_headers(api_key: str | None) -> SecretDict:
+    """What every request says beside its body."""
+    return SecretDict({"Accept": "*/*"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}))
 
 
 def request_body(model: str, generation: Generation, dialect: Dialect) -> bytes:
@@ -171,6 +185,10 @@ def read_answer(exchange: Exchange, api_key: str | None = None, replicas: tuple[
         stream.failure = exchange.failure
     elif exchange.status != 200:
         stream.failure = Failure(f"http_{exchange.status}", _refusal(exchange, api_key))
+    elif exchange.headers.get("content-encoding", "identity") != "identity":
+        stream.failure = Failure(
+            "compressed", "the answer is compressed, which no request accepts; it was not unpacked"
+        )
     else:
         stream.read(events(exchange.fragments))
         stream.conclude()
@@ -204,8 +222,6 @@ def _is_extended(event: dict[str, Any]) -> bool:
 
 def error_text(body: bytes, api_key: str | None = None) -> str:
     """The message of an error response, as short as it can be quoted, and without the key."""
-    if api_key:
-        body = body.replace(api_key.encode(), b"[API key]")
     text = body.decode(errors="replace").strip()
     try:
         content = orjson.loads(body)
@@ -215,12 +231,16 @@ def error_text(body: bytes, api_key: str | None = None) -> str:
         error = content.get("error", content)
         message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
         text = message if isinstance(message, str) else text
-    return text[:_DETAIL_CHARACTERS] or "(empty body)"
+    return _quoted(text, api_key) or "(empty body)"
+
+
+def _quoted(text: str, api_key: str | None) -> str:
+    return concealed(text, [api_key] if api_key else [])[:_DETAIL_CHARACTERS]
 
 
 def _refusal(exchange: Exchange, api_key: str | None) -> str:
     told = [f"{name}: {exchange.headers[name]}" for name in _TELLING_HEADERS if name in exchange.headers]
-    return "; ".join([error_text(exchange.body, api_key), *told])
+    return "; ".join([error_text(exchange.body, api_key), *(_quoted(one, api_key) for one in told)])
 
 
 class _Stream:
@@ -271,10 +291,28 @@ class _Stream:
 
     def conclude(self) -> None:
         """Find what is missing of an answer."""
+        odd = self._odd_count()
+        if self.failure is None and odd is not None:
+            self.failure = Failure("not_completions", odd)
         if self.failure is None and not len(self.arrivals):
             self.failure = Failure("no_tokens", "the stream ended without a generated token")
         if self.failure is None and not self.done:
             self.failure = Failure("truncated", "the stream ended without [DONE], a finish_reason or a final usage")
+
+    def _odd_count(self) -> str | None:
+        """What is told of tokens and can be no number of them."""
+        details = self.usage.get("prompt_tokens_details")
+        told = {**self.usage, **(details if isinstance(details, dict) else {})}
+        for name in _COUNTS:
+            if told.get(name) is not None and _number(told, name) is None:
+                return f"the usage says that {name} is {repr(told[name])[:_DETAIL_CHARACTERS]}, which counts nothing"
+        try:
+            is_odd = bool(self.token_ids) and min(array("i", self.token_ids)) < 0
+        except (TypeError, OverflowError):
+            is_odd = True
+        if is_odd:
+            self.token_ids = []
+        return "the token ids are not all whole numbers from 0 to 2,147,483,647" if is_odd else None
 
     def answer(self, exchange: Exchange, replicas: tuple[str, ...]) -> Answer:
         output_tokens = len(self.token_ids) if self.has_token_ids else _number(self.usage, "completion_tokens")
@@ -396,4 +434,4 @@ def _span_ns(value: Any) -> int | None:
 
 def _number(source: dict[str, Any], name: str) -> int | None:
     value = source.get(name)
-    return value if isinstance(value, int) else None
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
-import re
 import resource
 import select
 import shlex
@@ -14,13 +14,15 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
 from pytest_llmperf.atomic import why
 from pytest_llmperf.clock import Clock, seconds_between
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
+from pytest_llmperf.files import create
+from pytest_llmperf.secret import SecretDict, concealed, secrets_of, shown
 
 GRACE_S = 20.0
 """How long a server may take to end after SIGTERM. vLLM 0.32 on a CPU was seen to need 1 to 3 s."""
@@ -33,7 +35,6 @@ _DYING_S = 5.0
 """How long a process may take to be gone that was killed, or that writes its stacks before it ends."""
 _POLL_S = 0.25
 _given_out: deque[int] = deque(maxlen=64)
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -69,11 +70,6 @@ def _forbid_cores(group: int) -> None:
                     resource.prlimit(int(name), resource.RLIMIT_CORE, (min(1, most) if most >= 0 else 1, most))
 
 
-def shown(name: str, value: str) -> str:
-    """The value of an environment variable as it may be shown: not that of a secret."""
-    return "***" if _SECRET.search(name) else value
-
-
 class ServerProcess:
     """A command in a process group of its own, its output in a log file.
 
@@ -92,7 +88,8 @@ class ServerProcess:
         self.log = log
         self._clock = clock
         self._started_ns = clock.now_ns()
-        self._added_env = dict(env)
+        self._added_env = SecretDict(env)
+        self._secrets = secrets_of(env)
         self._scratch = scratch
         self._returncode: int | None = None
         self._unlogged: str | None = None
@@ -102,7 +99,7 @@ class ServerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1", **env},  # so that SIGABRT writes its stacks
+                env=SecretDict({**os.environ, "PYTHONFAULTHANDLER": "1", **env}),  # so that SIGABRT writes its stacks
                 start_new_session=True,
             )
         self.pid: int | None = None
@@ -114,19 +111,16 @@ class ServerProcess:
         if word == "exit":
             self._returncode = number
 
-    @contextlib.contextmanager
-    def _opened_log(self) -> Iterator[IO[bytes]]:
+    def _opened_log(self) -> IO[bytes]:
         """The log, begun; a disk that does not take it costs the log and not the night."""
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("wb", buffering=0) as stream:
-                stream.write(f"$ {self.command_line}\n".encode())
-                yield stream
-                return
+            stream = create(self.log, private=True)
+            stream.write(f"$ {self.command_line}\n".encode())
         except OSError as error:
             self._unlogged = why(error, self.log)
-        with open(os.devnull, "wb") as stream:
-            yield stream
+            return open(os.devnull, "wb")
+        return stream
 
     @property
     def command_line(self) -> str:
@@ -198,6 +192,7 @@ class ServerProcess:
                 os.killpg(self.pid, signal.SIGKILL)
         if self._scratch is not None:  # the guard does so, too, if it gets to it
             shutil.rmtree(self._scratch, ignore_errors=True)
+        self._conceal_log()
         code = self.returncode
         if self._guard.stdout is not None:
             self._guard.stdout.close()
@@ -225,7 +220,18 @@ class ServerProcess:
                 text = stream.read().decode(errors="replace")
         except OSError as error:
             text = self._unlogged or f"{self.log} cannot be read: {error.strerror}"
+        text = concealed(text, self._secrets)
         return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
+
+    def _conceal_log(self) -> None:
+        """Blank secrets that the server has written to its log; until now only its owner could read it."""
+        with (
+            contextlib.suppress(OSError, ValueError),  # it is gone, or empty
+            self.log.open("r+b") as stream,
+            mmap.mmap(stream.fileno(), 0) as content,
+        ):
+            for secret in self._secrets:
+                _blank(content, os.fsencode(secret))
 
     def _has_output(self, longest_s: float = 0.0) -> bool:
         stdout = self._guard.stdout
@@ -242,3 +248,10 @@ class ServerProcess:
         if len(line) != 2:
             return "exit", -int(signal.SIGKILL)
         return line[0].decode(), int(line[1])
+
+
+def _blank(content: mmap.mmap, secret: bytes) -> None:
+    place = content.find(secret)
+    while place >= 0:
+        content[place : place + len(secret)] = b"*" * len(secret)
+        place = content.find(secret, place + len(secret))

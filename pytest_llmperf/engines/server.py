@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -26,6 +27,7 @@ from pytest_llmperf.engines.completions import (
     error_text,
     read_answer,
     request_body,
+    request_headers,
     shows_extensions,
     text_prompt,
     text_request,
@@ -50,6 +52,9 @@ PROBE_OUTPUT_TOKENS = 4
 _UNUSABLE_EXTENSIONS = (400, 422)
 # What a server is asked for that refuses vLLM's words: first TensorRT-LLM's, then the protocol's own.
 _LESSER_DIALECTS: tuple[dict[str, Any], ...] = ({"ids_word": "detokenize"}, {"extended": False})
+_LONGEST_CONTEXT = 2**31 - 1
+_LONGEST_NAME = 1000
+_MOST_LISTED = 20
 UNKNOWN_LEN = 4096
 """Tokens that a server is taken to accept if it does not say, while lengths are found out."""
 
@@ -162,7 +167,7 @@ class OpenAIServer:
             content = self.json(path)
             version = content.get("version") if isinstance(content, dict) else None
             if isinstance(version, str):
-                return version
+                return version[:_LONGEST_NAME]
         return None
 
     def describe(self) -> dict[str, Any]:
@@ -184,7 +189,7 @@ class OpenAIServer:
         if exchange.status != 200:
             return None
         try:
-            return Metrics(exchange.body.decode())
+            return Metrics.of(exchange.body)
         except ValueError:
             return None
 
@@ -195,9 +200,8 @@ class OpenAIServer:
         return read(self.json(path))
 
     def _request(self, method: str, path: str, body: bytes, timeout_s: float) -> Exchange:
-        key = self._surroundings.api_key
-        headers = {"Accept": "*/*"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        client = HttpClient(self.address, self._surroundings.clock, headers=headers, limits=Limits(silence_s=timeout_s))
+        headers, limits = request_headers(self._surroundings.api_key), Limits(silence_s=timeout_s)
+        client = HttpClient(self.address, self._surroundings.clock, headers=headers, limits=limits)
         try:
             return client.request(method, path, body, timeout_s=timeout_s)
         finally:
@@ -219,11 +223,11 @@ class OpenAIServer:
             raise ConfigurationError(msg)
         self.model = name
         limit = models[name].get("max_model_len")
-        self.max_model_len = limit if isinstance(limit, int) else None
+        self.max_model_len = limit if type(limit) is int and 0 < limit <= _LONGEST_CONTEXT else None
 
     def _models(self, exchange: Exchange) -> dict[str, dict[str, Any]]:
         try:
-            return {entry["id"]: entry for entry in orjson.loads(exchange.body)["data"]}
+            return {_name(entry["id"]): entry for entry in orjson.loads(exchange.body)["data"]}
         except (ValueError, KeyError, TypeError):
             body = error_text(exchange.body, self._surroundings.api_key)
             msg = f"{self.address}/v1/models does not answer with a list of models: {body}"
@@ -276,7 +280,7 @@ class OpenAIServer:
         except ValueError:
             return None
         count = content.get("count") if isinstance(content, dict) else None
-        return count if isinstance(count, int) else None
+        return count if type(count) is int and 0 <= count <= _LONGEST_CONTEXT else None
 
     def _used(self, text: str) -> int | None:
         """How many tokens the server says that a prompt with this text had, once it has answered it."""
@@ -301,8 +305,19 @@ _ADVICE = {
 }
 
 
+def _name(value: object) -> str:
+    """What a server calls a model. Raises `ValueError` for what is no name, `TypeError` for no text."""
+    if not isinstance(value, str):
+        raise TypeError
+    if not 0 < len(value) <= _LONGEST_NAME:
+        raise ValueError
+    return value
+
+
 def _list(models: dict[str, dict[str, Any]]) -> str:
-    return ", ".join(repr(name) for name in models) or "no model"
+    """Their names; of a gateway's hundreds the first ones."""
+    names = ", ".join(repr(name) for name in islice(models, _MOST_LISTED)) or "no model"
+    return names if len(models) <= _MOST_LISTED else f"{names} and {len(models) - _MOST_LISTED} more"
 
 
 class Server(Protocol):

@@ -7,7 +7,7 @@ engines behind one server (data parallel) are added up.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,11 @@ _VLLM_TIERS = {"device": "gpu", "host": "host", "disk": "disk", "p2p": "p2p", "e
 _SGLANG_TIERS = {"device": "gpu", "host": "host", "storage": "external"}
 
 
+_KNOWN_LINE = re.compile(rb"^(?:# (?:HELP|TYPE) )?(?:vllm:|sglang:|trtllm_).*\n?", re.MULTILINE)
+_MOST_BYTES = 4 << 20
+_MOST = 2**53
+"""Nothing is counted beyond it: a counter is a float there, and has lost its last digit."""
+_MOST_ENGINES = 4096
 _LATEST_S = 1e12
 """Beyond this a number is no moment of a clock in seconds."""
 
@@ -57,6 +62,20 @@ class Metrics:
             sample for family in text_string_to_metric_families(text) for sample in family.samples
         ]
 
+    @classmethod
+    def of(cls, body: bytes) -> Metrics:
+        """Of a whole answer, of which only what is known is parsed, and no buckets: the parser takes a second for 1 MB.
+
+        Raises `ValueError` for a text that is not in Prometheus' form, or is longer than any engine's.
+        """
+        lines = b"".join(line for line in _KNOWN_LINE.findall(body) if b"_bucket{" not in line)
+        if len(lines) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes of metrics")
+        try:
+            return cls(lines.decode())
+        except (LookupError, TypeError, AttributeError) as error:  # the parser's own mistakes
+            raise ValueError(f"metrics that cannot be parsed: {error!r}") from None
+
     @property
     def engine(self) -> str | None:
         """Whose metrics these are, a key of `ENGINES`; None: nobody's that we know."""
@@ -73,7 +92,7 @@ class Metrics:
         """The sum of a counter's samples that have these labels, None where there is no such sample."""
         wanted = labels.items()
         return _sum(
-            int(sample.value) if math.isfinite(sample.value) else None
+            int(sample.value) if 0 <= sample.value <= _MOST else None
             for sample in self.samples
             if sample.name == f"{name}_total" and wanted <= sample.labels.items()
         )
@@ -166,7 +185,7 @@ def sglang_cache(info: Any) -> CacheConfig | None:
     if not isinstance(info, dict) or "max_total_num_tokens" not in info:
         return None
     capacity, disabled = _count(info["max_total_num_tokens"]), info.get("disable_radix_cache")
-    engines = _count(info.get("dp_size")) or 1
+    engines = min(_count(info.get("dp_size")) or 1, _MOST_ENGINES)
     return CacheConfig(
         capacities=None if capacity is None else (capacity,) * engines,
         block_tokens=_count(info.get("page_size")),
@@ -180,7 +199,7 @@ def tensorrt_llm_cache(iterations: Any) -> CacheConfig | None:
         stats = iteration.get("kvCacheStats") if isinstance(iteration, dict) else None
         if isinstance(stats, dict):
             blocks, block = _count(stats.get("maxNumBlocks")), _count(stats.get("tokensPerBlock"))
-            capacities = None if blocks is None or block is None else (blocks * block,)
+            capacities = None if blocks is None or block is None else _all_known([_count(blocks * block)])
             return CacheConfig(capacities=capacities, block_tokens=block, prefix_caching=None)
     return None
 
@@ -227,19 +246,19 @@ TIMING_ROUTES: dict[str, tuple[str, Callable[[Any], tuple[EngineTimings, ...]]]]
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST else None
 
 
 def _capacity(labels: dict[str, str], block_tokens: int | None) -> int | None:
     tokens = _whole(labels.get("kv_cache_size_tokens"))
     blocks = _whole(labels.get("num_gpu_blocks"))
     if tokens is None and blocks is not None and block_tokens is not None:
-        return blocks * block_tokens
+        return _count(blocks * block_tokens)
     return tokens
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() and text.isascii() else None
+    return int(text) if text is not None and text.isdecimal() and text.isascii() and len(text) < 16 else None
 
 
 def _sum(values: Iterable[int | None]) -> int | None:

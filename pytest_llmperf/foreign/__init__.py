@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def read_runs(paths: Sequence[Path]) -> list[ForeignRun]:
     """
     problems: list[str] = []
     sources: dict[str, list[Source]] = {name: [] for name in TOOLS}
-    for path in {path.resolve(): path for path in paths}.values():  # one file twice is one run
+    for path in {os.path.realpath(path): path for path in paths}.values():  # one file twice is one run
         try:
             source = load(path)
             sources[_tool_of(source)].append(source)

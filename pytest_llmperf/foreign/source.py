@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.errors import ForeignResultError
+from pytest_llmperf.files import MIB, TwiceError, json_of, read_text
 
+_MOST_BYTES = 512 * MIB
+"""GuideLLM and AIPerf keep every request, with its text, in one document."""
 _SHOWN = 60
 _LONGEST = 200
 _DEEPEST = 100
@@ -50,7 +53,7 @@ def load(path: Path) -> Source:
     """Read a file of JSON or JSONL. Raises `ForeignResultError`, in one sentence, for anything else."""
     expected = "the JSON or JSONL that a benchmark wrote"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, _MOST_BYTES, "utf-8-sig")
     except OSError as error:
         raise ForeignResultError(f"{path} cannot be read: {error.strerror or error}; expected {expected}") from None
     except ValueError:
@@ -93,6 +96,8 @@ def _object(path: Path, text: str, place: str) -> dict[str, Any]:
         value = _decoded(text)
     except json.JSONDecodeError:
         raise
+    except TwiceError as error:
+        raise ForeignResultError(f"{place} is no result file: {error}; {_REMEDY}") from None
     except (ValueError, RecursionError):  # more digits or brackets than Python reads
         raise too_much from None
     if _is_deep(value):
@@ -103,7 +108,7 @@ def _object(path: Path, text: str, place: str) -> dict[str, Any]:
 
 
 def _decoded(text: str) -> Any:
-    return json.loads(text)
+    return json_of(text)
 
 
 def _is_deep(value: Any) -> bool:

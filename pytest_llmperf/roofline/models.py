@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.errors import ConfigurationError, unknown
+from pytest_llmperf.files import MIB, json_of, read_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,10 @@ SHAPES: dict[str, ModelShape] = {
 """Shapes by the name that a repository's name is reduced to. From the `config.json` of
 meta-llama/Llama-3.1-8B, meta-llama/Llama-3.1-70B, Qwen/Qwen2-7B and Qwen/Qwen2-72B-Instruct-AWQ."""
 
+_MOST_BYTES = 16 * MIB
+_LARGEST = 10**9
+"""No layer is as wide, no vocabulary as large."""
+_LONGEST_WORD = 40
 # What repositories add to a model's name without changing its shape.
 _ADDITIONS = re.compile(r"^meta-|-(instruct|chat|hf|bf16|dynamic)\b")
 _QUANTIZED = re.compile(r"-(fp8|awq|gptq|int4)\b")
@@ -114,9 +119,13 @@ def shape_from(config: Mapping[str, Any], name: str) -> ModelShape:
     Raises `ConfigurationError` naming what is missing, or what is not modelled.
     """
     text = config.get("text_config", config)
+    if not isinstance(text, Mapping):
+        raise ConfigurationError(f"the configuration of {name}: text_config is {reprlib.repr(text)}, not an object")
     odd = [what for key, what in _UNSUPPORTED.items() if text.get(key)]
     odd += [
-        f"of the type {text.get('model_type')!r}" for kind in _UNSUPPORTED_TYPES if kind in str(text.get("model_type"))
+        f"of the type {reprlib.repr(text.get('model_type'))}"
+        for kind in _UNSUPPORTED_TYPES
+        if kind in str(text.get("model_type"))
     ]
     if _slides(text):
         odd.append("one with sliding-window attention")
@@ -128,12 +137,16 @@ def shape_from(config: Mapping[str, Any], name: str) -> ModelShape:
         "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
         "max_position_embeddings",
     )  # fmt: skip
-    wrong = [f"{key} is {text.get(key)!r}" for key in wanted if not _is_count(text.get(key))]
+    wrong = [f"{key} is {reprlib.repr(text.get(key))}" for key in wanted if not _is_count(text.get(key))]
     wrong += [
-        f"{key} is {text[key]!r}" for key in ("num_key_value_heads", "head_dim") if not _is_count(text.get(key) or 1)
+        f"{key} is {reprlib.repr(text[key])}"
+        for key in ("num_key_value_heads", "head_dim")
+        if not _is_count(text.get(key) or 1)
     ]
     if wrong:
-        raise ConfigurationError(f"the configuration of {name}: {', '.join(wrong)}; expected whole numbers from 1")
+        raise ConfigurationError(
+            f"the configuration of {name}: {', '.join(wrong)}; expected whole numbers from 1 to {_LARGEST:,}"
+        )
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
     kv_heads = text.get("num_key_value_heads") or heads
     if heads % kv_heads or (not text.get("head_dim") and hidden % heads):
@@ -157,29 +170,31 @@ def shape_from(config: Mapping[str, Any], name: str) -> ModelShape:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
 
 
 def _slides(text: Mapping[str, Any]) -> bool:
     """Whether some layer attends to a window only."""
     window = text.get("sliding_window")
     slides = isinstance(window, int) and text.get("use_sliding_window", True) and not text.get("layer_types")
-    return bool(slides and window < text.get("max_position_embeddings", 0)) or "sliding_attention" in (
-        text.get("layer_types") or ()
+    layers, longest = text.get("layer_types"), text.get("max_position_embeddings")
+    return bool(slides and window and isinstance(longest, int) and window < longest) or (
+        isinstance(layers, list) and "sliding_attention" in layers
     )
 
 
 def _quantization(config: Mapping[str, Any]) -> str | None:
     told = config.get("quantization_config")
     method = told.get("quant_method") if isinstance(told, dict) else told
-    return None if method is None else str(method)
+    return None if method is None else str(method)[:_LONGEST_WORD]
 
 
 def _read(file: Path, name: str) -> ModelShape:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{file} is no readable model configuration: {error}") from None
+        config = json_of(read_text(file, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigurationError(f"{file} is no readable model configuration: {reason}") from None
     if not isinstance(config, dict):
         raise ConfigurationError(f"{file} is no model configuration: expected a JSON object")
     return shape_from(config, name)

@@ -14,6 +14,7 @@ import orjson
 
 from pytest_llmperf.atomic import why
 from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.files import lines, open_regular
 from pytest_llmperf.readings import GpuSample, HostSample, Xid
 from pytest_llmperf.row_file import RowFile
 from pytest_llmperf.telemetry.gpu import GpuAddress
@@ -55,7 +56,7 @@ class SeriesFile:
 
     def since(self, offset: int) -> Iterator[Sample]:
         """The samples from a place that `run` has returned; also when the path is gone. Raises `OSError`."""
-        return _samples(self._file.written.lines(offset))
+        return _samples(self.path, self._file.written.lines(offset))
 
     def flush(self) -> None:
         """Write what is kept. Raises `LLMPerfError`; what could not be written is then gone."""
@@ -79,20 +80,30 @@ def read_samples(path: Path) -> Iterator[Sample]:
     A last line cut short by a crash is left out. Raises `LLMPerfError` if the file is not one of
     ours or has another schema version.
     """
-    with path.open("rb") as stream:
-        _check_header(path, stream.readline())
-        yield from _samples(line for line in stream if line.endswith(b"\n"))
+    with open_regular(path) as stream:
+        rows = lines(path, stream)
+        _check_header(path, next(rows, b""))
+        yield from _samples(path, (row for row in rows if row.endswith(b"\n")))
 
 
-def _samples(lines: Iterable[bytes]) -> Iterator[Sample]:
-    for line in lines:
-        row = orjson.loads(line)
-        if "gpu" in row:
-            yield _gpu_sample(row["gpu"])
-        elif "host" in row:
-            yield HostSample(**row["host"])
-        elif "xid" in row:
-            yield Xid(**row["xid"])
+def _samples(path: Path, rows: Iterable[bytes]) -> Iterator[Sample]:
+    for number, row in enumerate(rows, start=1):
+        try:
+            sample = _sample(orjson.loads(row))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise LLMPerfError(f"{path}: row {number} of those read is no sample: {reason}") from None
+        if sample is not None:
+            yield sample
+
+
+def _sample(row: dict[str, Any]) -> Sample | None:
+    """What a row holds; None for one that is no sample, such as a run's beginning."""
+    if "gpu" in row:
+        return _gpu_sample(row["gpu"])
+    if "host" in row:
+        return HostSample(**row["host"])
+    return Xid(**row["xid"]) if "xid" in row else None
 
 
 def _gpu_sample(row: dict[str, Any]) -> GpuSample:

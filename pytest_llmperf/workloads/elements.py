@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.workloads.files import complaint, json_lines
+from pytest_llmperf.files import LONGEST_LINE, MIB, open_regular
+from pytest_llmperf.workloads.files import complaint, json_lines, short
 
 _CHUNK = 1 << 20
 _SHOWN = 60
@@ -21,7 +22,7 @@ _LONGEST_ATOM = 16
 
 def complaint_at(path: Path, place: str, problem: str, expected: str) -> ConfigurationError:
     """The error on one element of a file. `place`: "element 3", "line 7"."""
-    return ConfigurationError(f"{path}, {place}: {problem}; expected {expected}")
+    return ConfigurationError(f"{path}, {place}: {short(problem)}; expected {expected}")
 
 
 def elements(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -31,7 +32,7 @@ def elements(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
     be, for the reader. Raises `ConfigurationError`.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             text = _Text(path, stream)
             if text.next() == "[":
                 yield from _array(path, text, expected)
@@ -130,6 +131,9 @@ class _Text:
     def _more(self) -> None:
         """Read on, at least as much as is there, so that a long value is not tried too often."""
         self._text, self._at = self._text[self._at :], 0
+        if len(self._text) > LONGEST_LINE:
+            problem = f"more than {LONGEST_LINE // MIB} MiB without an end"
+            raise complaint(self._path, self._lines, problem, "objects of a size that can be read")
         raw = self._stream.read(max(_CHUNK, len(self._text)))
         self._ended = not raw
         self._undecoded += raw

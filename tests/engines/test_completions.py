@@ -578,7 +578,7 @@ class TestChannel:
         with CompletionsServer(routes={"/v1/completions": (401, body)}) as server:
             answers, _ = answers_over(server, Dialect(extended=False), Generation([1], 1, False), api_key=key)
         detail = answers[0].failure.detail
-        assert "[API key] is not a key" in detail
+        assert "*** is not a key" in detail
         assert "secret" not in detail
 
     @pytest.mark.parametrize("wants_ids", [True, False])

@@ -12,7 +12,7 @@ from pytest_llmperf.arrivals import Arrivals
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.records import Failure, Phase, RequestRecord
 from pytest_llmperf.reports.content import Section
-from pytest_llmperf.reports.html import page, svg
+from pytest_llmperf.reports.html import page, plots, svg
 from pytest_llmperf.timeline import Gauge, timeline
 from pytest_llmperf.verdicts import Judgement, Verdict
 
@@ -272,3 +272,11 @@ def test_an_advice_and_notes_are_shown_beside_the_numbers():
     assert "Doubt: the engine differs: a -> b" in shown
     assert "What to do: raise --llmperf-runs" in shown
     assert TEST in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [((0.5, 0.5), 0.5), ((1.0, 4.0), 2.0), ((0.0,), 0.0), ((0.0, 4.0), 0.0)]
+)
+def test_a_share_of_nothing_has_a_level(values, expected):
+    """A hit rate of 0 has no logarithm, and is a figure all the same."""
+    assert expected == pytest.approx(plots.typical(values))

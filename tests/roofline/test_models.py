@@ -112,7 +112,8 @@ def test_all_that_is_missing_is_named():
     with pytest.raises(ConfigurationError) as caught:
         shape_from({key: CONFIG[key] for key in CONFIG if key not in ("hidden_size", "vocab_size")}, "m")
 
-    expected = "the configuration of m: hidden_size is None, vocab_size is None; expected whole numbers from 1"
+    what = "hidden_size is None, vocab_size is None"
+    expected = f"the configuration of m: {what}; expected whole numbers from 1 to 1,000,000,000"
     assert [expected] == list(caught.value.problems)
 
 

@@ -72,7 +72,7 @@ def router_command(spec: EngineSpec, workers: Sequence[str], port: int, metrics_
         *("--worker-urls", *workers),
         *("--policy", spec.policy or DEFAULT_POLICY),
         *("--host", "127.0.0.1", "--port", str(port)),
-        *("--prometheus-port", str(metrics_port)),
+        *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics_port)),
         "--disable-retries",  # a request that was sent twice would look like a slow one
         "--disable-circuit-breaker",
         *spec.router_args,

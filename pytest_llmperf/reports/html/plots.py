@@ -478,7 +478,9 @@ def history(section: Section, name: str) -> Plot | None:
 
 
 def typical(values: Sequence[float]) -> float:
-    """As the level of a night: the geometric mean."""
+    """As the level of a night: the geometric mean, which is 0 where a value is, such as a hit rate."""
+    if min(values) <= 0:
+        return 0.0
     return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
