@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from pytest_llmperf import __version__, units
-from pytest_llmperf.reports.content import GREEN, Report, Section
+from pytest_llmperf.reports.content import GREEN, Report, Section, typical
 from pytest_llmperf.reports.facts import client_error, facts
 from pytest_llmperf.reports.html import plots
 from pytest_llmperf.reports.html.svg import Plot, check_installed
@@ -25,7 +26,7 @@ _DRAWINGS = {
     "distributions": plots.distributions,
     "rounds": plots.rounds,
     "course": plots.course,
-    "history": plots.history,
+    "nights": plots.nights,
 }
 _HEADINGS = (
     "metric",
@@ -38,6 +39,8 @@ _HEADINGS = (
     "client's error, at most",
     "verdict",
 )
+_FIGURES = re.compile(r"[-+<>x]?\d|-$|$")
+"""A cell that is set to the right, as numbers are; one that was not measured among them."""
 _SHARES = {"prefill": "prefill", "decode": "decode", "link": "host link"}
 
 
@@ -53,6 +56,8 @@ def page(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["shown"] = visible
+    environment.filters["capitalised"] = lambda text: f"{text[:1].upper()}{text[1:]}"
+    environment.tests["figures"] = lambda cell: _FIGURES.match(cell) is not None
     script, style = _packaged("page.js"), _packaged("page.css")
     return environment.from_string(_packaged("page.html.jinja")).render(
         report=report,
@@ -125,7 +130,7 @@ def _rows(section: Section) -> Iterator[Row]:
     judged = {finding.metric.name for finding in section.findings}
     for quantity, values in section.values.items():
         if quantity.name not in judged and values:
-            now = units.quantity(plots.typical(values), quantity.unit)
+            now = units.quantity(typical(values), quantity.unit)
             blank = (_ABSENT,) * 4
             cells = (quantity.name, _ABSENT, now, *blank, client_error(section, quantity.name))
             yield Row(cells=cells, verdict=section.verdict_text)
