@@ -28,7 +28,8 @@ _SEVERITY = (
 )
 """What a reader has to see first, first."""
 GREEN = (Verdict.PASS, Verdict.IMPROVED)
-_MEND = "mend what is named below and measure again"
+_SEARCH = "look for the change that caused it"
+_MEND = "mend what made it invalid and measure again"
 _JUDGE = "store a level with --llmperf-save-baseline NAME, and judge the next session by it"
 
 
@@ -131,7 +132,8 @@ class Report:
         if worst.verdict in GREEN:
             return "nothing to do"
         said = (one.judgement.advice for one in self.sections if one.verdict is worst.verdict and one.judgement)
-        return next((advice for advice in said if advice), _JUDGE if worst.verdict is None else _MEND)
+        own = {Verdict.REGRESSED: _SEARCH, None: _JUDGE}.get(worst.verdict, _MEND)
+        return next((advice for advice in said if advice), own)
 
     def tally(self) -> str:
         """`1 REGRESSED, 18 PASS`; the worst first."""

@@ -108,7 +108,7 @@ def _next(verdict: Verdict | None, results: Sequence[Judged], *, stored: bool) -
     return f"what to do: {advice or _MEND}"
 
 
-_MEND = "mend what is named above and measure again"
+_MEND = "mend what made it invalid and measure again"
 
 
 def _remarks(judgement: Judgement, doubts: Sequence[str]) -> Iterator[str]:

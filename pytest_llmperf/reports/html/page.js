@@ -37,12 +37,13 @@
   addEventListener("afterprint", () => folded.forEach((one) => { one.open = false; }));
 
   // What scrolls sideways can be reached by the keyboard, and only that. All is measured before anything is changed,
-  // and once however many are unfolded at a time: else each would have the whole page laid out anew.
+  // and once however many are unfolded at a time: else each would have the whole page laid out anew. What is folded
+  // is not asked: the answer would lay out what the browser has left out so far.
   let awaited = 0;
   const reach = () => {
     awaited = 0;
-    const boxes = [...document.querySelectorAll(".scroll")].map((box) => [box, box.scrollWidth > box.clientWidth]);
-    for (const [box, scrolls] of boxes) {
+    const shown = [...document.querySelectorAll(".scroll")].filter((box) => !box.closest("details:not([open])"));
+    for (const [box, scrolls] of shown.map((one) => [one, one.scrollWidth > one.clientWidth])) {
       if (scrolls) box.tabIndex = 0; else box.removeAttribute("tabindex");
     }
   };

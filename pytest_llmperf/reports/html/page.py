@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import __version__, units
 from pytest_llmperf.reports.content import GREEN, Report, Section, typical
@@ -18,6 +18,9 @@ from pytest_llmperf.reports.html.svg import Plot, check_installed
 from pytest_llmperf.reports.sweeps import sweeps_in
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.verdicts import Finding
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _ABSENT = "-"
 _OPEN = 6
@@ -41,6 +44,7 @@ _HEADINGS = (
 )
 _FIGURES = re.compile(r"[-+<>x]?\d|-$|$")
 """A cell that is set to the right, as numbers are; one that was not measured among them."""
+_PARTS = re.compile(r"(::|[/_\[])(?=.)")
 _SHARES = {"prefill": "prefill", "decode": "decode", "link": "host link"}
 
 
@@ -56,6 +60,7 @@ def page(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["shown"] = visible
+    environment.filters["breakable"] = _breakable
     environment.filters["capitalised"] = lambda text: f"{text[:1].upper()}{text[1:]}"
     environment.tests["figures"] = lambda cell: _FIGURES.match(cell) is not None
     script, style = _packaged("page.js"), _packaged("page.css")
@@ -73,6 +78,13 @@ def page(report: Report) -> str:
 
 def _packaged(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _breakable(name: str) -> Markup:
+    """A test's name that goes on in the next line between its parts rather than within a word."""
+    from markupsafe import Markup, escape  # noqa: PLC0415 - comes with jinja2, an extra
+
+    return Markup(_PARTS.sub(r"\1<wbr>", str(escape(visible(name)))))
 
 
 def _placed(report: Report) -> Iterator[tuple[int, Section]]:
@@ -114,7 +126,8 @@ class _Shown:
     @property
     def doubts(self) -> list[str]:
         judged = self.section.judgement.doubts if self.section.judgement is not None else ()
-        return list(dict.fromkeys((*judged, *self.section.doubts)))
+        invalid = self.section.invalid
+        return [one for one in dict.fromkeys((*judged, *self.section.doubts)) if one not in invalid]
 
     @property
     def assumptions(self) -> str | None:

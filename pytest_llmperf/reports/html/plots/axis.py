@@ -35,6 +35,11 @@ def in_units(axes: Axes, unit: str) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, unit)))
 
 
+def legend(axes: Axes, columns: int) -> None:
+    """Beside the title, where nothing is drawn."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0.0, borderpad=0.2)
+
+
 def from_nothing(axes: Axes) -> None:
     """From 0 to a little above the highest value."""
     axes.set_ylim(0, 1.12 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)

@@ -44,7 +44,7 @@ def course(section: Section, name: str) -> Plot | None:
         name=name,
         title="The runs over time",
         description=f"{units.count(timeline.requests, 'request')} in {units.count(len(timeline.courses), 'run')}, "
-        f"{units.seconds(duration_s)} together; panels: {', '.join(panel.title for panel in panels)}",
+        f"{units.seconds(duration_s)} together; from above: {'; '.join(panel.title for panel in panels)}",
         height_in=0.5 + _PANEL_IN * len(panels),
         table=_course_table(timeline),
     )
@@ -64,15 +64,19 @@ class _Panel:
     """One figure over time.
 
     `lines`: for each run the times and the values; with one time more than values these are the edges of bins.
+    `is_filled`: whether what is below is an amount, so that it is tinted.
     """
 
-    def __init__(self, title: str, unit: str, colour: str, lines: Sequence[tuple[Any, Any]]) -> None:
+    def __init__(
+        self, title: str, unit: str, colour: str, lines: Sequence[tuple[Any, Any]], *, is_filled: bool = False
+    ) -> None:
         self.title = title
+        self._is_filled = is_filled
         self._unit, self._colour, self._lines = unit, colour, lines
 
     def draw(self, axes: Axes) -> None:
         for times, values in self._lines:
-            if len(times) > len(values) and not np.isnan(values).any():
+            if len(times) > len(values) and self._is_filled:
                 faint = (self._colour, 0.22)
                 axes.stairs(values, times, fill=True, facecolor=faint, edgecolor=self._colour, lw=0.7)
             elif len(times) > len(values):
@@ -84,23 +88,27 @@ class _Panel:
         from_nothing(axes)
         axes.grid(visible=False, axis="x")
         in_units(axes, self._unit)
+        if not axes.dataLim.y1 > 0:
+            axes.set_yticks([0])
 
 
 def _panels(courses: Sequence[Course], places: Sequence[float]) -> Iterator[_Panel]:
     edges = [
         place + np.arange(one.bins + 1) * one.bin_ns / NS_PER_S for one, place in zip(courses, places, strict=True)
     ]
-    yield _Panel("requests under way", "", NOW, [(e, c.in_flight) for e, c in zip(edges, courses, strict=True)])
-    if all(one.tokens is not None for one in courses):
+    yield _Panel(
+        "requests under way", "", NOW, [(e, c.in_flight) for e, c in zip(edges, courses, strict=True)], is_filled=True
+    )
+    if all(one.tokens is not None for one in courses) and any(sum(one.tokens or ()) for one in courses):
         rates = [np.array(one.tokens) * NS_PER_S / one.bin_ns for one in courses]
         lines = list(zip(edges, rates, strict=True))
-        yield _Panel("output tokens per second", units.TOKENS_PER_SECOND, THIRD, lines)
+        yield _Panel("output tokens per second", units.TOKENS_PER_SECOND, THIRD, lines, is_filled=True)
     if any(value is not None for one in courses for value in one.ttft_p50_s):
         dots = [(e, gaps(c.ttft_p50_s)) for e, c in zip(edges, courses, strict=True)]
         yield _Panel("TTFT p50, when the first token arrived", units.SECONDS, NOW, dots)
     if any(any(one.failed) for one in courses):
         lines = [(e, np.array(c.failed)) for e, c in zip(edges, courses, strict=True)]
-        yield _Panel("failed requests", "", BAD, lines)
+        yield _Panel("failed requests", "", BAD, lines, is_filled=True)
 
 
 def _gauge_panels(timeline: Timeline, places: Sequence[float]) -> Iterator[_Panel]:
@@ -109,9 +117,9 @@ def _gauge_panels(timeline: Timeline, places: Sequence[float]) -> Iterator[_Pane
     for gauge in timeline.gauges:
         by_label.setdefault((gauge.label, gauge.unit), []).append(gauge)
     for (label, unit), gauges in by_label.items():
-        of = f", {gauges[0].of}" if len(gauges) == 1 else f", {len(gauges)} of them"
+        of = " .. ".join(dict.fromkeys((gauges[0].of, gauges[-1].of)))
         lines = [line for gauge in gauges for line in _within_runs(gauge, timeline.courses, places)]
-        yield _Panel(f"{label}{of}", unit, MUTED, lines)
+        yield _Panel(f"{label}, {of}", unit, MUTED, lines)
 
 
 def _within_runs(gauge: Gauge, courses: Sequence[Course], places: Sequence[float]) -> Iterator[tuple[Any, Any]]:

@@ -13,7 +13,7 @@ from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.histogram import Histogram
 from pytest_llmperf.metrics import LABELS
 from pytest_llmperf.reports.content import Section, items, number
-from pytest_llmperf.reports.html.plots.axis import seconds, tick
+from pytest_llmperf.reports.html.plots.axis import legend, seconds, tick
 from pytest_llmperf.reports.html.svg import BEFORE, NOW, Plot, Table, drawn
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def _distribution(axes: Axes, section: Section, name: str, *, is_first: bool) ->
     axes.set_yticks([_nines(share) for share in _TICKS.values()], list(_TICKS))
     axes.set_ylim(0, max(2.3, 1.05 * axes.dataLim.y1))
     if is_first:
-        axes.legend(loc="upper left")
-        axes.set_ylabel("share of requests at most as slow")
+        legend(axes, columns=2)
+        axes.set_ylabel("share of requests")
 
 
 def _marks(axes: Axes, figures: Mapping[str, Any], name: str, style: Mapping[str, Any], *, joined: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf import units
 from pytest_llmperf.reports.content import Section, items, number
-from pytest_llmperf.reports.html.plots.axis import ABSENT, from_nothing, gaps, in_units, seconds, thinned
+from pytest_llmperf.reports.html.plots.axis import ABSENT, from_nothing, gaps, in_units, legend, seconds, thinned
 from pytest_llmperf.reports.html.svg import BEFORE, MUTED, NOW, THIRD, Plot, Table, drawn
 from pytest_llmperf.timeline import Round, Timeline
 
@@ -73,7 +73,7 @@ def _rounds_lines(axes: Axes, now: Sequence[tuple[float | None, float | None]], 
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     in_units(axes, units.SECONDS)
     axes.set_title("TTFT")
-    axes.legend(loc="best", ncols=3)
+    legend(axes, columns=3)
 
 
 def _cache_bars(axes: Axes, shares: Mapping[int, float]) -> None:
@@ -81,11 +81,12 @@ def _cache_bars(axes: Axes, shares: Mapping[int, float]) -> None:
     places = list(shares)[::every]
     cached = [shares[place] for place in places]
     axes.bar(places, cached, color=THIRD, width=0.8 * every, label="from a cache")
-    axes.bar(places, [1 - one for one in cached], bottom=cached, color=MUTED, width=0.8 * every, label="computed")
+    rest = [1 - one for one in cached]
+    axes.bar(places, rest, bottom=cached, color=MUTED, alpha=0.35, width=0.8 * every, label="computed")
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
     axes.set_title("prompt tokens", pad=2)
-    axes.legend(loc="lower left", bbox_to_anchor=(0.25, 0.98), ncols=2, borderaxespad=0.0)
+    legend(axes, columns=2)
 
 
 def _rounds_table(

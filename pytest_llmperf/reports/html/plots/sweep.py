@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_llmperf import units
-from pytest_llmperf.reports.html.plots.axis import from_nothing, gaps, in_units, quantity, seconds
+from pytest_llmperf.reports.html.plots.axis import from_nothing, gaps, in_units, legend, quantity, seconds
 from pytest_llmperf.reports.html.svg import INK, NOW, THIRD, Plot, Table, drawn
 from pytest_llmperf.reports.sweeps import Sweep
 
@@ -27,7 +27,7 @@ def sweep(found: Sweep, name: str) -> Plot:
         right.plot(loads, gaps([p.ttft_p50 for p in found.points]), color=NOW, marker="o", markersize=4, label="p50")
         right.plot(loads, gaps([p.ttft_p99 for p in found.points]), color=NOW, lw=0.8, alpha=0.6, label="p99")
         right.set_title("TTFT")
-        right.legend(loc="upper left")
+        legend(right, columns=2)
         in_units(right, units.SECONDS)
         for axes in (left, right):
             axes.set_xlabel(label)
