@@ -93,7 +93,9 @@ def _table(report: Report) -> Iterator[str]:
 
 
 def _worst(section: Section) -> tuple[str, ...]:
-    """The finding that the verdict comes from."""
+    """The finding that the verdict comes from; of what is invalid, why."""
+    if section.invalid:
+        return (code(section.invalid[0]), *(ABSENT,) * 4)
     found = next((one for one in section.findings if one.verdict is section.verdict), None)
     if found is None:
         return (ABSENT,) * 5
@@ -104,7 +106,7 @@ def _numbers(finding: Finding) -> tuple[str, ...]:
     unit = finding.metric.unit
     levels = [ABSENT if one is None else units.quantity(one, unit) for one in (finding.baseline, finding.now)]
     changes = [ABSENT if one is None else units.change(one) for one in (finding.change, finding.detectable)]
-    return tuple(html.escape(one) for one in (*levels, *changes))
+    return tuple(html.escape(one).replace(" ", "&nbsp;") for one in (*levels, *changes))
 
 
 def _notes(report: Report) -> Iterator[str]:
