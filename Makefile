@@ -1,6 +1,6 @@
 # Two commands: `make perf` measures, `make test` tests. Each makes what it needs and can be repeated.
 #
-#   make perf                                       on a simulated GH200, in seconds
+#   make perf                                       on a simulated GH200, in a minute or two
 #   make perf PART=h100                             on another part
 #   make perf PART=all                              on every part that a test is for, one after another
 #   make perf ENGINE=vllm                           on the real vLLM and this machine

@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
         report_example.main(folder)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=os.environ.get("LLMPERF_TEST_CHROMIUM"))
-        for scheme, height, part in (("light", 930, None), ("dark", 1300, ".measurement:has-text('test_chat')")):
+        for scheme, height, part in (("light", 920, None), ("dark", 1050, ".measurement:has-text('test_chat')")):
             shown = browser.new_page(viewport={"width": WIDTH, "height": height}, color_scheme=scheme)
             shown.goto(page.resolve().as_uri())
             _take(shown, part, DOCS / f"report-{scheme}.png")

@@ -246,6 +246,14 @@ class TestText:
         assert all(len(part) <= width for part in folded)
         assert words == " ".join(folded).split()
 
+    def test_a_number_stays_with_its_unit(self):
+        line = "  TTFT p50 15.0 ms (15.0 ms), 1,117 tok/s out, hit rate 99.1 %, of 20 requests"
+
+        for width in range(20, 80):
+            folded = text.wrapped(line, width)
+            assert not [part for part in folded if part[-1].isdigit() and not part.endswith((" 20", "p50"))]
+            assert line.split() == " ".join(folded).split()
+
 
 def test_on_a_terminal_sentences_are_folded(monkeypatch):
     """In a log they stay whole, so that they are found."""
