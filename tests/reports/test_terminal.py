@@ -283,3 +283,13 @@ def test_colours_of_a_server_s_log_are_shown_as_text(pytester):
     done.stdout.fnmatch_lines(
         ["EngineDiedError: the server has ended", r"\x1b[[]31mCUDA error\x1b[[]0m\x1b[]]0;title\x07"]
     )
+
+
+def test_the_one_line_of_a_failure_says_what_and_by_how_much(pytester):
+    """In pytest's own short summary and in JUnit files there is room for no more."""
+    pytester.makepyfile(test_it=SUITE)
+    pytester.runpytest("-k", "decoding", "--llmperf-save-baseline", "main", "-W", "default")
+
+    done = pytester.runpytest(*NIGHT, "--llmperf-set", "slow=decode:+15%", "-k", "decoding", "-W", "default")
+
+    done.stdout.re_match_lines([r"FAILED test_it.py::test_decoding - REGRESSED: tpot_p50 \+1\d\.\d %"])
