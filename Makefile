@@ -1,11 +1,12 @@
 # Two commands: `make perf` measures, `make test` tests. Each makes what it needs and can be repeated.
 #
-#   make perf                                       on a simulated GH200, in seconds
+#   make perf                                       on a simulated GH200, in a minute or two
 #   make perf PART=h100                             on another part
 #   make perf PART=all                              on every part that a test is for, one after another
 #   make perf ENGINE=vllm                           on the real vLLM and this machine
 #   make perf ARGS="-k prefix --llmperf-runs 3"     options for pytest
 #   make test-fast                                  the tests without a real vLLM
+#   make test-browser CHROMIUM=/usr/bin/chromium    the HTML report in a browser
 #   make test ARGS="-k gate"                        options for pytest
 #   make baselines                                  the simulated and the published ones anew
 #   make docs                                       the documentation as a site, in build/docs
@@ -15,6 +16,7 @@ PYTHON ?= python3
 ARGS ?=
 ENGINE ?= sim
 PART ?= gh200
+CHROMIUM ?= $(shell command -v chromium || command -v google-chrome)
 
 BIN := .venv/bin
 VLLM := .venv-vllm
@@ -30,12 +32,12 @@ FLEET := perf_tests/test_prefix_routing.py
 LOWEST := tests/test_options.py tests/test_result_file.py tests/test_record_file.py tests/test_hostile_servers.py \
   tests/client/test_http.py
 
-.PHONY: perf perf-sim perf-vllm baselines simulation reference docs test test-fast test-vllm test-lowest test-beside \
-  audit lint engine clean
+.PHONY: perf perf-sim perf-vllm baselines simulation reference docs screenshots
+.PHONY: test test-fast test-vllm test-lowest test-beside test-browser audit lint engine clean
 
 perf: perf-$(ENGINE)
 
-perf-sim: .venv/complete
+perf-sim: .venv/perf
 	@start=$$(date +%s); code=0; \
 	for part in $(if $(filter all,$(PART)),$(SIMULATED),$(PART)); do \
 	  $(BIN)/pytest perf_tests $(if $(filter all,$(PART)),--ignore $(FLEET)) \
@@ -44,7 +46,7 @@ perf-sim: .venv/complete
 	$(if $(filter all,$(PART)),$(BIN)/pytest $(FLEET) $(NOISE) $(ARGS) || code=$$?;) \
 	echo "wall time: $$(($$(date +%s) - start)) s"; exit $$code
 
-perf-vllm: .venv/complete engine
+perf-vllm: .venv/perf engine
 	$(BIN)/pytest perf_tests --llmperf-set executable=$(VLLM)/bin/python $(ARGS)
 
 # Another seed is another night. The files are the same wherever and whenever they are made.
@@ -94,6 +96,13 @@ audit: .venv/complete
 test-vllm: .venv/complete engine
 	LLMPERF_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(ARGS) || [ $$? -eq 5 ]
 
+test-browser: .venv/browser
+	LLMPERF_TEST_CHROMIUM="$(CHROMIUM)" LLMPERF_TEST_REQUIRE_BROWSER=1 $(BIN)/pytest tests/reports/test_in_browser.py $(ARGS)
+
+# The pictures of the README, of an example that takes a minute or two.
+screenshots: .venv/browser
+	LLMPERF_TEST_CHROMIUM="$(CHROMIUM)" $(BIN)/python scripts/screenshots.py
+
 lint: .venv/complete
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -104,9 +113,18 @@ lint: .venv/complete
 engine:
 	-@$(PYTHON) scripts/vllm_venv.py $(VLLM)
 
-.venv/complete: pyproject.toml
+# To measure takes little; what the tests take besides is installed when they are run.
+.venv/perf: pyproject.toml
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[report,history]'
+	touch $@
+
+.venv/complete: .venv/perf
 	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	touch $@
+
+.venv/browser: .venv/complete
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	touch $@
 
 clean:

@@ -23,14 +23,19 @@ from pytest_llmperf import closed_loop, multi_round, poisson, single_turn
 pytestmark = [pytest.mark.gh200, pytest.mark.llm_engine("vllm", model="llama-3.1-8b", prefix_caching=True)]
 
 
-@pytest.mark.parametrize("rate", [2, 5, 10, 15, 20, 30])
+@pytest.mark.parametrize("rate", [2, 5, 10, 20, 30])
 def test_rates(rate, llm_engine, llm_perf):
-    llm_perf(llm_engine, single_turn(requests=200, input_tokens=1000, output_tokens=64, seed=7), load=poisson(rate))
+    llm_perf(llm_engine, single_turn(requests=150, input_tokens=1000, output_tokens=64, seed=7), load=poisson(rate))
 
 
 def test_chat(llm_engine, llm_perf):
     users = multi_round(users=16, rounds=12, context_tokens=4000, input_tokens=64, output_tokens=64, seed=7)
     llm_perf(llm_engine, users, load=closed_loop(8))
+
+
+@pytest.mark.llm_gate(metric="tpot_p50")
+def test_decoding(llm_engine, llm_perf):
+    llm_perf(llm_engine, single_turn(requests=64, input_tokens=64, output_tokens=128, seed=7), load=closed_loop(8))
 """
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pytest_llmperf.arrivals import Arrivals
 from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.records import Failure, Phase, RequestRecord
 from pytest_llmperf.reports.content import Before, Report, Section
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
@@ -68,3 +70,25 @@ def before():
 
 def report(*sections, **words):
     return Report(**{"source": "now.json", "sections": sections, **words})
+
+
+def request(place, *, ok=True, run=0):
+    sent = 20_000_000 * place
+    at = [sent + 100_000_000 + 10_000_000 * k for k in range(8)] if ok else []
+    return RequestRecord(
+        run=run,
+        phase=Phase.MEASURED,
+        session=0,
+        turn=place % 2,
+        released_ns=sent,
+        sent_ns=sent,
+        end_ns=at[-1] if at else sent + 5,
+        arrivals=Arrivals(at, [1] * len(at), [0] * len(at)),
+        new_tokens=1,
+        input_tokens=10,
+        output_tokens_asked=8,
+        prompt_tokens=10,
+        output_tokens=8 if ok else None,
+        cached_tokens=5,
+        failure=None if ok else Failure("timeout", HOSTILE),
+    )

@@ -242,7 +242,7 @@ def judgement(
 
 def invalid(reasons: tuple[str, ...]) -> Judgement:
     """The verdict on a measurement that may not be believed."""
-    advice = "nothing was compared; mend what is named above and measure again"
+    advice = "nothing was compared; mend what made it invalid and measure again"
     return Judgement(verdict=Verdict.INVALID_RUN, doubts=reasons, advice=advice)
 
 

@@ -28,6 +28,9 @@ _SEVERITY = (
 )
 """What a reader has to see first, first."""
 GREEN = (Verdict.PASS, Verdict.IMPROVED)
+_SEARCH = "look for the change that caused it"
+_MEND = "mend what made it invalid and measure again"
+_JUDGE = "store a level with --llmperf-save-baseline NAME, and judge the next session by it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +123,30 @@ class Report:
         """The sections, those that need a person first; in the order of the tests where alike."""
         return sorted(self.sections, key=lambda section: _SEVERITY.index(section.verdict))
 
+    @property
+    def advice(self) -> str:
+        """What to do about the worst of the verdicts."""
+        if not self.sections:
+            return "run pytest -rs to see why nothing was measured"
+        worst = self.by_severity[0]
+        if worst.verdict in GREEN:
+            return "nothing to do"
+        said = (one.judgement.advice for one in self.sections if one.verdict is worst.verdict and one.judgement)
+        own = {Verdict.REGRESSED: _SEARCH, None: _JUDGE}.get(worst.verdict, _MEND)
+        return next((advice for advice in said if advice), own)
+
     def tally(self) -> str:
         """`1 REGRESSED, 18 PASS`; the worst first."""
         found = [section.verdict for section in self.sections]
         counts = [(found.count(verdict), verdict or NOT_JUDGED) for verdict in _SEVERITY]
         return ", ".join(f"{count} {verdict}" for count, verdict in counts if count) or "nothing was measured"
+
+
+def typical(values: Sequence[float]) -> float:
+    """As the level of a night: the geometric mean, which is 0 where a run's value is."""
+    if min(values) <= 0:
+        return 0.0
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
 def number(tree: Any, *path: str) -> float | None:

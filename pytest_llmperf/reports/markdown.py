@@ -20,10 +20,12 @@ from pytest_llmperf.verdicts import Finding
 
 LONGEST = 60_000
 """Characters: GitHub takes comments of 65,536."""
-_ROWS = 9
+_ROWS = 8
 """Measurements in the table that everybody sees."""
 _NAME = 120
 _COLUMNS = 100
+_PROSE = re.compile(r"[\w\s;,.()=-]*")
+"""Text in which Markdown and GitHub see nothing but text."""
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 _NO_KEY = re.compile(r"[^A-Za-z0-9._]+")
 _TABLE = 130
@@ -38,12 +40,14 @@ def marker(report: Report) -> str:
 
 def markdown(report: Report, longest: int = LONGEST) -> str:
     """The comment, of at most so many characters; what did not fit is said."""
-    head = [marker(report), f"### {report.tally()}", "", _about(report), "", *_table(report), *_notes(report)]
+    verdicts = f"### {report.tally()}"
+    head = [marker(report), verdicts, "", _advice(report), _about(report), "", *_table(report), *_notes(report)]
     written = "\n".join(head) + "\n"
     blocks = [_block(section) for section in report.by_severity]
     if not blocks:
         return written
-    opening = f"\n<details><summary>All {units.count(len(blocks), 'measurement')}</summary>\n"
+    all_of = "The measurement" if len(blocks) == 1 else f"All {len(blocks)} measurements"
+    opening = f"\n<details><summary>{all_of}</summary>\n"
     closing = "\n</details>\n"
     room = longest - len(written) - len(opening) - len(closing) - _COLUMNS
     shown: list[str] = []
@@ -61,6 +65,12 @@ def code(given: str) -> str:
     """Text from elsewhere within a line: shown as it is, whatever it holds."""
     flat = " ".join(visible(given, _NAME).split())
     return f"<code>{_PUNCTUATION.sub(lambda found: f'&#{ord(found.group())};', flat)}</code>"
+
+
+def _advice(report: Report) -> str:
+    """What to do, and the end of its line; a result file may hold any text as advice."""
+    said = report.advice
+    return f"What to do: {said if _PROSE.fullmatch(said) and '_' not in said else code(said)}<br>"
 
 
 def _about(report: Report) -> str:
@@ -83,7 +93,9 @@ def _table(report: Report) -> Iterator[str]:
 
 
 def _worst(section: Section) -> tuple[str, ...]:
-    """The finding that the verdict comes from."""
+    """The finding that the verdict comes from; of what is invalid, why."""
+    if section.invalid:
+        return (code(section.invalid[0]), *(ABSENT,) * 4)
     found = next((one for one in section.findings if one.verdict is section.verdict), None)
     if found is None:
         return (ABSENT,) * 5
@@ -94,7 +106,7 @@ def _numbers(finding: Finding) -> tuple[str, ...]:
     unit = finding.metric.unit
     levels = [ABSENT if one is None else units.quantity(one, unit) for one in (finding.baseline, finding.now)]
     changes = [ABSENT if one is None else units.change(one) for one in (finding.change, finding.detectable)]
-    return tuple(html.escape(one) for one in (*levels, *changes))
+    return tuple(html.escape(one).replace(" ", "&nbsp;") for one in (*levels, *changes))
 
 
 def _notes(report: Report) -> Iterator[str]:

@@ -55,7 +55,7 @@ def apply(
             report.sections.append(("the test itself failed, too", report.longreprtext))
         # A regression that an xfail mark expects is an expected failure.
         report.outcome = "skipped" if hasattr(report, "wasxfail") else "failed"
-        report.longrepr = _texts(failing)
+        report.longrepr = f"{text.headline(failing)}\n{_texts(failing)}"
 
 
 _PROPERTY = "llmperf_"

@@ -14,8 +14,11 @@ from pytest_llmperf.history import Reading, Series, Step, series_of, stored_file
 from pytest_llmperf.reports.content import Before, Section
 from pytest_llmperf.result_file import ResultFile, differences, unlike
 
-_VOLATILE = frozenset({"problem", "url", "log", "port"})
-"""Of what an engine and a machine say of themselves: what tells nothing of either."""
+_VOLATILE = frozenset({"problem", "url", "log", "port", "command", "start_s", "ready_to_first_request_s"})
+"""Of what an engine and a machine say of themselves: what tells nothing of either.
+
+A command names the port and the folders of its session; what was asked for in it stands among the engine's words.
+"""
 
 
 @dataclass(frozen=True)

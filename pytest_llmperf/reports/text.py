@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,9 @@ _NARROW = (0, 1, 2, 3, 5, 7)
 """The columns that stay where the terminal is narrow; interval and p then have a line of their own."""
 _ABSENT = "-"
 _ROUNDS_SHOWN = 12
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))")
+_BOUND = "\N{NO-BREAK SPACE}"
+"""A space at which no line ends; `visible` leaves none of them in what comes from elsewhere."""
 CHARACTERS = 80
 """The width of a report where nobody knows the reader's."""
 
@@ -58,11 +62,16 @@ def plain(line: str) -> str:
 
 
 def wrapped(line: str, width: int) -> list[str]:
-    """A line in as many as it takes; the further ones begin a little more to the right. Words stay whole."""
+    """A line in as many as it takes; the further ones begin a little more to the right.
+
+    Words stay whole, and a number stays with its unit.
+    """
     if len(line) <= width:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    bound = _BEFORE_UNIT.sub(_BOUND, line)
+    folded = textwrap.wrap(bound, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [one.replace(_BOUND, " ") for one in folded]
 
 
 _WORST = (
@@ -108,7 +117,7 @@ def _next(verdict: Verdict | None, results: Sequence[Judged], *, stored: bool) -
     return f"what to do: {advice or _MEND}"
 
 
-_MEND = "mend what is named above and measure again"
+_MEND = "mend what made it invalid and measure again"
 
 
 def _remarks(judgement: Judgement, doubts: Sequence[str]) -> Iterator[str]:
@@ -153,6 +162,19 @@ def verdict_line(result: Judged) -> str:
 def _judged_line(name: str, judgement: Judgement) -> str:
     counts = next((f" ({f.base_runs} + {f.new_runs} runs)" for f in judgement.findings if f.base_runs), "")
     return f"{judgement.verdict} {name}, against {judgement.against}{counts}"
+
+
+def headline(results: Sequence[Judged]) -> str:
+    """`REGRESSED: tpot_p50 +16.1 %`: what fails a test, for where there is room for one line."""
+    parts = [part for result in results for part in _failing(result)]
+    return plain(f"{worst(results)}: {', '.join(parts)}")
+
+
+def _failing(result: Judged) -> Iterator[str]:
+    """The metrics that a verdict comes from, each with its change if there is one."""
+    for finding in () if result.judgement is None else result.judgement.findings:
+        if finding.verdict is result.verdict:
+            yield finding.metric.name + ("" if finding.change is None else f" {units.change(finding.change)}")
 
 
 def findings_table(findings: Sequence[Finding], doubts: Sequence[str] = (), width: int = CHARACTERS) -> list[str]:

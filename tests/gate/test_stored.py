@@ -244,7 +244,7 @@ def test_an_invalid_measurement_is_not_compared(store):
 
     assert (Verdict.INVALID_RUN, (), None) == (judgement.verdict, judgement.findings, judgement.against)
     assert ("3 of 9 requests failed",) == judgement.doubts
-    assert "nothing was compared; mend what is named above and measure again" == judgement.advice
+    assert "nothing was compared; mend what made it invalid and measure again" == judgement.advice
 
 
 def test_one_run_each_is_inconclusive(store):

@@ -57,6 +57,16 @@ def test_green_measurements_are_folded():
     assert "test_rounds" in markdown(report(section()))
 
 
+def test_what_to_do_and_why_a_run_is_invalid_are_seen_at_once():
+    judgement = Judgement(verdict=Verdict.INVALID_RUN, advice="mend it @me")
+    invalid = section(judgement=judgement, invalid=("3 of 3 requests failed", "and more"), findings=())
+
+    seen = seen_at_once(markdown(report(invalid)))
+
+    assert any("What to do: <code>mend it &#64;me</code>" in line for line in seen)
+    assert any("<code>3 of 3 requests failed</code>" in line for line in seen)
+
+
 def test_what_does_not_fit_is_said():
     many = [section(name=f"t.py::test_{k}") for k in range(500)]
 

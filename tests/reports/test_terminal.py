@@ -246,6 +246,14 @@ class TestText:
         assert all(len(part) <= width for part in folded)
         assert words == " ".join(folded).split()
 
+    def test_a_number_stays_with_its_unit(self):
+        line = "  TTFT p50 15.0 ms (15.0 ms), 1,117 tok/s out, hit rate 99.1 %, of 20 requests"
+
+        for width in range(20, 80):
+            folded = text.wrapped(line, width)
+            assert not [part for part in folded if part[-1].isdigit() and not part.endswith((" 20", "p50"))]
+            assert line.split() == " ".join(folded).split()
+
 
 def test_on_a_terminal_sentences_are_folded(monkeypatch):
     """In a log they stay whole, so that they are found."""
@@ -275,3 +283,13 @@ def test_colours_of_a_server_s_log_are_shown_as_text(pytester):
     done.stdout.fnmatch_lines(
         ["EngineDiedError: the server has ended", r"\x1b[[]31mCUDA error\x1b[[]0m\x1b[]]0;title\x07"]
     )
+
+
+def test_the_one_line_of_a_failure_says_what_and_by_how_much(pytester):
+    """In pytest's own short summary and in JUnit files there is room for no more."""
+    pytester.makepyfile(test_it=SUITE)
+    pytester.runpytest("-k", "decoding", "--llmperf-save-baseline", "main", "-W", "default")
+
+    done = pytester.runpytest(*NIGHT, "--llmperf-set", "slow=decode:+15%", "-k", "decoding", "-W", "default")
+
+    done.stdout.re_match_lines([r"FAILED test_it.py::test_decoding - REGRESSED: tpot_p50 \+1\d\.\d %"])

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import __version__, units
-from pytest_llmperf.reports.content import GREEN, Report, Section
+from pytest_llmperf.reports.content import GREEN, Report, Section, typical
 from pytest_llmperf.reports.facts import client_error, facts
 from pytest_llmperf.reports.html import plots
 from pytest_llmperf.reports.html.svg import Plot, check_installed
 from pytest_llmperf.reports.sweeps import sweeps_in
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.verdicts import Finding
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _ABSENT = "-"
 _OPEN = 6
@@ -25,7 +29,7 @@ _DRAWINGS = {
     "distributions": plots.distributions,
     "rounds": plots.rounds,
     "course": plots.course,
-    "history": plots.history,
+    "nights": plots.nights,
 }
 _HEADINGS = (
     "metric",
@@ -38,6 +42,9 @@ _HEADINGS = (
     "client's error, at most",
     "verdict",
 )
+_FIGURES = re.compile(r"[-+<>x]?\d|-$|$")
+"""A cell that is set to the right, as numbers are; one that was not measured among them."""
+_PARTS = re.compile(r"(::|[/_\[])(?=.)")
 _SHARES = {"prefill": "prefill", "decode": "decode", "link": "host link"}
 
 
@@ -53,6 +60,9 @@ def page(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["shown"] = visible
+    environment.filters["breakable"] = _breakable
+    environment.filters["capitalised"] = lambda text: f"{text[:1].upper()}{text[1:]}"
+    environment.tests["figures"] = lambda cell: _FIGURES.match(cell) is not None
     script, style = _packaged("page.js"), _packaged("page.css")
     return environment.from_string(_packaged("page.html.jinja")).render(
         report=report,
@@ -68,6 +78,13 @@ def page(report: Report) -> str:
 
 def _packaged(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _breakable(name: str) -> Markup:
+    """A test's name that goes on in the next line between its parts rather than within a word."""
+    from markupsafe import Markup, escape  # noqa: PLC0415 - comes with jinja2, an extra
+
+    return Markup(_PARTS.sub(r"\1<wbr>", str(escape(visible(name)))))
 
 
 def _placed(report: Report) -> Iterator[tuple[int, Section]]:
@@ -109,7 +126,8 @@ class _Shown:
     @property
     def doubts(self) -> list[str]:
         judged = self.section.judgement.doubts if self.section.judgement is not None else ()
-        return list(dict.fromkeys((*judged, *self.section.doubts)))
+        invalid = self.section.invalid
+        return [one for one in dict.fromkeys((*judged, *self.section.doubts)) if one not in invalid]
 
     @property
     def assumptions(self) -> str | None:
@@ -125,7 +143,7 @@ def _rows(section: Section) -> Iterator[Row]:
     judged = {finding.metric.name for finding in section.findings}
     for quantity, values in section.values.items():
         if quantity.name not in judged and values:
-            now = units.quantity(plots.typical(values), quantity.unit)
+            now = units.quantity(typical(values), quantity.unit)
             blank = (_ABSENT,) * 4
             cells = (quantity.name, _ABSENT, now, *blank, client_error(section, quantity.name))
             yield Row(cells=cells, verdict=section.verdict_text)

@@ -64,8 +64,8 @@ _STYLE: dict[str, Any] = {
 }
 LIBRARIES = ("jinja2", "matplotlib")
 """Of the extra `report`."""
-_WIDTH_IN = 7.6
-_LEFT_IN, _RIGHT_IN, _TOP_IN, _BOTTOM_IN = 0.85, 0.1, 0.26, 0.42
+_WIDTH_IN = 9.6
+_LEFT_IN, _RIGHT_IN, _TOP_IN, _BOTTOM_IN = 0.85, 0.25, 0.26, 0.42
 _NOT_TURNED = re.compile(r"rotate\(-?0(\.0+)? [^)]*\)")
 _FRACTION = re.compile(r"(\d+\.\d{2})\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
