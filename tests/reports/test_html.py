@@ -10,7 +10,7 @@ from report_contents import HOSTILE, KEY, TEST, before, figures, finding, report
 
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.reports.content import Section, typical
-from pytest_llmperf.reports.html import page, plots, svg
+from pytest_llmperf.reports.html import page, svg
 from pytest_llmperf.timeline import Gauge, timeline
 from pytest_llmperf.verdicts import Judgement, Verdict
 
