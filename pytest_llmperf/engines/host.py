@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -117,8 +118,9 @@ class ProcessHost:
             port=place.port or free_port(),
             log=log,
         )
-        scratch = Path(tempfile.mkdtemp(prefix="llmperf-")) if self._recipe.litters else None
+        scratch = _scratch_folder() if self._recipe.litters else None
         self._outer_tier = self._recipe.outer_tier(launch)
+        outer = () if self._outer_tier is None else self._outer_tier.folders
         self._process = ServerProcess(
             [*place.prefix, *self._recipe.command(launch)],
             env={
@@ -129,7 +131,7 @@ class ProcessHost:
             },
             log=log,
             clock=self._surroundings.clock,
-            scratch=scratch,
+            folders=outer if scratch is None else (scratch, *outer),
         )
         return Address.parse(f"http://127.0.0.1:{launch.port}")
 
@@ -236,6 +238,11 @@ class ProcessHost:
         except ValueError:
             return None
         return told if isinstance(told, dict) else None
+
+
+def _scratch_folder() -> Path:
+    """A new name for a server's own temporary files: a short one, as a socket's path has room for 107 characters."""
+    return Path(tempfile.gettempdir(), f"llmperf-{secrets.token_hex(6)}")
 
 
 def _check_port(port: int) -> None:

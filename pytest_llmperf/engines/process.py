@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_llmperf.clock import Clock, seconds_between
+from pytest_llmperf.engines.lease import TOKEN_VARIABLE, Holding
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
 
 GRACE_S = 20.0
@@ -64,35 +65,39 @@ class ServerProcess:
     """
 
     def __init__(
-        self, command: Sequence[str], *, env: Mapping[str, str], log: Path, clock: Clock, scratch: Path | None = None
+        self, command: Sequence[str], *, env: Mapping[str, str], log: Path, clock: Clock, folders: Sequence[Path] = ()
     ) -> None:
         """Start `command` with `env` added to the environment. `log` gets all its output.
 
-        `scratch`: a folder that is gone, with what is in it, when the server is.
+        `folders`: made for the server, and gone, with what is in them, when it is.
         """
         self.command = tuple(command)
         self.log = log
         self._clock = clock
         self._started_ns = clock.now_ns()
         self._added_env = dict(env)
-        self._scratch = scratch
+        self._folders = tuple(folders)
         self._returncode: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
+        self._holding = Holding(f"log {log}", self._folders)  # on file before there is anything
+        for folder in self._folders:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with log.open("wb") as stream:
             stream.write(f"$ {self.command_line}\n".encode())
             stream.flush()
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), str(scratch or ""), *command],
+                [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), *map(str, self._folders), "--", *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env={**os.environ, **env},
+                env={**os.environ, **env, TOKEN_VARIABLE: self._holding.token},
                 start_new_session=True,
             )
         word, number = self._read_line()
         self.pid: int | None = number if word == "pid" else None
         if word == "exit":
             self._returncode = number
+        self._holding.started(self._guard.pid, self.pid)
 
     @property
     def command_line(self) -> str:
@@ -127,6 +132,7 @@ class ServerProcess:
                 raise EngineStartError(msg)
             progress("waiting for the server", f"{waited_s:.0f} s, log: {self.log}")
             self._clock.sleep(_POLL_S)
+        self._note_shared()
 
     def check(self) -> None:
         """Raise `EngineDiedError`, with the log's last lines, if the server is not running."""
@@ -136,6 +142,7 @@ class ServerProcess:
 
     def stop(self) -> int:
         """End the server and all its processes; returns its exit code. Harmless when repeated."""
+        self._note_shared()
         if self._guard.stdin is not None and not self._guard.stdin.closed:
             self._guard.stdin.close()
         try:
@@ -146,8 +153,9 @@ class ServerProcess:
         if self._guard.returncode != 0 and self.pid is not None:  # killed, so the group is ours to end
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        if self._scratch is not None:  # the guard does so, too, if it gets to it
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        for folder in self._folders:  # the guard does so, too, if it gets to it
+            shutil.rmtree(folder, ignore_errors=True)
+        self._holding.release()
         code = self.returncode
         if self._guard.stdout is not None:
             self._guard.stdout.close()
@@ -173,6 +181,10 @@ class ServerProcess:
             stream.seek(max(0, stream.tell() - 400 * lines))
             text = stream.read().decode(errors="replace")
         return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
+
+    def _note_shared(self) -> None:
+        if self.pid is not None and self._guard.poll() is None:  # else the number may be another's by now
+            self._holding.note_shared(self.pid)
 
     def _has_output(self) -> bool:
         stdout = self._guard.stdout
