@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,8 @@ class ProcessHost:
 
     def _check_installed(self) -> dict[str, str]:
         """What is installed. Says that the engine is missing, or too old, before a process is started for it."""
-        recipe, here = self._recipe, self._python == sys.executable
-        found = installed.about(recipe.package) if here else self._look_up(recipe.package)
+        recipe = self._recipe
+        found = _installed(recipe.kind, recipe.package, self._python)
         if found is None:
             raise ConfigurationError(
                 f"{recipe.package} is not installed for {self._python}; install it there ({recipe.install}), or name "
@@ -225,19 +226,38 @@ class ProcessHost:
             raise ConfigurationError(f"{recipe.kind}: {lack}")
         return found
 
-    def _look_up(self, package: str) -> dict[str, str] | None:
-        """What another Python has; None if it has it not, or cannot tell."""
-        command = [self._python, installed.__file__, package]
-        try:
-            found = subprocess.run(command, timeout=_FIND_TIMEOUT_S, check=False, stdout=subprocess.PIPE)
-        except OSError as error:
-            msg = f"{self._recipe.kind}: executable={self._python!r} cannot be run: {error}"
-            raise ConfigurationError(msg) from None
-        try:
-            told = json.loads(found.stdout) if found.returncode == 0 else None
-        except ValueError:
-            return None
-        return told if isinstance(told, dict) else None
+
+def build_of(recipe: Recipe, spec: EngineSpec) -> dict[str, str]:
+    """What a start would start, as far as it is known: version, commit, a digest of the model's files."""
+    found = _build(recipe.kind, recipe.package, spec.executable or sys.executable)
+    folder = model_files.folder_of(str(spec.model), dict(spec.env))
+    return {**found, **({} if folder is None else {"model_digest": model_files.digest(folder)})}
+
+
+@cache
+def _build(kind: str, package: str, python: str) -> dict[str, str]:
+    """Asked once: a session does not change what it measures."""
+    try:
+        return _installed(kind, package, python) or {}
+    except ConfigurationError:
+        return {}
+
+
+def _installed(kind: str, package: str, python: str) -> dict[str, str] | None:
+    """What a Python has of a package; None if it has it not, or cannot tell."""
+    if python == sys.executable:
+        return installed.about(package)
+    command = [python, installed.__file__, package]
+    try:
+        found = subprocess.run(command, timeout=_FIND_TIMEOUT_S, check=False, stdout=subprocess.PIPE)
+    except OSError as error:
+        msg = f"{kind}: executable={python!r} cannot be run: {error}"
+        raise ConfigurationError(msg) from None
+    try:
+        told = json.loads(found.stdout) if found.returncode == 0 else None
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) else None
 
 
 def _scratch_folder() -> Path:
