@@ -156,7 +156,8 @@ class Lifecycle:
     def finish(self, session: pytest.Session, error: BaseException | None) -> None:
         """Settle the verdicts, store what is to be stored, and leave no process behind.
 
-        `error`: what has ended the loop over the tests. Raises `KeyboardInterrupt` once all is written if a signal came meanwhile.
+        `error`: what has ended the loop over the tests. Raises `KeyboardInterrupt` once all is written if a signal
+        came meanwhile.
         """
         try:
             self.suite.confirm(is_wanted=error is None or isinstance(error, session.Failed))  # that is --maxfail
