@@ -218,6 +218,10 @@ def _counters(cache: CacheCounters) -> dict[str, Any]:
     return counters if cache.replicas else {name: value for name, value in counters.items() if name != "replicas"}
 
 
+def _counters_from(row: dict[str, Any]) -> CacheCounters:
+    return CacheCounters(**{**row, "replicas": tuple(map(_counters_from, row.get("replicas", ())))})
+
+
 def _row(record: RequestRecord) -> dict[str, Any]:
     arrivals = record.arrivals if isinstance(record.arrivals, Arrivals) else Arrivals.of(record.arrivals)
     row = {name: getattr(record, name) for name in RequestRecord.__slots__}
@@ -244,8 +248,7 @@ def _request_from(row: dict[str, Any]) -> RequestRecord:
 
 
 def _run_from(row: dict[str, Any], requests: list[RequestRecord]) -> RunRecord:
-    client, cache = row["client"], row["cache"]
-    replicas = tuple(CacheCounters(**replica) for replica in cache.get("replicas", ()))
+    client = row["client"]
     seen = {name: Histogram.from_json(client[name]) for name in _HISTOGRAMS}
     offsets = {name: (ahead_ns, error_ns) for name, (ahead_ns, error_ns) in client["clock_offsets_ns"].items()}
     return RunRecord(
@@ -256,7 +259,7 @@ def _run_from(row: dict[str, Any], requests: list[RequestRecord]) -> RunRecord:
         requests=tuple(sorted(requests, key=lambda one: (one.end_ns, one.session, one.turn))),
         window=None if row["window"] is None else Window(**row["window"]),
         shed=row["shed"],
-        cache=CacheCounters(**{**cache, "replicas": replicas}),
+        cache=_counters_from(row["cache"]),
         client=ClientStats(**{**client, **seen, "clock_offsets_ns": offsets}),
         telemetry=telemetry_from(row.get("telemetry")),
         timings=tuple(EngineTimings(**timings) for timings in row["timings"]),

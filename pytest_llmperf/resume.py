@@ -98,22 +98,15 @@ class Earlier:
         stored = self._stored.get((measurement, arm))
         if stored is None or not (stored.extant.runs or stored.extant.is_complete):
             return None
-        header = stored.extant.header
         try:
-            differs = list(differences(header["terms"], plain(terms)))
-            provenance = Provenance(**header["provenance"])
-        except _UNREADABLE:
-            differs, provenance = ["its records do not say what they are of"], None
-        if differs or provenance is None:
+            found = _kept(stored)
+            differs = list(differences(stored.extant.header["terms"], plain(terms)))
+        except _UNREADABLE as error:
+            differs = [f"{stored.path} cannot be read: {type(error).__name__}: {error}"]
+        if differs:
             self.anew(measurement, differs)
             return None
-        return Kept(
-            session=stored.account.name,
-            path=stored.path,
-            count=stored.extant.runs,
-            is_complete=stored.extant.is_complete,
-            provenance=provenance,
-        )
+        return found
 
     def anew(self, measurement: str, why: Iterable[str]) -> None:
         """Note why a measurement is not gone on with."""
@@ -129,6 +122,20 @@ class Earlier:
         return tuple(
             Resumed(session=name, runs=tuple(numbers), began_before_s=ages.get(name)) for name, numbers in found.items()
         )
+
+
+def _kept(stored: _Stored) -> Kept:
+    """What a record file has. Raises what reading it raises, now and not half way through."""
+    kept = Kept(
+        session=stored.account.name,
+        path=stored.path,
+        count=stored.extant.runs,
+        is_complete=stored.extant.is_complete,
+        provenance=Provenance(**stored.extant.header["provenance"]),
+    )
+    for _ in kept.runs():
+        pass
+    return kept
 
 
 def find(output: Path) -> tuple[Earlier | None, str]:

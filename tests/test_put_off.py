@@ -40,9 +40,10 @@ def test_the_first_is_noted_and_what_is_written_is_written(interruption, number)
 
 
 def test_whoever_insists_is_obeyed(interruption):
-    with pytest.raises(KeyboardInterrupt), interruption.put_off():
+    with interruption.put_off():
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_afterwards_a_signal_interrupts_again(interruption):

@@ -271,15 +271,23 @@ def test_a_spoiled_run_is_measured_again(session):
     assert [0, 1, 2] == result["resumed"][0]["runs"]
 
 
-def test_records_that_cannot_be_read_are_measured_anew(session):
-    """A file that is no record file any more, and one that does not say what it is of."""
+@pytest.mark.parametrize("damaged", ["first line", "a request"])
+def test_records_that_cannot_be_read_are_measured_anew(session, damaged):
+    """A file that is no record file any more, and one that is damaged further on; it is said."""
     session(*FIRST, interrupt_at=at(2))
     (records,) = newest(session.path).glob("records/*.jsonl")
-    records.write_bytes(b"\x00 damaged\n" + records.read_bytes())
+    content = records.read_bytes()
+    was, now = (b'{"schema":', b"\x00") if damaged == "first line" else (b'{"request":{"run":1,', b'{"request":{"run"')
+    assert was in content
+    records.write_bytes(content.replace(was, now))
 
     again = session(*FIRST, "--llmperf-resume")
 
-    again.stdout.fnmatch_lines(["*test_first*.jsonl cannot be gone on from: * is not a record file*"])
+    told = {
+        "first line": "*test_first*.jsonl cannot be gone on from: * is not a record file*",
+        "a request": "measured anew: test_it.py::test_first: *.jsonl cannot be read: JSONDecodeError: *",
+    }
+    again.stdout.fnmatch_lines([told[damaged]])
     again.assert_outcomes(passed=1, warnings=1)
 
 
