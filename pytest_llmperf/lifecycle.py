@@ -162,7 +162,8 @@ class Lifecycle:
         try:
             self.suite.confirm(is_wanted=error is None or isinstance(error, session.Failed))  # that is --maxfail
         finally:
-            self.suite.close()
+            with self.interruption.put_off():
+                self.suite.close()
         with self.interruption.put_off():
             self._write(session, cut_short=error is not None)
         if self.interruption.is_noted:
@@ -195,9 +196,10 @@ class Lifecycle:
             journal.close(cut_short=cut_short)
         except OSError as error:
             self._notes.append(f"{journal.folder} does not say how the session ended: {error}")
-        for name, (done, of) in journal.unfinished.items():
+        unfinished = journal.unfinished if self.suite.recording else {}
+        for name, (done, of) in unfinished.items():
             self._notes.append(f"unfinished: {name}: {done} of {units.count(of, 'run')} on record")
-        if self.suite.recording and (journal.unfinished or (cut_short and self.suite.measured)):
+        if unfinished or (cut_short and self.suite.measured):
             self._notes.append("what is on record counts with --llmperf-resume, which measures the rest")
         if self.suite.earlier is not None:
             self._notes += self.suite.earlier.notes

@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ET
 
 import psutil
 import pytest
+from leftovers import mapped
 from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
 from pytest_llmperf.record_file import read_requests
@@ -157,3 +158,32 @@ def test_an_interrupted_session_leaves_no_engine(tmp_path):
     (path,) = tmp_path.glob(".llmperf/*/records/*test_long*.jsonl")
     assert {Phase.PREPARE, Phase.MEASURED} == {request.phase for request in read_requests(path)}
     assert [] == survivors(family)
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+def test_a_session_that_was_killed_is_cleared_up_after_and_gone_on_from(tmp_path, monkeypatch):
+    """kill -9 of pytest and of the guard in mid-run: the next session ends vLLM, and counts the test that was complete."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    (tmp_path / "test_user.py").write_text(TEST + LONG_TEST)
+    process = pytest_process(tmp_path, "--llmperf-runs", "2")
+    wait_for(lambda: started_requests(tmp_path, "test_long") > 4 or process.poll() is not None, START_TIMEOUT_S)
+    family = psutil.Process(process.pid).children(recursive=True)
+    (guard,) = [child for child in family if "guard.py" in " ".join(child.cmdline())]
+    vllm = guard.children(recursive=True)
+    shared = {path for child in vllm for path in mapped(child.pid)}
+
+    guard.kill()
+    process.kill()
+    process.communicate()
+    assert all(child.is_running() for child in vllm)
+    code, output = finished(pytest_process(tmp_path, "--llmperf-runs", "2", "-k", "first", "--llmperf-resume"))
+
+    assert 0 == code, output
+    assert f"cleared up after a session that was killed (pid {process.pid}" in output
+    assert f"ended {len(vllm)} process" in output
+    assert "2 runs, all of them, were measured in the session" in output
+    assert [] == survivors(family)
+    assert [] == [path for path in shared if os.path.exists(path)]
+    assert [] == [path for path in temporary.rglob("*") if path.name.startswith("llmperf-") or path.suffix == ".json"]

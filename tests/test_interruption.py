@@ -25,7 +25,7 @@ from pytest_llmperf.record_file import read_extant, read_runs
 WAIT_S = 120.0
 """A bound, not a wait: on an idle machine a session comes to rest within two seconds."""
 RUNS = 3
-# Four requests a run, after the probe's: the warm-up's are 2 to 5, those of the first run 6 to 9, of the second 10 to 13.
+# Four requests a run, after the probe's: the warm-up's are 2 to 5, the first run's 6 to 9, the second's 10 to 13.
 TEST = """
 import pytest
 from pytest_llmperf import closed_loop, multi_round
