@@ -102,11 +102,11 @@ class Earlier:
             found = _kept(stored)
             differs = list(differences(stored.extant.header["terms"], plain(terms)))
         except _UNREADABLE as error:
-            differs = [f"{stored.path} cannot be read: {type(error).__name__}: {error}"]
+            self.anew(measurement, [f"{stored.path} cannot be read: {type(error).__name__}: {error}"])
+            return None
         if differs:
             self.anew(measurement, differs)
-            return None
-        return found
+        return None if differs else found
 
     def anew(self, measurement: str, why: Iterable[str]) -> None:
         """Note why a measurement is not gone on with."""

@@ -162,7 +162,7 @@ def test_an_interrupted_session_leaves_no_engine(tmp_path):
 
 @pytest.mark.timeout(2 * START_TIMEOUT_S)
 def test_a_session_that_was_killed_is_cleared_up_after_and_gone_on_from(tmp_path, monkeypatch):
-    """kill -9 of pytest and of the guard in mid-run: the next session ends vLLM, and counts the test that was complete."""
+    """kill -9 of pytest and of the guard in mid-run: the next session ends vLLM, and counts the complete test."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
