@@ -38,14 +38,15 @@ class Journal:
         self.folder = folder
         self._began = timestamp()
         self._resumes = resumes
-        self._is_open = False
+        self.is_open = False
+        """Whether it has begun to measure."""
         self._stands: dict[str, Stand] = {}
 
     def open(self) -> None:
         """Say that it runs, from the first measurement on. Idempotent. Raises `OSError`."""
-        if not self._is_open:
+        if not self.is_open:
             self._write(None)
-            self._is_open = True
+            self.is_open = True
 
     def begin(self, measurement: str, of: int) -> Stand:
         """A measurement begins; whoever makes it keeps its stand current."""
@@ -59,7 +60,7 @@ class Journal:
 
     def close(self, *, cut_short: bool) -> None:
         """Say how it ended. Raises `OSError`."""
-        if self._is_open:
+        if self.is_open:
             self._write("cut short" if cut_short or self.unfinished else "complete")
 
     def _write(self, ended: str | None) -> None:

@@ -125,6 +125,7 @@ def test_only_what_is_missing_is_measured(session):
     assert 0 <= resumed["began_before_s"] < 600
 
 
+@pytest.mark.slow
 def test_figures_of_resumed_runs_are_those_that_were_measured(session):
     """In virtual time all runs are alike, so a session gone on from gives what a whole one gives."""
     session(*FIRST, "--benchmark-json", "whole.json")
@@ -181,6 +182,7 @@ def test_what_differs_is_said_and_measured_anew(session, pytester):
     assert 5 == len(result["runs"])
 
 
+@pytest.mark.slow
 def test_another_version_of_the_product_measures_anew(session, monkeypatch):
     """Its runs may not be ours to count."""
     session(*FIRST, interrupt_at=at(2))
@@ -212,6 +214,7 @@ def test_a_session_that_was_not_cut_short_has_nothing_to_resume(session):
     assert at(5) == len(again.sent)
 
 
+@pytest.mark.slow
 def test_with_no_session_at_all(session):
     again = session(*FIRST, "--llmperf-resume")
 
@@ -219,6 +222,7 @@ def test_with_no_session_at_all(session):
     again.assert_outcomes(passed=1, warnings=1)
 
 
+@pytest.mark.slow
 def test_the_ini_file_can_say_so(session, pytester):
     session(*FIRST, interrupt_at=at(2))
     pytester.makeini("[pytest]\nllmperf_resume = true\n")
@@ -259,6 +263,7 @@ def test_a_session_gone_on_from_can_itself_be_interrupted(session):
     assert (1, at(5) - 3 * PER_RUN) == (again.starts, len(again.sent))
 
 
+@pytest.mark.slow
 def test_a_spoiled_run_is_measured_again(session):
     """The runs before it stand."""
     spoiled = session(*FIRST, fail_at=at(3))
@@ -326,6 +331,7 @@ def test_a_journal_that_is_none(tmp_path, text):
     assert (None, f"nothing to resume: there is no session in {tmp_path}") == find(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_session_names_no_folder_elsewhere(session, tmp_path):
     """What it says that it went on from is looked for beside it only, and never twice."""
     session(*FIRST, interrupt_at=at(2))
