@@ -116,6 +116,8 @@ class Stub:
     ids_word = ("return_token_ids", True)
     reports_cached = True
     metrics: ClassVar[dict] = {}
+    answers = resets = 0
+    """How many there have been."""
     names: tuple[str, ...] = ()
     """By which the model can be asked for; it answers by the first one."""
 
@@ -126,7 +128,7 @@ class Stub:
         self.add_options(parser)
         self.options = parser.parse_args(arguments)
         self.cache: set[tuple] = set()
-        self.prompt = self.cached = self.answers = self.resets = self.running = 0
+        self.prompt = self.cached = self.running = 0
         self.setup()
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
