@@ -110,6 +110,8 @@ class Runs:
         told = _Told(self._setting, title, self._extent, before=number - 1, runs=total)
         with self._watch.beside(index):
             requests, driven = self._drive(index, phase, workload, self._request.load, told)
+        if any(not request.ok for request in requests):
+            self._look_after_engine()  # before a dead one is asked anything, whose silence would be the error
         cache = self._engine.cache_counters().since(before)
         spoiled = (
             *driven.problems,
@@ -119,8 +121,6 @@ class Runs:
             *self._wrong_lengths(requests),
             *self._no_offload(cache),
         )
-        if any(not request.ok for request in requests):
-            self._look_after_engine()
         timings = self._engine.request_timings()
         record = driven.run(requests, index=index, phase=phase, cache=cache, timings=timings)
         record = replace(record, telemetry=self._watch.summary(span(record)))
