@@ -10,13 +10,15 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from pytest_llmperf.engines import Engine, EngineSpec, with_words
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult
-from pytest_llmperf.session import Measurement, Setting
+from pytest_llmperf.resume import Kept
+from pytest_llmperf.session import Measurement, Setting, kept_of
 
 HEAD, BASE = "head", "base"
 _SEED = 1
@@ -101,11 +103,12 @@ def measure_in_turn(
     """
     turns = _Turns({HEAD: head, BASE: base}, request, together=together)
     with turns:
-        for name in order(request.runs):
+        for name in turns.missing:
             if not turns.run(name):
                 break
             if is_enough is not None and turns.pairs in request.budget.looks[:-1] and is_enough(*turns.results()):
                 break
+        turns.finish()
         return turns.results()
 
 
@@ -117,7 +120,8 @@ class _Turns:
         self._request = request
         self._together = together
         self._measurements: dict[str, Measurement] = {}
-        self._done = dict.fromkeys(arms, 0)
+        self._kept = _kept_pairs(arms, request)
+        self._done = {name: 0 if kept is None else kept.count for name, kept in self._kept.items()}
 
     def __enter__(self) -> None:
         pass
@@ -140,6 +144,18 @@ class _Turns:
         return all(measurement.run(index) for index in (*range(-warm_up, 0), done))
 
     @property
+    def missing(self) -> Iterator[str]:
+        """Whose turns are to be measured, in their order."""
+        if all(kept is not None and kept.is_complete for kept in self._kept.values()):
+            return iter(())
+        return islice(order(self._request.runs), sum(self._done.values()), None)
+
+    def finish(self) -> None:
+        """No more runs are wanted."""
+        for measurement in self._measurements.values():
+            measurement.finish()
+
+    @property
     def pairs(self) -> int | None:
         """How many runs both have; None where one is ahead."""
         first, second = self._done.values()
@@ -158,9 +174,23 @@ class _Turns:
     def _measurement(self, name: str) -> Measurement:
         if name not in self._measurements:
             arm = self._arms[name]
-            self._measurements[name] = Measurement(arm.engine, self._request, arm.setting)
+            self._measurements[name] = Measurement(arm.engine, self._request, arm.setting, self._kept[name])
         return self._measurements[name]
 
     def _stop_all(self) -> None:
         for arm in self._arms.values():
             arm.engine.stop()
+
+
+def _kept_pairs(arms: Mapping[str, Arm], request: Request) -> dict[str, Kept | None]:
+    """What an earlier session has of both builds: whole pairs only, which had one and the same hour.
+
+    Nothing of builds behind URLs, of which only a start tells whether they are the same.
+    """
+    ours = all(arm.engine.is_ours for arm in arms.values())
+    kept = {name: kept_of(arm.engine, request, arm.setting) if ours else None for name, arm in arms.items()}
+    found = [one for one in kept.values() if one is not None]
+    if len(found) < len(arms):
+        return dict.fromkeys(arms)
+    pairs = min(one.count for one in found)
+    return {name: None if one is None else one.first(pairs) for name, one in kept.items()}

@@ -52,7 +52,12 @@ class Provenance:
     @property
     def measurement(self) -> str:
         """The key under which the measurement is found again: node id and name."""
-        return self.test if self.name is None else f"{self.test}::{self.name}"
+        return measurement_name(self.test, self.name)
+
+
+def measurement_name(test: str, name: str | None) -> str:
+    """The key under which a measurement of a test is found again."""
+    return test if name is None else f"{test}::{name}"
 
 
 class Judged:

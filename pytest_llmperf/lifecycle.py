@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf import atomic, marks
+from pytest_llmperf import atomic, marks, units
 from pytest_llmperf.clock import RealClock, timestamp
 from pytest_llmperf.engines import EngineSpec
-from pytest_llmperf.errors import (
-    ConfigurationError,
-    InconclusiveWarning,
-    NoBaselineWarning,
-    NotMeasuredWarning,
-    RegressionWarning,
-)
+from pytest_llmperf.engines.orphans import clear_up
+from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware, declared, detect
+from pytest_llmperf.interruption import Interruption
 from pytest_llmperf.options import GateMode, Options
 from pytest_llmperf.reports import benchmark, github, outcome, session_files, terminal, text
 from pytest_llmperf.reports.beside import beside
 from pytest_llmperf.reports.from_session import Told
-from pytest_llmperf.request import checked_request
+from pytest_llmperf.resume import Earlier, find
 from pytest_llmperf.suite import Measured, PlannedTest, Suite
-from pytest_llmperf.verdicts import Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_llmperf.engines import Engine
     from pytest_llmperf.judged import Judged
-    from pytest_llmperf.load import Load
-    from pytest_llmperf.results import PerfResult
-    from pytest_llmperf.workloads import Workload
 
 _UNMET_KEY = pytest.StashKey[str]()
 _RESULTS_KEY = pytest.StashKey["list[Judged]"]()
@@ -59,11 +47,14 @@ class Lifecycle:
         self._notes: list[str] = []
         self._annotations: list[str] = []
         self._items = {item.nodeid: item for item in items}
-        self._handles_sigterm = False
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
         hardware = detect(options.nvml_timeout_s) if options.hardware is None else declared(options.hardware)
         problems = [*_unwritable(options), *filter(None, [benchmark.unwritable_json(config)])]
+        earlier: Earlier | None = None
+        self._resumed: str | None = None
+        if options.resume:
+            earlier, self._resumed = find(options.output)
         self.suite = Suite(
             options,
             hardware,
@@ -73,9 +64,11 @@ class Lifecycle:
             progress=self._progress,
             recording=not benchmark.is_disabled(config),
             problems=problems,
+            earlier=earlier,
         )
         benchmark.keep_whole(config, self.not_written)
-        self._interrupt_on_sigterm()
+        self.interruption = Interruption()
+        self._cleared = clear_up(clock, self._progress)
 
     def _plan(self, items: Sequence[pytest.Item], hardware: Hardware, problems: list[str]) -> list[PlannedTest]:
         """Read the marks of each test; those that will be skipped are not planned."""
@@ -169,12 +162,25 @@ class Lifecycle:
         """Let go of what only this test needed."""
         self.suite.test_done(item.nodeid)
 
-    def finish(self, session: pytest.Session) -> None:
-        """Settle the verdicts, store what is to be stored, and leave no process behind."""
+    def finish(self, session: pytest.Session, error: BaseException | None) -> None:
+        """Settle the verdicts, store what is to be stored, and leave no process behind.
+
+        `error`: what has ended the loop over the tests. Raises `KeyboardInterrupt` once all is written if a signal
+        came meanwhile.
+        """
         try:
-            self.suite.confirm()
+            self.suite.confirm(is_wanted=error is None or isinstance(error, session.Failed))  # that is --maxfail
         finally:
-            self.suite.close()
+            with self.interruption.put_off():
+                self.suite.close()
+        with self.interruption.put_off():
+            self._write(session, cut_short=error is not None)
+        if self.interruption.is_noted:
+            raise KeyboardInterrupt
+
+    def _write(self, session: pytest.Session, *, cut_short: bool) -> None:
+        """All that is decided and stored once the last test is over."""
+        self._account(cut_short=cut_short)
         self._notes += self.suite.unconfirmed
         if _is_whole(self._config):
             self._notes += self.suite.vanished({item.nodeid for item in session.items})
@@ -191,7 +197,21 @@ class Lifecycle:
             session.testsfailed += 1  # what was asked for is not there: not an exit code of 0
         if session_files.is_wanted(self.options) and not self._report():
             session.testsfailed += 1  # as above
-        self._restore_sigterm()
+
+    def _account(self, *, cut_short: bool) -> None:
+        """Say what is missing, and how to go on from what there is."""
+        journal = self.suite.journal
+        try:
+            journal.close(cut_short=cut_short)
+        except OSError as error:
+            self._notes.append(f"{journal.folder} does not say how the session ended: {error}")
+        unfinished = journal.unfinished if self.suite.recording else {}
+        for name, (done, of) in unfinished.items():
+            self._notes.append(f"unfinished: {name}: {done} of {units.count(of, 'run')} on record")
+        if unfinished or (cut_short and journal.is_open):
+            self._notes.append("what is on record counts with --llmperf-resume, which measures the rest")
+        if self.suite.earlier is not None:
+            self._notes += self.suite.earlier.notes
 
     def not_written(self, sentence: str) -> None:
         """A file that was asked for is not there: said in the summary, and no exit code of 0."""
@@ -290,16 +310,6 @@ class Lifecycle:
             places[nodeid] = github.Place(path.replace(os.sep, "/"), None if line is None else line + 1)
         return places
 
-    def _interrupt_on_sigterm(self) -> None:
-        """Let a cancelled job end like an interrupted one: results written, engines stopped."""
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            self._handles_sigterm = True
-
-    def _restore_sigterm(self) -> None:
-        if self._handles_sigterm:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
     def describe_machine(self, machine_info: dict[str, Any]) -> None:
         """Add the hardware to pytest-benchmark's machine information."""
         benchmark.describe_machine(machine_info, self.suite.hardware)
@@ -311,8 +321,11 @@ class Lifecycle:
             reporter.write_line(annotation)
 
     def header(self) -> list[str]:
-        """What is going to be measured; nothing under `-q`."""
-        return [] if self._config.get_verbosity() < 0 else list(terminal.header(self.suite.outlook))
+        """What was found, and what is going to be measured; nothing under `-q`."""
+        if self._config.get_verbosity() < 0:
+            return []
+        found = [*self._cleared, *(() if self._resumed is None else (self._resumed,))]
+        return [*(text.plain(f"llmperf: {one}") for one in found), *terminal.header(self.suite.outlook)]
 
 
 def _is_whole(config: pytest.Config) -> bool:
@@ -348,89 +361,3 @@ def _unwritable(options: Options) -> list[str]:
         if problem is not None:
             problems.append(f"{option}: {problem}")
     return problems
-
-
-class LLMPerf:
-    """What the fixture `llm_perf` gives to a test."""
-
-    def __init__(self, lifecycle: Lifecycle, item: pytest.Item) -> None:
-        self._lifecycle = lifecycle
-        self._item = item
-
-    def __call__(
-        self,
-        engine: Engine,
-        workload: Workload,
-        *,
-        load: Load | None = None,
-        runs: int | str | None = None,
-        warmup_runs: int | None = None,
-        cache: str = "as_is",
-        prefill_context: bool = False,
-        slo: Mapping[str, float] | None = None,
-        name: str | None = None,
-    ) -> PerfResult:
-        """Run the workload on the engine and return what was measured.
-
-        `load` defaults to `round_robin()`; `runs` and `warmup_runs` to the options. `cache` is the
-        state that each run begins with: "as_is", "cold", "primed" (each session's context sent
-        once, unmeasured; the same as `prefill_context=True`) or "evicted" (primed, then flooded).
-        `slo` gives limits in seconds by "ttft", "tpot", "itl", "e2e", for `goodput`. `name` tells
-        several measurements of one test apart.
-
-        The result is recorded when this returns; its verdict becomes the test's outcome. Raises
-        `ConfigurationError` for what cannot be measured and `EngineError` if the engine fails.
-        """
-        __tracebackhide__ = True
-        options, suite = self._lifecycle.options, self._lifecycle.suite
-        if not hasattr(engine, "connector"):
-            raise ConfigurationError(f"llm_perf: expected an engine such as the fixture llm_engine, got {engine!r}")
-        request = checked_request(
-            workload,
-            load=load,
-            runs=(options.runs if runs is None else runs) if suite.recording else 1,
-            warmup_runs=(options.warmup_runs if warmup_runs is None else warmup_runs) if suite.recording else 0,
-            cache=cache,
-            prefill_context=prefill_context,
-            slo=slo,
-            name=name,
-        )
-        result = suite.measure(self._item.nodeid, engine, request)
-        if suite.recording:
-            self._lifecycle.measured(self._item, result, suite.measured[-1].criteria)
-        _warn(result, options.gate, recording=suite.recording)
-        return result
-
-    def ratio(self, name: str, over: float, under: float, *, higher_is_better: bool = True) -> float:
-        """Record one figure over another, and judge it like a metric; returns `over / under`.
-
-        Both are statistics of this test's results, such as `cold.ttft.p50` and `warm.ttft.p50`, of
-        which each run gives one ratio: ratios stay steady where absolute figures move with the machine.
-        A plain number counts as a single run's. `higher_is_better`: for what is judged; a gain is.
-        Raises `ConfigurationError` for what is no ratio, or was recorded before.
-        """
-        __tracebackhide__ = True
-        suite = self._lifecycle.suite
-        result = suite.ratio(self._item.nodeid, name, over, under, higher_is_better=higher_is_better)
-        if suite.recording:
-            self._lifecycle.measured(self._item, result, suite.measured[-1].criteria)
-        _warn(result, self._lifecycle.options.gate, recording=suite.recording)
-        return over / under
-
-
-def _warn(result: Judged, mode: GateMode, *, recording: bool) -> None:
-    """Say, as a warning, what keeps a green test from meaning that all is well."""
-    name = result.provenance.measurement
-    if not recording:
-        reason = "pytest-benchmark is disabled (--benchmark-disable, or xdist is active)"
-        warnings.warn(NotMeasuredWarning(f"{name} ran once, unrecorded and unjudged: {reason}"), stacklevel=3)
-    if result.judgement is None:
-        return
-    notes = [finding.note for finding in result.judgement.findings if finding.note]
-    message = f"{result.verdict} {name}: {'; '.join(dict.fromkeys(notes))}"
-    if result.verdict is Verdict.NO_BASELINE and mode is not GateMode.STRICT:
-        warnings.warn(NoBaselineWarning(message), stacklevel=3)
-    elif result.verdict is Verdict.INCONCLUSIVE and mode is not GateMode.STRICT:
-        warnings.warn(InconclusiveWarning(message), stacklevel=3)
-    elif result.verdict is Verdict.REGRESSED and mode is GateMode.WARN:
-        warnings.warn(RegressionWarning(text.verdict_line(result)), stacklevel=3)

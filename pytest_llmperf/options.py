@@ -119,6 +119,12 @@ OPTIONS = (
         "FILE.html",
     ),
     Option("markdown", "write the report there as Markdown, for a comment on a pull request", "FILE.md"),
+    Option(
+        "resume",
+        "go on from the newest session in --llmperf-output, if it was cut short: its whole runs count where workload, "
+        "engine, hardware, versions and options are the same, and only what is missing is measured",
+        kind="flag",
+    ),
     Option("output", "folder for server logs and records (default: .llmperf, below the root directory)", "DIR"),
     Option(
         "workers",
@@ -219,6 +225,7 @@ class Options:
     markdown: Path | None
     github: GitHub | None
     """None elsewhere."""
+    resume: bool
     output: Path
     cache: Path
     workers: int | str
@@ -237,6 +244,17 @@ class Options:
     def is_simulated(self) -> bool:
         """Whether every engine is to be the simulated one."""
         return self.hardware is not None and self.hardware.startswith("sim:")
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Those that bear on what a run measures and stand nowhere else in its records."""
+        return {
+            "workers": self.workers,
+            "telemetry_hz": self.telemetry_hz,
+            "tolerated": sorted(self.tolerated),
+            "timeout_s": self.timeout_s,
+            "request_timeout_s": self.request_timeout_s,
+        }
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -281,6 +299,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         report=reader.file("report", needs=("jinja2", "matplotlib")),
         markdown=reader.file("markdown"),
         github=_github(environ),
+        resume=reader.flag("resume"),
         output=reader.folder("output", ".llmperf"),
         cache=_cache_folder(environ),
         workers=reader.checked("workers", workers, 1),

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pytest_llmperf.engines import Engine
+    from pytest_llmperf.fixture import LLMPerf
     from pytest_llmperf.hardware import Hardware
-    from pytest_llmperf.lifecycle import Lifecycle, LLMPerf
+    from pytest_llmperf.lifecycle import Lifecycle
 
 OPTIONS_KEY = pytest.StashKey[Options]()
 LIFECYCLE_KEY = pytest.StashKey["Lifecycle"]()
@@ -119,16 +120,39 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """Stop the engines and settle the verdicts, however the loop has ended."""
+    error: BaseException | None = None
     try:
         return (yield)
+    except BaseException as raised:
+        error = raised
+        raise
     finally:
         lifecycle = session.config.stash.get(LIFECYCLE_KEY, None)
         if lifecycle is not None:
-            lifecycle.finish(session)
+            lifecycle.finish(session, error)
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """Let others write what they write, pytest-benchmark its JSON: a signal that comes meanwhile is told afterwards."""
+    lifecycle = session.config.stash.get(LIFECYCLE_KEY, None)
+    if lifecycle is None:
+        return (yield)
+    with lifecycle.interruption.put_off():
+        result = yield
+    if lifecycle.interruption.is_noted:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+    return result
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    lifecycle = config.stash.get(LIFECYCLE_KEY, None)
+    if lifecycle is not None:
+        lifecycle.interruption.restore()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True, specname="pytest_sessionfinish")
+def files_of_other_plugins(session: pytest.Session) -> Generator[None, object, object]:
     """Let no file that another plugin cannot write, such as the JUnit file, keep the verdicts from the terminal."""
     lifecycle = session.config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is None:
@@ -174,7 +198,7 @@ def llm_engine_factory(request: pytest.FixtureRequest) -> Generator[Callable[...
 @pytest.fixture
 def llm_perf(request: pytest.FixtureRequest) -> LLMPerf:
     """Measure a workload on an engine, record it, and judge it."""
-    from pytest_llmperf.lifecycle import LLMPerf  # noqa: PLC0415
+    from pytest_llmperf.fixture import LLMPerf  # noqa: PLC0415
 
     return LLMPerf(_lifecycle(request), request.node)
 

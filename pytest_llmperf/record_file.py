@@ -18,8 +18,11 @@ from pytest_llmperf.arrivals import Arrival, Arrivals
 from pytest_llmperf.atomic import why
 from pytest_llmperf.errors import LLMPerfError
 from pytest_llmperf.files import lines, open_regular
+from pytest_llmperf.histogram import Histogram
+from pytest_llmperf.readings import telemetry_from
 from pytest_llmperf.records import (
     CacheCounters,
+    ClientStats,
     EngineTimings,
     Failure,
     Phase,
@@ -34,6 +37,8 @@ SCHEMA_VERSION = 2
 ARRIVALS_IN_MEMORY = 5_000_000
 """Token arrivals of one measurement kept in memory, about 100 MB; further ones are read back when needed."""
 _RUN_ROW = b'{"run":'
+_END_ROW = b'{"end":'
+_HISTOGRAMS = ("away", "unread", "connects")
 
 
 class RecordFile:
@@ -66,8 +71,8 @@ class RecordFile:
         ends = record.arrivals[0], record.arrivals[-1]
         return replace(record, arrivals=_Spilled(file.written, offset, len(record.arrivals), ends))
 
-    def run(self, record: RunRecord) -> None:
-        """Append what is known of a whole run, its requests left out."""
+    def run(self, record: RunRecord, spoiled: Sequence[str] = ()) -> None:
+        """Append what is known of a whole run, its requests left out. `spoiled`: why it is no evidence."""
         client = record.client
         self._write(
             {
@@ -81,7 +86,7 @@ class RecordFile:
                     "cache": _counters(record.cache),
                     "timings": [asdict(timings) for timings in record.timings],
                     "client": {
-                        **{name: getattr(client, name).to_json() for name in ("away", "unread", "connects")},
+                        **{name: getattr(client, name).to_json() for name in _HISTOGRAMS},
                         "unstamped": client.unstamped,
                         "clock_steps": client.clock_steps,
                         "resent": client.resent,
@@ -89,9 +94,15 @@ class RecordFile:
                         "clock_offsets_ns": client.clock_offsets_ns,
                     },
                     **({} if record.telemetry is None else {"telemetry": record.telemetry.to_json()}),
+                    **({} if record.session is None else {"session": record.session}),
+                    **({"spoiled": list(spoiled)} if spoiled else {}),
                 }
             }
         )
+
+    def end(self, *, complete: bool) -> None:
+        """Append that the measurement is over; `complete`: it has all the runs that it wanted, none of them spoiled."""
+        self._write({"end": {"complete": complete}})
 
     def close(self) -> None:
         """Write nothing more. That the file has vanished meanwhile is noticed now."""
@@ -128,6 +139,47 @@ def read_requests(path: Path) -> Iterator[RequestRecord]:
             request = None if row is None else _request_from(row)
         if request is not None:
             yield request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extant:
+    """How much of a measurement a file holds. `runs`: measured ones from the first on, all whole, none spoiled."""
+
+    header: dict[str, Any]
+    runs: int
+    is_complete: bool
+
+
+def read_extant(path: Path) -> Extant:
+    """See what a record file holds, without its requests. Raises as `read_requests` does."""
+    runs, is_spoiled, is_complete = 0, False, False
+    for number, line in _rows(path):
+        with _naming(path, number):
+            if line.startswith(_RUN_ROW):
+                run = orjson.loads(line)["run"]
+                is_spoiled = is_spoiled or bool(run.get("spoiled"))
+                runs += not is_spoiled and run["phase"] == Phase.MEASURED.value and run["index"] == runs
+            elif line.startswith(_END_ROW):
+                is_complete = orjson.loads(line)["end"]["complete"] is True
+    return Extant(header=read_header(path), runs=runs, is_complete=is_complete)
+
+
+def read_runs(path: Path) -> Iterator[RunRecord]:
+    """Read the measured runs back, each when it is asked for, with its requests. Raises as `read_requests` does."""
+    requests: list[RequestRecord] = []
+    for number, line in _rows(path):
+        found: RunRecord | None = None
+        with _naming(path, number):
+            row = orjson.loads(line)
+            if "request" in row:
+                requests.append(_request_from(row["request"]))
+            elif "run" in row:
+                run = row["run"]
+                own = [one for one in requests if (one.run, one.phase) == (run["index"], Phase.MEASURED)]
+                requests = []
+                found = _run_from(run, own) if run["phase"] == Phase.MEASURED.value else None
+        if found is not None:
+            yield found
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -206,6 +258,10 @@ def _counters(cache: CacheCounters) -> dict[str, Any]:
     return counters if cache.replicas else {name: value for name, value in counters.items() if name != "replicas"}
 
 
+def _counters_from(row: dict[str, Any]) -> CacheCounters:
+    return CacheCounters(**{**row, "replicas": tuple(map(_counters_from, row.get("replicas", ())))})
+
+
 def _row(record: RequestRecord) -> dict[str, Any]:
     arrivals = record.arrivals if isinstance(record.arrivals, Arrivals) else Arrivals.of(record.arrivals)
     row = {name: getattr(record, name) for name in RequestRecord.__slots__}
@@ -228,6 +284,26 @@ def _request_from(row: dict[str, Any]) -> RequestRecord:
         },
         timings=None if timings is None else EngineTimings(**timings),
         failure=None if failure is None else Failure(**failure),
+    )
+
+
+def _run_from(row: dict[str, Any], requests: list[RequestRecord]) -> RunRecord:
+    client = row["client"]
+    seen = {name: Histogram.from_json(client[name]) for name in _HISTOGRAMS}
+    offsets = {name: (ahead_ns, error_ns) for name, (ahead_ns, error_ns) in client["clock_offsets_ns"].items()}
+    return RunRecord(
+        index=row["index"],
+        phase=Phase(row["phase"]),
+        start_ns=row["start_ns"],
+        end_ns=row["end_ns"],
+        requests=tuple(sorted(requests, key=lambda one: (one.end_ns, one.session, one.turn))),
+        window=None if row["window"] is None else Window(**row["window"]),
+        shed=row["shed"],
+        cache=_counters_from(row["cache"]),
+        client=ClientStats(**{**client, **seen, "clock_offsets_ns": offsets}),
+        telemetry=telemetry_from(row.get("telemetry")),
+        timings=tuple(EngineTimings(**timings) for timings in row["timings"]),
+        session=row.get("session"),
     )
 
 

@@ -247,6 +247,8 @@ class RunRecord:
     telemetry: TelemetrySummary | None = None
     timings: tuple[EngineTimings, ...] = ()
     """How the engine timed requests of which it does not say which they are."""
+    session: str | None = None
+    """The earlier session that it was measured in; None: this one."""
     derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What has been computed from these rows, so that it is computed once."""
 

@@ -348,11 +348,21 @@ class Figures:
         return amount / seconds if amount is not None and seconds else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """Runs that an earlier session has measured, which was cut short. `runs`: their numbers, the first is 0."""
+
+    session: str
+    runs: tuple[int, ...]
+    began_before_s: float | None
+    """How long before the session that they count for; None where that is not known."""
+
+
 class PerfResult(Figures, Judged):
     """The result of one `llm_perf` call.
 
     `runs`: the figures of each run by itself. `ceiling`: shares of what the hardware allows; None
-    where that is not known.
+    where that is not known. `resumed`: which of the runs an earlier session has measured.
     """
 
     def __init__(
@@ -364,11 +374,13 @@ class PerfResult(Figures, Judged):
         slo: Mapping[str, float] | None = None,
         doubts: tuple[str, ...] = (),
         looks: tuple[int, ...] = (),
+        resumed: tuple[Resumed, ...] = (),
     ) -> None:
         """`looks`: see `Judged`."""
         Figures.__init__(self, records, slo)
         Judged.__init__(self, provenance, validity, doubts, looks)
         self.ceiling: Ceiling | None = None
+        self.resumed = resumed
 
     def __len__(self) -> int:
         return len(self.records)

@@ -1,70 +1,35 @@
-"""One performance test, in order: engine, cache state, runs, validity, result."""
+"""One performance test, in order: engine, runs, validity, result."""
 
 from __future__ import annotations
 
 import re
-import secrets
 import sys
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pytest_llmperf import units
+from pytest_llmperf import __version__, units
 from pytest_llmperf.atomic import why
-from pytest_llmperf.clock import NS_PER_S, Clock, seconds_between
-from pytest_llmperf.driver import Driven, Job, LocalTeam, Team
+from pytest_llmperf.clock import seconds_between
+from pytest_llmperf.engines import build_of
 from pytest_llmperf.engines.base import Engine
-from pytest_llmperf.engines.process import Progress
-from pytest_llmperf.errors import ConfigurationError, EngineAnswerError
-from pytest_llmperf.judged import Provenance, Validity
-from pytest_llmperf.load import Extent, Load, round_robin
-from pytest_llmperf.metrics import span
+from pytest_llmperf.errors import ConfigurationError
+from pytest_llmperf.journal import Stand
+from pytest_llmperf.judged import Provenance, Validity, measurement_name
+from pytest_llmperf.load import Extent
 from pytest_llmperf.record_file import RecordFile
-from pytest_llmperf.records import CacheCounters, Failure, Phase, Remark, RequestRecord, RunRecord
+from pytest_llmperf.records import Phase, RunRecord
 from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult
-from pytest_llmperf.telemetry import Plan, Watch
-from pytest_llmperf.workloads import Session, Turn
-from pytest_llmperf.workloads.base import TokenSource
+from pytest_llmperf.resume import Kept
+from pytest_llmperf.resume import doubts as resumed_doubts
+from pytest_llmperf.run import Runs, Setting, by_kind, is_verified
+from pytest_llmperf.telemetry import Watch
 
-# After a failed request a dying server may still need a moment to be seen as dead.
-_DYING_S = 3.0
-_DYING_POLL_S = 0.25
-# A multiple of every block size that engines use by default: 16, 32, 64 and 128 tokens.
-_BLOCKS = 256
-_TELL_EVERY_NS = NS_PER_S // 2
-WRONG_LENGTH_SHARE = 0.01
-"""Beyond this share of the tokens asked for, lengths that differ make a run invalid: prompts and answers each.
-
-Prefill and decode take time in proportion to their tokens, so lengths that are off by 1 % move TTFT and
-throughput by about as much: a tenth of the change that the gate is to see by default.
-"""
 # A client that uses more of its core may be what limits the throughput.
 _BUSY_SHARE = 0.9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """Where and under what name a measurement takes place."""
-
-    test: str
-    hardware_key: str
-    clock: Clock
-    record_dir: Path
-    progress: Progress
-    team: Team
-    """Who sends the load."""
-    telemetry: Plan | None = None
-    """What is sampled beside each run."""
-    tolerated: frozenset[str] = frozenset()
-    """Rules on the hardware whose breach makes a doubt, and no run invalid."""
-    arm: str | None = None
-    """Which of several builds is measured, where there are several."""
 
 
 def measure(
@@ -77,39 +42,107 @@ def measure(
     A run that is spoiled ends the measurement: the others could not mend it. Raises `EngineError` if the
     engine cannot be started, dies or hangs, `ConfigurationError` if the workload does not fit it.
     """
-    with Measurement(engine, request, setting) as measurement:
-        for index in range(-request.warmup_runs, request.runs):
-            if not measurement.run(index):
+    with Measurement(engine, request, setting, kept_of(engine, request, setting)) as measurement:
+
+        def is_done() -> bool:
+            if is_enough is None or measurement.done not in request.budget.looks[:-1]:
+                return False
+            return is_enough(measurement.result())
+
+        missing = () if measurement.kept and is_done() else measurement.missing
+        for index in missing:
+            if not measurement.run(index) or (index >= 0 and is_done()):
                 break
-            if is_enough is not None and index + 1 in request.budget.looks[:-1] and is_enough(measurement.result()):
-                break
+        measurement.finish()
     return measurement.result()
+
+
+def kept_of(engine: Engine, request: Request, setting: Setting) -> Kept | None:
+    """What an earlier session has of a measurement that counts for it; None where there is nothing."""
+    if setting.earlier is None:
+        return None
+    name = measurement_name(setting.test, request.name)
+    return setting.earlier.kept(name, setting.arm, _terms(engine, request, setting))
 
 
 class Measurement:
     """The runs of one workload on one engine, one at a time, as whoever measures asks for them."""
 
-    def __init__(self, engine: Engine, request: Request, setting: Setting) -> None:
-        """Start the engine, if it does not run. Raises as `measure` does."""
-        began_ns = setting.clock.now_ns()
-        engine.start()
-        turns = _check_fit(engine, request)
+    def __init__(self, engine: Engine, request: Request, setting: Setting, kept: Kept | None = None) -> None:
+        """Start the engine, if it does not run and anything is to be measured. Raises as `measure` does.
+
+        `kept`: runs of an earlier session that count as this one's.
+        """
+        name = measurement_name(setting.test, request.name)
+        label = name if setting.arm is None else f"{name} ({setting.arm})"
+        self._stand = Stand(request.runs) if setting.journal is None else setting.journal.begin(label, request.runs)
         self.engine = engine
-        self._ready_ns = engine.ready_ns if engine.ready_ns is not None and engine.ready_ns >= began_ns else None
-        """When the engine was ready, if this measurement has started it."""
-        self.provenance = _provenance(engine, request, setting)
+        self._request = request
+        self._setting = setting
         self.records: list[RunRecord] = []
         self.validity = Validity()
-        self._request = request
+        self._ready_ns: int | None = None
+        """When the engine was ready, if this measurement has started it."""
+        self._turns = 0
+        if kept is not None and kept.is_complete and engine.is_ours:
+            self.provenance = kept.provenance
+        else:
+            self.provenance = self._start()
+            kept = self._still_alike(kept)
+        self._kept = kept
         path = setting.record_dir / f"{_file_stem(self.provenance.measurement, setting.arm)}.jsonl"
         about = {
             "measurement": self.provenance.measurement,
             "hardware_key": self.provenance.hardware_key,
             **({} if setting.arm is None else {"arm": setting.arm}),
         }
-        self._rows = RecordFile(path, about)
-        self._watch = _watch(setting, path.with_suffix(".telemetry.ndjson"), about)
-        self._runs = _Runs(engine, request, setting, self._rows, Extent.of(request.load, turns), self._watch)
+        of = {"terms": _terms(engine, request, setting), "provenance": asdict(self.provenance)}
+        self._rows = RecordFile(path, {**about, **of})
+        series = path.with_suffix(".telemetry.ndjson")
+        self._watch = _watch(setting, series, about) if self.missing else Watch(setting.clock)
+        self._runs = Runs(engine, request, setting, self._rows, Extent.of(request.load, self._turns), self._watch)
+        for run in () if kept is None else kept.runs():
+            self._keep(run)
+
+    def _start(self) -> Provenance:
+        began_ns = self._setting.clock.now_ns()
+        self.engine.start()
+        self._turns = _check_fit(self.engine, self._request)
+        ready_ns = self.engine.ready_ns
+        self._ready_ns = ready_ns if ready_ns is not None and ready_ns >= began_ns else None
+        return _provenance(self.engine, self._request, self._setting)
+
+    def _still_alike(self, kept: Kept | None) -> Kept | None:
+        """What was kept, unless the engine that has started is another one than that it was measured on."""
+        unlike = [] if kept is None else kept.unlike(self.provenance)
+        if unlike and self._setting.earlier is not None:
+            self._setting.earlier.anew(self.provenance.measurement, unlike)
+        return None if unlike else kept
+
+    def _keep(self, run: RunRecord) -> None:
+        """Take a run of an earlier session over, so that this session's records are whole."""
+        run = replace(run, requests=tuple(map(self._rows.request, run.requests)))
+        self._rows.run(run)
+        self._watch.remember(run.telemetry)
+        self.records.append(run)
+        self._stand.done += 1
+
+    @property
+    def kept(self) -> int:
+        """How many runs are of an earlier session."""
+        return 0 if self._kept is None else self._kept.count
+
+    @property
+    def done(self) -> int:
+        """How many measured runs there are."""
+        return len(self.records)
+
+    @property
+    def missing(self) -> Sequence[int]:
+        """The runs that are to be measured, warm-ups first: the prompts of a run follow from its number."""
+        if self._kept is not None and self._kept.is_complete:
+            return ()
+        return (*range(-self._request.warmup_runs, 0), *range(self.kept, self._request.runs))
 
     def __enter__(self) -> Measurement:
         return self
@@ -126,11 +159,18 @@ class Measurement:
         """One run; a negative `index` is a warm-up. False if it was spoiled: the others could not mend it."""
         record, spoiled = self._runs.run(index)
         self._note_first(record)
-        self._rows.run(record)
+        self._rows.run(record, spoiled)
         self.validity = Validity(spoiled)
         if record.phase is Phase.MEASURED or spoiled:
             self.records.append(record)
+        if record.phase is Phase.MEASURED and not spoiled:
+            self._stand.done += 1
         return not spoiled
+
+    def finish(self) -> None:
+        """No more runs are wanted."""
+        self._stand.is_complete = bool(self.validity)
+        self._rows.end(complete=self._stand.is_complete)
 
     def _note_first(self, record: RunRecord) -> None:
         """How long it was from ready to the first request of the first run, with all that preparing it took."""
@@ -142,6 +182,8 @@ class Measurement:
 
     def result(self) -> PerfResult:
         """What was measured so far."""
+        earlier = self._setting.earlier
+        resumed = () if earlier is None else earlier.told(self.records)
         return PerfResult(
             list(self.records),
             provenance=self.provenance,
@@ -150,265 +192,12 @@ class Measurement:
             doubts=(
                 *_doubts(self.engine, self._request, self.records),
                 *self._watch.doubts,
+                *resumed_doubts(resumed, len(self.records)),
                 *filter(None, [self._rows.problem]),
             ),
             looks=self._request.budget.looks,
+            resumed=resumed,
         )
-
-
-class _Runs:
-    """The passes of one workload over one engine."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        request: Request,
-        setting: Setting,
-        rows: RecordFile,
-        extent: Extent,
-        watch: Watch,
-    ) -> None:
-        self._engine = engine
-        self._extent = extent
-        self._request = request
-        self._setting = setting
-        self._rows = rows
-        self._watch = watch
-        names = [name for name in (setting.arm, request.name) if name is not None]
-        self._label = ": ".join([*names, "run"])
-        # A server that is not ours may still hold what an earlier session sent it.
-        self._salt = "" if engine.is_ours else secrets.token_hex(8)
-
-    def run(self, index: int) -> tuple[RunRecord, tuple[str, ...]]:
-        """One pass; a negative `index` is a warm-up. Returns it and what spoils it."""
-        phase = Phase.WARMUP if index < 0 else Phase.MEASURED
-        number = index + self._request.warmup_runs + 1
-        total = self._request.runs + self._request.warmup_runs
-        most = "at most " if len(self._request.budget.looks) > 1 else ""
-        title = f"{self._label} {number} of {most}{total}{' (warm-up)' if index < 0 else ''}"
-        self._setting.progress(title, "", (number - 1) / total)
-        workload = self._request.workload.within(self._namespace(f"run {index}"))
-        prepared = self._prepare(index, workload)
-        unprepared = tuple(_failures(prepared, "could not be prepared"))
-        if unprepared:
-            self._look_after_engine()
-            now_ns = self._setting.clock.now_ns()
-            return RunRecord(index=index, phase=phase, start_ns=now_ns, end_ns=now_ns, requests=()), unprepared
-        self._engine.request_timings()  # those of what came before are nobody's
-        before = self._engine.cache_counters()
-        told = _Told(self._setting, title, self._extent, before=number - 1, runs=total)
-        with self._watch.beside(index):
-            requests, driven = self._drive(index, phase, workload, self._request.load, told)
-        cache = self._engine.cache_counters().since(before)
-        spoiled = (
-            *driven.problems,
-            *_failures(requests, "failed"),
-            *_shed(driven),
-            *self._wrong_cache(requests, workload),
-            *self._wrong_lengths(requests),
-            *self._no_offload(cache),
-        )
-        if any(not request.ok for request in requests):
-            self._look_after_engine()
-        timings = self._engine.request_timings()
-        record = driven.run(requests, index=index, phase=phase, cache=cache, timings=timings)
-        record = replace(record, telemetry=self._watch.summary(span(record)))
-        spoiled += tuple(self._watch.spoiled(record.telemetry, cache, is_ours=self._engine.is_ours))
-        if requests and not record.counted:
-            spoiled += (
-                f"no request was meant to be sent within the window that counts ({self._request.load.describe()})",
-            )
-        return record, spoiled
-
-    def _look_after_engine(self) -> None:
-        """Raise if it was the engine's end that made requests fail."""
-        for _ in range(int(_DYING_S / _DYING_POLL_S)):
-            self._engine.check()
-            self._setting.clock.sleep(_DYING_POLL_S)
-        self._engine.check()
-
-    def _namespace(self, part: str) -> str:
-        name = self._request.name or ""
-        return "\0".join((self._salt, self._setting.test, name, part))
-
-    def _prepare(self, index: int, sessions: Iterable[Session]) -> tuple[RequestRecord, ...]:
-        """Bring the cache into the declared state; returns the requests that took."""
-        cache = self._request.cache
-        if cache == "as_is":
-            return ()
-        self._engine.reset_cache()  # where it cannot, the prompts are disjoint all the same
-        if cache == "cold":
-            return ()
-        contexts = [session.context for session in sessions]
-        prompts = list(dict.fromkeys(tuple(context) for context in contexts if context))
-        prepared = self._send_ahead(index, prompts)
-        if cache == "evicted":
-            prepared += self._send_ahead(index, self._flood(index))
-        return prepared
-
-    def _flood(self, index: int) -> list[tuple[int, ...]]:
-        """Unrelated prompts that fill the device's whole KV cache once over."""
-        capacity, longest = self._engine.kv_capacity_tokens, self._engine.max_model_len
-        if not capacity or longest is None or longest < 2:
-            msg = (
-                f"cache='evicted' needs the KV capacity and the context length, which {self._engine.url} does not tell"
-            )
-            raise EngineAnswerError(msg)
-        length = min(longest - 1, capacity)
-        if length > _BLOCKS:  # the rest of a block is not kept, so it displaces nothing
-            length -= length % _BLOCKS
-        source = TokenSource(0, self._namespace(f"flood {index}"), self._request.workload.token_ids)
-        return [tuple(source.draw(str(n), length).tolist()) for n in range(-(-capacity // length) + 1)]
-
-    def _send_ahead(self, index: int, prompts: Sequence[tuple[int, ...]]) -> tuple[RequestRecord, ...]:
-        """Send prompts one after another, unmeasured, one token of answer each."""
-        nothing = np.empty(0, np.int32)
-        turns = [Turn(prefix=np.array(ids, np.int32), new_ids=nothing, output_tokens=1) for ids in prompts]
-        sessions = [Session(turns=(turn,)) for turn in turns]
-        return self._drive(index, Phase.PREPARE, sessions, round_robin(), None)[0]
-
-    def _drive(
-        self, index: int, phase: Phase, sessions: Iterable[Session], load: Load, told: _Told | None
-    ) -> tuple[tuple[RequestRecord, ...], Driven]:
-        """Have the sessions driven; `told` says how far that has come."""
-        setting = self._setting
-        requests: list[RequestRecord] = []
-
-        unanswered: list[RequestRecord] = []
-
-        def record(request: RequestRecord) -> None:
-            requests.append(self._rows.request(request))
-            if request.failure is not None and request.failure.kind == "timeout":
-                unanswered.append(request)
-            if told is not None:
-                told.ended(request)
-
-        team = LocalTeam(setting.clock) if phase is Phase.PREPARE else setting.team
-        job = Job(connector=self._engine.connector(), sessions=sessions, load=load, run=index, phase=phase)
-
-        def check() -> None:
-            """An engine that hangs would else keep every request for as long as one may stay silent."""
-            self._engine.check()
-            if unanswered:
-                unanswered.clear()
-                self._engine.check_answers()
-
-        driven = team.run(job, record, check)
-        requests.sort(key=lambda request: (request.end_ns, request.session, request.turn))
-        return tuple(requests), driven
-
-    def _wrong_cache(self, requests: Sequence[RequestRecord], sessions: Iterable[Session]) -> Iterator[str]:
-        """A first turn that was served from a cache that should not have held it."""
-        if not _is_verified(self._engine, self._request):
-            return
-        # What stands around every prompt, a chat template say, is the same for all.
-        shared = [session.shared_tokens + self._engine.prompt_overhead for session in sessions]
-        first = [request for request in requests if request.turn == 0 and request.cached_tokens is not None]
-        warm = [r for r in first if (r.cached_tokens or 0) > shared[r.session]]
-        if warm:
-            tokens = sum(request.cached_tokens or 0 for request in warm)
-            yield (
-                f"the cache was declared {self._request.cache}, but the engine took {tokens} tokens of "
-                f"{len(warm)} first turns from it"
-            )
-
-    def _wrong_lengths(self, requests: Sequence[RequestRecord]) -> Iterator[str]:
-        """Prompts, and answers that the model could not end, whose real lengths are not those asked for."""
-        answered = [request for request in requests if request.ok]
-        prompts = [(r.input_tokens, r.prompt_tokens) for r in answered if r.prompt_tokens is not None]
-        yield from _wrong_length("the prompts have", prompts, self._longer_prompts())
-        if self._engine.forces_lengths:
-            answers = [(r.output_tokens_asked, r.output_tokens) for r in answered if r.output_tokens is not None]
-            yield from _wrong_length("the answers have", answers, _FULL_ANSWERS)
-
-    def _longer_prompts(self) -> str:
-        return _IDS_AS_THEY_ARE if self._engine.spec.prompts is None else _KNOWN_LENGTHS
-
-    def _no_offload(self, cache: CacheCounters) -> Iterator[str]:
-        asked = self._engine.spec.kv_offload_gib
-        if asked is not None and cache.offloaded_bytes == 0 and not cache.restored_bytes:
-            yield f"kv_offload_gib={asked:g} was asked for, but the engine moved no KV cache out or back"
-
-
-class _Told:
-    """Says every half second how far a run has come, by the engine's clock."""
-
-    def __init__(self, setting: Setting, title: str, extent: Extent, *, before: int, runs: int) -> None:
-        """`before`: the runs that are over, of `runs`."""
-        self._setting = setting
-        self._title = title
-        self._extent = extent
-        self._before = before
-        self._of = runs
-        self._requests = 0
-        self._tokens: int | None = 0
-        self._began_ns = self._told_ns = setting.clock.now_ns()
-
-    def ended(self, request: RequestRecord) -> None:
-        """One more request has its answer, or has failed."""
-        self._requests += 1
-        if self._tokens is not None and request.ok:
-            self._tokens = None if request.output_tokens is None else self._tokens + request.output_tokens
-        now_ns = self._setting.clock.now_ns()
-        if now_ns - self._told_ns > _TELL_EVERY_NS:
-            self._told_ns = now_ns
-            passed_s = seconds_between(self._began_ns, now_ns)
-            share = self._extent.share(self._requests, passed_s)
-            self._setting.progress(f"{self._title}: {self._counts(passed_s)}", "", (self._before + share) / self._of)
-
-    def _counts(self, passed_s: float) -> str:
-        requests = f"{self._requests:,} of {units.count(self._extent.requests, 'request')}"
-        if self._tokens is None:  # the server does not say
-            return requests
-        return f"{requests}, {units.quantity(self._tokens / passed_s, units.TOKENS_PER_SECOND)}"
-
-
-_IDS_AS_THEY_ARE = (
-    "the server changes token ids that it is sent; see that it neither cuts prompts nor adds to them, and that the "
-    "workload's token_ids are in its vocabulary"
-)
-_KNOWN_LENGTHS = (
-    "texts of known lengths could not be made; send token ids (prompts='ids') if the server takes them, or name the "
-    "model's own tokenizer.json (tokenizer=...)"
-)
-_FULL_ANSWERS = (
-    "the server was told to pass over the model's own end (ignore_eos); see what else ends its answers, such as a "
-    "limit of its own, or ask for fewer tokens"
-)
-
-
-def _wrong_length(what: str, lengths: Sequence[tuple[int, int]], advice: str) -> Iterator[str]:
-    """`lengths`: of each request, asked for and real."""
-    asked, real = (sum(pair[index] for pair in lengths) for index in (0, 1))
-    off = sum(abs(one - other) for one, other in lengths)
-    if off > WRONG_LENGTH_SHARE * asked:
-        yield (
-            f"{what} {real:,} tokens as the server counts them and {asked:,} were asked for, off by "
-            f"{units.share(off / asked)} where {units.share(WRONG_LENGTH_SHARE)} is allowed: {advice}"
-        )
-
-
-def _shed(driven: Driven) -> Iterator[str]:
-    if driven.shed:
-        yield (
-            f"{units.count(driven.shed, 'turn')} of the load could not be sent within max_in_flight and "
-            "were dropped; offer less, or allow more"
-        )
-
-
-def _failures(requests: Sequence[RequestRecord], what: str) -> Iterator[str]:
-    """One sentence on the requests that have no answer, with an example of each kind."""
-    failed = [request.failure for request in requests if request.failure is not None]
-    if not failed:
-        return
-    yield f"{len(failed)} of {len(requests)} requests {what}: {_by_kind(failed)}"
-
-
-def _by_kind(events: Sequence[Failure | Remark]) -> str:
-    """How many of each kind, with an example."""
-    examples = {event.kind: event.detail for event in reversed(events)}
-    counts = Counter(event.kind for event in events)
-    return "; ".join(f"{count} {kind} ({examples[kind]})" for kind, count in counts.most_common())
 
 
 def _check_fit(engine: Engine, request: Request) -> int:
@@ -450,7 +239,7 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
     restored = [record.cache.restored_bytes for record in records]
     if request.cache == "evicted" and engine.spec.kv_offload_gib is not None and restored and not any(restored):
         doubts.append("nothing came back from an outer tier: what was evicted is gone from there, too, and is computed")
-    elif request.cache == "evicted" and not (_is_verified(engine, request) or _left_the_device(records)):
+    elif request.cache == "evicted" and not (is_verified(engine, request) or _left_the_device(records)):
         doubts.append("with KV offload an evicted context may come back from an outer tier, so eviction is unverified")
     elif request.cache in ("cold", "evicted") and all(r.cached_tokens is None for r in requests):
         doubts.append(f"the engine does not say per request what it cached: that it was {request.cache} is unverified")
@@ -466,7 +255,7 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
         doubts.append("the engine does not say what it offloaded, so that it did is unverified")
     remarks = [remark for r in requests for remark in r.remarks]
     if remarks:
-        doubts.append(f"odd answers among {len(requests)}: {_by_kind(remarks)}")
+        doubts.append(f"odd answers among {len(requests)}: {by_kind(remarks)}")
     told = (problem for record in records if record.telemetry is not None for problem in record.telemetry.problems)
     return (*doubts, *_client_doubts(records), *dict.fromkeys(told))
 
@@ -483,14 +272,26 @@ def _client_doubts(records: Sequence[RunRecord]) -> Iterator[str]:
         yield f"the wall clock was set {steps} times; what arrived in those moments is stamped by when it was read"
 
 
-def _is_verified(engine: Engine, request: Request) -> bool:
-    """Whether a first turn that is served from a cache belies the declared cache state."""
-    return request.cache == "cold" or (request.cache == "evicted" and engine.spec.kv_offload_gib is None)
-
-
 def _left_the_device(records: Sequence[RunRecord]) -> bool:
     """Whether the engine counted that no token of any prompt was found on the device."""
     return all((record.cache.tokens_by_tier or {}).get("gpu") == 0 for record in records)
+
+
+def _terms(engine: Engine, request: Request, setting: Setting) -> dict[str, Any]:
+    """What has to be the same for a run of another session to count for a measurement; known before a start."""
+    return {
+        "pytest_llmperf": __version__,
+        "hardware_key": setting.hardware_key,
+        "workload": request.workload.name,
+        "workload_digest": request.workload.digest,
+        "load": request.load.describe(),
+        "cache": request.cache,
+        "runs": asdict(request.budget),
+        "warmup_runs": request.warmup_runs,
+        "engine": engine.spec.words(),
+        "build": build_of(engine.spec),
+        "options": dict(setting.conditions),
+    }
 
 
 def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenance:
@@ -527,3 +328,6 @@ def _file_stem(measurement: str, arm: str | None) -> str:
     name = measurement if arm is None else f"{measurement} {arm}"
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("_")
     return f"{plain[-140:]}-{zlib.crc32(name.encode()):08x}"
+
+
+__all__ = ["Measurement", "Setting", "kept_of", "measure"]

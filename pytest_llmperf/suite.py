@@ -25,15 +25,17 @@ from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import BaselineError, ConfigurationError, LLMPerfError
 from pytest_llmperf.gate import Criterion, Gate, confirmed
 from pytest_llmperf.hardware.detect import Hardware, remote
+from pytest_llmperf.journal import Journal
 from pytest_llmperf.judged import Judged, RatioResult, Validity
 from pytest_llmperf.marks import resolved_spec, simulated_hardware
 from pytest_llmperf.metrics import METRICS, gated_by_default
 from pytest_llmperf.options import Budget, GateMode, Options
+from pytest_llmperf.ratio import ratio
 from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult
+from pytest_llmperf.resume import RECORDS, Earlier
 from pytest_llmperf.selfcheck import excesses, tolerated
 from pytest_llmperf.session import Setting, measure
-from pytest_llmperf.stats import Statistic
 from pytest_llmperf.telemetry import Beforehand, Plan, planned
 from pytest_llmperf.verdicts import Judgement, Verdict
 
@@ -86,8 +88,11 @@ class Suite:
         progress: Progress,
         recording: bool,
         problems: Sequence[str],
+        earlier: Earlier | None = None,
     ) -> None:
         """`recording`: False where benchmarks are disabled; then nothing is stored or judged.
+
+        `earlier`: a session that was cut short and is gone on from.
 
         Raises `ConfigurationError` listing `problems`, mistakes found in the tests' marks, and
         every baseline that cannot be used.
@@ -96,6 +101,8 @@ class Suite:
         self.hardware = hardware
         self.recording = recording
         self.output = output
+        self.earlier = earlier
+        self.journal = Journal(output, None if earlier is None else earlier.accounts[0].name)
         self.measured: list[Measured] = []
         self.failed: set[str] = set()
         """Tests whose own assertions failed: nothing of theirs becomes a baseline."""
@@ -204,6 +211,8 @@ class Suite:
     def measure(self, nodeid: str, engine: Engine, request: Request) -> PerfResult:
         """Measure, record, and judge as far as it can be judged now."""
         self._check_unused(nodeid, request.name)
+        if self.recording:
+            self.journal.open()
         in_turn = self._second.is_given and self.options.confirm is None and self.gate is not None
         hardware = self.hardware_of(engine.spec)
         self.hardware_by_key[hardware.key] = hardware
@@ -234,11 +243,7 @@ class Suite:
 
     def ratio(self, nodeid: str, name: str, over: float, under: float, *, higher_is_better: bool) -> RatioResult:
         """One figure over another of what the test has measured, recorded and judged like a metric."""
-        parts = self._seen.get(nodeid, [])
-        ratios = _ratios(name, over, under, parts)
-        result = RatioResult(name, ratios, higher_is_better=higher_is_better, parts=parts)
-        if not (isinstance(over, Statistic) and isinstance(under, Statistic)):
-            result.doubts = (_PLAIN_NUMBER,)
+        result = ratio(name, over, under, self._seen.get(nodeid, []), higher_is_better=higher_is_better)
         self._check_unused(nodeid, result.provenance.name)
         asked = self._tests[nodeid].criteria if nodeid in self._tests else ()
         criteria = tuple(one for one in asked if one.metric == result.name) or (Criterion(result.name),)
@@ -278,14 +283,19 @@ class Suite:
         """Measurements that are flagged: they are measured again before they can fail their test."""
         return {one.result.provenance.measurement for one in self._flagged}
 
-    def confirm(self) -> None:
+    def confirm(self, *, is_wanted: bool = True) -> None:
         """Measure what the stored nights flagged against the base build, and settle those judgements.
 
-        An engine that fails leaves its measurement unconfirmed, and says so.
+        An engine that fails leaves its measurement unconfirmed, and says so; so does a session that is not to measure
+        any more (`is_wanted`).
         """
         flagged, self._flagged = self._flagged, []
         self.settled = [one.result for one in flagged]
         if self.gate is None or not flagged or self.options.confirm is None:
+            return
+        if not is_wanted:
+            names = [result.provenance.measurement for result in self.settled]
+            self.unconfirmed += [f"not confirmed: {name}: the session was interrupted" for name in names]
             return
         criteria = {
             one.result.provenance.measurement: self.gate.flagged(one.result.provenance.measurement) for one in flagged
@@ -335,11 +345,14 @@ class Suite:
             test=nodeid,
             hardware_key=self.hardware_of(engine.spec).key,
             clock=engine.clock,
-            record_dir=self.output / "records",
+            record_dir=self.output / RECORDS,
             progress=self._progress,
             team=LocalTeam(engine.clock) if engine.is_simulated else self._team,
             telemetry=self._telemetry(engine.spec),
             tolerated=self.options.tolerated,
+            conditions=self.options.conditions,
+            earlier=self.earlier,
+            journal=self.journal,
         )
 
     def _telemetry(self, spec: EngineSpec) -> Plan | None:
@@ -453,30 +466,8 @@ class _Flagged:
     request: Request
 
 
-_PLAIN_NUMBER = "made of a plain number, so of one value: give statistics as they are, whose runs are known"
 _ANY_TEST = ""
 """Whose engines of a factory are: their tests are not known when they are made."""
-
-
-def _ratios(name: str, over: float, under: float, parts: Sequence[Judged]) -> list[float]:
-    """The ratio of each run. Raises `ConfigurationError` listing every mistake."""
-    problems = [
-        f"llm_perf.ratio: expected a positive figure such as result.ttft.p50, got {given!r}"
-        for given in (over, under)
-        if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < float("inf")
-    ]
-    if not (isinstance(name, str) and name.strip() and name.isprintable() and "::" not in name):
-        problems.append(f"llm_perf.ratio: expected a name without '::', got {name!r}")
-    if not parts:
-        problems.append("llm_perf.ratio: nothing was measured in this test yet; call llm_perf(...) first")
-    if problems:
-        raise ConfigurationError(*problems)
-    pairs = zip(_each(over), _each(under), strict=False)  # a measurement of more runs than the other has some to spare
-    return [one / other for one, other in pairs if one > 0 and other > 0]
-
-
-def _each(figure: float) -> Sequence[float]:
-    return figure.runs if isinstance(figure, Statistic) else (float(figure),)
 
 
 def _check_client(result: PerfResult, criteria: Sequence[Criterion]) -> None:

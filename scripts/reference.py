@@ -24,7 +24,7 @@ import pytest_llmperf
 from pytest_llmperf import plugin
 from pytest_llmperf.cli import SUBCOMMANDS, exit_codes
 from pytest_llmperf.engines import ENGINES, base, words_of
-from pytest_llmperf.lifecycle import LLMPerf
+from pytest_llmperf.fixture import LLMPerf
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS, gated_by_default
 from pytest_llmperf.options import API_KEY_VARIABLE, OPTIONS, Option
 from pytest_llmperf.verdicts import Verdict

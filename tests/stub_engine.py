@@ -2,8 +2,9 @@
 
 `installed` puts them where a Python finds them, so that the code that starts the real ones starts these. Prompts are
 cached in blocks of 16 tokens until they are flushed; an answer takes no time, unless it is a long one. The environment
-variable STUB_FAULT makes a start fail as real ones do; STUB_HANGS is how many it answers
-before it stands still.
+variable STUB_FAULT makes a start fail as real ones do; STUB_HANGS is how many prompts it takes before it stands still
+for ever; STUB_HANG names a moment, such as `answer:3` or `reset:2`, at which the server makes a file `hanging` in its
+folder, and does nothing until there is a file `go`.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def fault() -> None:
             raise MemoryError("CUDA out of memory. Tried to allocate 140.00 GiB")
         case "hang":
             _tell()
+            hang("start", 1)
             time.sleep(60)
         case "tell":
             _tell()
@@ -99,6 +101,14 @@ def _tell() -> None:
     for name in os.environ.get("STUB_TELLS", "").split():
         sys.stderr.write(f"{name}={os.environ.get(name)}\n")
     sys.stderr.flush()
+
+
+def hang(what: str, number: int) -> None:
+    """Do nothing for as long as the environment says, if this is the moment."""
+    if os.environ.get("STUB_HANG") == f"{what}:{number}":
+        Path("hanging").touch()
+        while not Path("go").exists():
+            time.sleep(0.02)
 
 
 def route() -> None:
@@ -126,6 +136,8 @@ class Stub:
     ids_word = ("return_token_ids", True)
     reports_cached = True
     metrics: ClassVar[dict] = {}
+    answers = resets = 0
+    """How many there have been."""
     names: tuple[str, ...] = ()
     """By which the model can be asked for; it answers by the first one."""
 
@@ -136,7 +148,7 @@ class Stub:
         self.add_options(parser)
         self.options = parser.parse_args(arguments)
         self.cache: set[tuple] = set()
-        self.prompt = self.cached = self.answers = self.running = 0
+        self.prompt = self.cached = self.running = 0
         self.setup()
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
@@ -159,6 +171,8 @@ class Stub:
         """Refused while answers are under way, as the real ones do."""
         if self.running:
             return False
+        self.resets += 1
+        hang("reset", self.resets)
         self.cache.clear()
         return True
 
@@ -180,6 +194,7 @@ class Stub:
         if self.answers > int(os.environ.get("STUB_ANSWERS", sys.maxsize)):
             sys.stderr.write("the stub has run out of answers\n")
             os._exit(9)
+        hang("answer", self.answers)
         prompt = body["prompt"].split() if isinstance(body["prompt"], str) else body["prompt"]
         hits = self.look_up(prompt)
         usage = {"prompt_tokens": len(prompt), "prompt_tokens_details": None}

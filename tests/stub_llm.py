@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import prometheus_client
-from stub_engine import BLOCK, CAPACITY, LONG, PAUSE_S, Stub, fault
+from stub_engine import BLOCK, CAPACITY, LONG, PAUSE_S, Stub, fault, hang
 
 TOKENIZER = SimpleNamespace(encode=lambda text: text.split())
 _VOCABULARY = 100_000
@@ -96,6 +96,8 @@ class AsyncLLM:
     async def generate(self, prompt, sampling, request_id):
         ids = prompt["prompt"].split() if "prompt" in prompt else prompt["prompt_token_ids"]
         check_vocabulary(ids)
+        self._stub.answers += 1
+        hang("answer", self._stub.answers)
         hits = self._stub.look_up(ids)
         for counter, count in zip(self._counters, (len(ids), hits), strict=True):
             counter.inc(count)

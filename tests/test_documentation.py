@@ -183,6 +183,22 @@ def test_pages_of_the_site_have_a_place_in_it():
     assert sorted(listed) == sorted(page.stem for page in PAGES if page.stem not in ("README", "index"))
 
 
+NAMED_TEST = re.compile(r"`(test_\w+\.py)::(\w+)`")
+FAULTS = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+
+
+def test_each_fault_names_a_test_that_is_there():
+    """The table is what is tried, not what is hoped for."""
+    rows = [line for line in FAULTS.splitlines() if line.startswith("| ") and not line.startswith(("| fault", "| ---"))]
+    assert len(rows) > 10
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    for row in rows:
+        named = NAMED_TEST.findall(row.split("|")[-2])
+        assert named, f"no test: {row}"
+        for file, test in named:
+            assert re.search(rf"^ *def {test}\(", files[file], re.MULTILINE), f"{file}::{test}: {row}"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_site_is_built_without_a_warning(tmp_path):

@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import psutil
 import pytest
+from leftovers import mapped
 from real_vllm import MARKS, START_TIMEOUT_S, WORDS
 
 from pytest_llmperf.record_file import read_requests
@@ -157,3 +160,40 @@ def test_an_interrupted_session_leaves_no_engine(tmp_path):
     (path,) = tmp_path.glob(".llmperf/*/records/*test_long*.jsonl")
     assert {Phase.PREPARE, Phase.MEASURED} == {request.phase for request in read_requests(path)}
     assert [] == survivors(family)
+
+
+@pytest.fixture
+def short_folder():
+    """For temporary files: vLLM's sockets lie there, whose paths have room for 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="t") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.timeout(2 * START_TIMEOUT_S)
+def test_a_session_that_was_killed_is_cleared_up_after_and_gone_on_from(tmp_path, short_folder, monkeypatch):
+    """kill -9 of pytest and of the guard in mid-run: the next session ends vLLM, and counts the complete test."""
+    monkeypatch.setenv("TMPDIR", str(short_folder))
+    (tmp_path / "test_user.py").write_text(TEST + LONG_TEST)
+    process = pytest_process(tmp_path, "--llmperf-runs", "2")
+    wait_for(lambda: started_requests(tmp_path, "test_long") > 4 or process.poll() is not None, START_TIMEOUT_S)
+    assert process.poll() is None, finished(process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    (guard,) = [child for child in family if "guard.py" in " ".join(child.cmdline())]
+    vllm = guard.children(recursive=True)
+    shared = {path for child in vllm for path in mapped(child.pid)}
+
+    guard.kill()
+    process.kill()
+    process.communicate()
+    assert all(child.is_running() for child in vllm)
+    code, output = finished(pytest_process(tmp_path, "--llmperf-runs", "2", "-k", "first", "--llmperf-resume"))
+
+    assert 0 == code, output
+    assert f"cleared up after a session that was killed (pid {process.pid}" in output
+    assert f"ended {len(vllm)} process" in output
+    assert "2 runs, all of them, were measured in the session" in output
+    assert [] == survivors(family)
+    assert [] == [path for path in shared if os.path.exists(path)]
+    assert [] == [
+        path for path in short_folder.rglob("*") if path.name.startswith("llmperf-") or path.suffix == ".json"
+    ]

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from pytest_llmperf import metrics
 from pytest_llmperf.arrivals import Arrival, Arrivals
 from pytest_llmperf.errors import LLMPerfError
-from pytest_llmperf.record_file import SCHEMA_VERSION, RecordFile, read_requests
+from pytest_llmperf.readings import HostSummary, TelemetrySummary
+from pytest_llmperf.record_file import (
+    SCHEMA_VERSION,
+    Extant,
+    RecordFile,
+    read_extant,
+    read_header,
+    read_requests,
+    read_runs,
+)
 from pytest_llmperf.records import (
     CacheCounters,
     ClientStats,
@@ -164,6 +173,74 @@ def test_a_run_is_written_without_repeating_its_requests(path):
     )
     assert "requests" not in row
     assert [request()] == list(read_requests(path))
+
+
+def whole_run(index, **words):
+    """A run with all that one can have, and its requests' numbers."""
+    counted = CacheCounters(queried_tokens=5, hit_tokens=2, tokens_by_tier={"gpu": 2, "recomputed": 3})
+    client = ClientStats(unstamped=1, clock_steps=2, resent=3, cpu_shares=[0.5], clock_offsets_ns={"other": (7, 1)})
+    client.away.add(12_345)
+    given = {
+        "index": index,
+        "phase": Phase.MEASURED,
+        "start_ns": 1,
+        "end_ns": 9,
+        "requests": (request(0, run=index), request(1, run=index)),
+        "window": Window(2, 8),
+        "shed": 4,
+        "cache": replace(counted, replicas=(counted, counted)),
+        "client": client,
+        "timings": (EngineTimings(queue_ns=3),),
+        "telemetry": TelemetrySummary(host=HostSummary(samples=3), rate_hz=10.0),
+    }
+    return RunRecord(**{**given, **words})
+
+
+def write_runs(path, runs, spoiled=()):
+    """A record file with warm-up and these runs; `spoiled`: the numbers of those that are no evidence."""
+    rows = RecordFile(path, {"measurement": "test"})
+    for run in (whole_run(-1, phase=Phase.WARMUP, requests=(request(run=-1, phase=Phase.WARMUP),)), *runs):
+        rows.request(request(run=run.index, phase=Phase.PREPARE))
+        for one in run.requests:
+            rows.request(one)
+        rows.run(run, ["no reason"] if run.index in spoiled else ())
+    return rows
+
+
+def test_runs_survive_the_file_unchanged(path):
+    """The measured ones, each with its own requests, in the order in which they ended."""
+    runs = [whole_run(0), whole_run(1, window=None, telemetry=None, session="20260101-000000-1")]
+    write_runs(path, runs).close()
+
+    assert runs == list(read_runs(path))
+
+
+@pytest.mark.parametrize(("spoiled", "kept"), [((), 3), ((0,), 0), ((1,), 1), ((2,), 2)])
+def test_runs_count_up_to_the_first_that_is_spoiled(path, spoiled, kept):
+    write_runs(path, [whole_run(0), whole_run(1), whole_run(2)], spoiled).close()
+
+    assert Extant(header=read_header(path), runs=kept, is_complete=False) == read_extant(path)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_measurement_says_whether_it_is_complete(path, complete):
+    rows = write_runs(path, [whole_run(0)])
+    rows.end(complete=complete)
+    rows.close()
+
+    assert (1, complete) == (read_extant(path).runs, read_extant(path).is_complete)
+
+
+def test_a_run_that_was_cut_short_does_not_count(path):
+    """Its requests are there, what is known of the whole is not; wherever the file ends."""
+    write_runs(path, [whole_run(0), whole_run(1)]).close()
+    content = path.read_bytes()
+    first = content.index(b'{"run":{"index":1')
+
+    for end in (len(content) - 1, first + 5, first - 5):
+        path.write_bytes(content[:end])
+        assert 1 == read_extant(path).runs
+        assert [whole_run(0)] == list(read_runs(path))
 
 
 class TestSpilling:

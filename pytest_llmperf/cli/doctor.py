@@ -1,6 +1,6 @@
 """`pytest-llmperf doctor`: what this machine is, which marked tests it can run, what to change about it first.
 
-And how much load it can measure.
+And how much load it can measure. What killed sessions have left on it is removed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, TextIO
 
 from pytest_llmperf.cli import exit_codes
+from pytest_llmperf.clock import RealClock
+from pytest_llmperf.engines.orphans import clear_up
 from pytest_llmperf.errors import NvmlError
 from pytest_llmperf.hardware import MARKS, Hardware, Requirement, advise, detect, read_host, uses
 
@@ -35,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: TextIO) -> int:
     """Print the findings; the exit code is 0, as there is nothing to fail, or 130 after Ctrl-C."""
+    for sentence in clear_up(RealClock(), _waiting):  # first: what is left may hold a GPU's memory
+        _say(out, "left behind", sentence)
+    _clear()
     hardware = detect()
     for name, value in _facts(hardware):
         _say(out, name, value)
@@ -129,6 +134,13 @@ def _say(out: TextIO, name: str, value: str) -> None:
 def _progress(streams: int) -> None:
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[Kmeasuring {streams} streams")
+        sys.stderr.flush()
+
+
+def _waiting(step: str, detail: str = "", done: float | None = None) -> None:
+    del done
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{step} ({detail})"[:_COLUMNS])
         sys.stderr.flush()
 
 

@@ -22,7 +22,8 @@ ENGINES: dict[str, str] = {
 
 The module's `WORDS` are the specification's words that it accepts, its `REQUIRED` those that it
 cannot do without, each with the way to give it; its `make(spec, surroundings)` makes the engine. A
-`check(spec)`, where it has one, raises `ConfigurationError` for what can be known to fail before a start.
+`check(spec)`, where it has one, raises `ConfigurationError` for what can be known to fail before a start;
+a `build(spec)` says which version would be started.
 """
 
 
@@ -60,6 +61,12 @@ def make_engine(spec: EngineSpec, surroundings: Surroundings) -> Engine:
     return cast("Engine", _module(spec.kind).make(spec, surroundings))
 
 
+def build_of(spec: EngineSpec) -> dict[str, str]:
+    """What would be started for a specification, as far as it is known before: version, commit, the model's digest."""
+    module = _module(spec.kind)
+    return module.build(spec) if hasattr(module, "build") else {}
+
+
 def _module(kind: str) -> ModuleType:
     check_kind(kind)
     return importlib.import_module(ENGINES[kind])
@@ -70,6 +77,7 @@ __all__ = [
     "Engine",
     "EngineSpec",
     "Surroundings",
+    "build_of",
     "check_kind",
     "make_engine",
     "make_spec",

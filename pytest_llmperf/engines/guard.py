@@ -1,15 +1,15 @@
 """Keeps a server's processes from outliving their owner. Run as a script, never imported.
 
-    python guard.py GRACE_SECONDS SCRATCH COMMAND...
+    python guard.py GRACE_SECONDS [FOLDER...] -- COMMAND...
 
 The owner holds the write end of this process's standard input. When that closes, because the owner
 stopped the server or because it died in whatever way, SIGKILL included, the server's process group
 gets SIGTERM, and SIGKILL after GRACE_SECONDS. When the server ends by itself, what is left of its
 group gets the same and a shorter time: Python's resource tracker removes shared memory after the
-others have gone. SCRATCH, if not empty, is a folder that is removed in the end. Standard output
-carries two lines back: `pid N` and, as soon as it is known, `exit CODE`, where CODE is as in
-`subprocess` (negative: a signal). Everything the server prints goes to this process's standard
-error, which the owner points at the log file.
+others have gone. Each FOLDER is removed in the end. Standard output carries two lines back: `pid N`
+and, as soon as it is known, `exit CODE`, where CODE is as in `subprocess` (negative: a signal).
+Everything the server prints goes to this process's standard error, which the owner points at the
+log file.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 def main() -> int:
     """Guard one server; see the module."""
-    grace_s, scratch, command = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    end = sys.argv.index("--")
+    grace_s, folders, command = float(sys.argv[1]), sys.argv[2:end], sys.argv[end + 1 :]
     # Handlers, not SIG_IGN: an ignored signal would stay ignored in the server.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
@@ -41,12 +42,12 @@ def main() -> int:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
     except OSError as error:
         sys.stderr.write(f"cannot run {command[0]}: {error}\n")
-        remove(scratch)
+        remove(folders)
         tell("exit 127")
         return 0
     tell(f"pid {server.pid}")
     Guard(server.pid, child_ended, grace_s).run()
-    remove(scratch)
+    remove(folders)
     os._exit(0)  # nothing to clean up, and Popen would wait for a child that is reaped already
 
 
@@ -60,10 +61,10 @@ def become_subreaper() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def remove(scratch: str) -> None:
-    """Remove a folder, if one was named."""
-    if scratch:
-        shutil.rmtree(scratch, ignore_errors=True)
+def remove(folders: list[str]) -> None:
+    """Remove folders with all that is in them."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def tell(line: str) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +121,10 @@ class ProcessHost:
             port=place.port or free_port(),
             log=log,
         )
+        self._outer_tier = self._recipe.outer_tier(launch)
+        outer = () if self._outer_tier is None else self._outer_tier.folders
+        scratch = _scratch_folder() if self._recipe.litters else None
         try:
-            scratch = Path(tempfile.mkdtemp(prefix="llmperf-")) if self._recipe.litters else None
-            self._outer_tier = self._recipe.outer_tier(launch)
             command = self._recipe.command(launch)
         except OSError as error:
             folder = Path(error.filename or os.environ.get("TMPDIR", "/tmp"))
@@ -136,7 +139,7 @@ class ProcessHost:
             },
             log=log,
             clock=self._surroundings.clock,
-            scratch=scratch,
+            folders=outer if scratch is None else (scratch, *outer),
         )
         return Address.parse(f"http://127.0.0.1:{launch.port}")
 
@@ -213,8 +216,8 @@ class ProcessHost:
 
     def _check_installed(self) -> dict[str, str]:
         """What is installed. Says that the engine is missing, or too old, before a process is started for it."""
-        recipe, here = self._recipe, self._python == sys.executable
-        found = installed.about(recipe.package) if here else self._look_up(recipe.package)
+        recipe = self._recipe
+        found = _installed(recipe.kind, recipe.package, self._python)
         if found is None:
             raise ConfigurationError(
                 f"{recipe.package} is not installed for {self._python}; install it there ({recipe.install}), or name "
@@ -233,19 +236,43 @@ class ProcessHost:
             raise ConfigurationError(f"{recipe.kind}: {lack}")
         return found
 
-    def _look_up(self, package: str) -> dict[str, str] | None:
-        """What another Python has; None if it has it not, or cannot tell."""
-        command = [self._python, installed.__file__, package]
-        try:
-            found = subprocess.run(command, timeout=_FIND_TIMEOUT_S, check=False, stdout=subprocess.PIPE)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            msg = f"{self._recipe.kind}: executable={self._python!r} cannot be run: {error}"
-            raise ConfigurationError(msg) from None
-        try:
-            told = json.loads(found.stdout) if found.returncode == 0 else None
-        except ValueError:
-            return None
-        return told if isinstance(told, dict) else None
+
+def build_of(recipe: Recipe, spec: EngineSpec) -> dict[str, str]:
+    """What a start would start, as far as it is known: version, commit, a digest of the model's files."""
+    found = _build(recipe.kind, recipe.package, spec.executable or sys.executable)
+    folder = model_files.folder_of(str(spec.model), dict(spec.env))
+    return {**found, **({} if folder is None else {"model_digest": model_files.digest(folder)})}
+
+
+@cache
+def _build(kind: str, package: str, python: str) -> dict[str, str]:
+    """Asked once: a session does not change what it measures."""
+    try:
+        return _installed(kind, package, python) or {}
+    except ConfigurationError:
+        return {}
+
+
+def _installed(kind: str, package: str, python: str) -> dict[str, str] | None:
+    """What a Python has of a package; None if it has it not, or cannot tell."""
+    if python == sys.executable:
+        return installed.about(package)
+    command = [python, installed.__file__, package]
+    try:
+        found = subprocess.run(command, timeout=_FIND_TIMEOUT_S, check=False, stdout=subprocess.PIPE)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        msg = f"{kind}: executable={python!r} cannot be run: {error}"
+        raise ConfigurationError(msg) from None
+    try:
+        told = json.loads(found.stdout) if found.returncode == 0 else None
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _scratch_folder() -> Path:
+    """A new name for a server's own temporary files: a short one, as a socket's path has room for 107 characters."""
+    return Path(tempfile.gettempdir(), f"llmperf-{secrets.token_hex(6)}")
 
 
 def _check_port(port: int) -> None:

@@ -18,6 +18,11 @@ _UNPLACED = "external"
 class OuterTier(Protocol):
     """A tier outside the device of one server of ours."""
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where it keeps files, if anywhere: gone when the server is."""
+        ...
+
     def empty(self) -> None:
         """Forget what is in it, where the server's own way of emptying does not reach. Nothing may be running."""
         ...
@@ -36,6 +41,7 @@ class NamedTier:
     """A tier that the engine fills, empties and counts itself; only where it is, it does not say."""
 
     name: str
+    folders: tuple[Path, ...] = ()
 
     def empty(self) -> None:
         """The server's reset reaches it."""
@@ -58,6 +64,7 @@ class DiskTier:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.folders = (folder,)
         self._emptied_bytes = 0
         self._token_bytes = 0
 

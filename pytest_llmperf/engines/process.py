@@ -20,6 +20,7 @@ from typing import IO, Protocol
 
 from pytest_llmperf.atomic import why
 from pytest_llmperf.clock import Clock, seconds_between
+from pytest_llmperf.engines.lease import TOKEN_VARIABLE, Holding
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
 from pytest_llmperf.files import create
 from pytest_llmperf.secret import SecretDict, concealed, secrets_of, shown
@@ -78,11 +79,11 @@ class ServerProcess:
     """
 
     def __init__(
-        self, command: Sequence[str], *, env: Mapping[str, str], log: Path, clock: Clock, scratch: Path | None = None
+        self, command: Sequence[str], *, env: Mapping[str, str], log: Path, clock: Clock, folders: Sequence[Path] = ()
     ) -> None:
         """Start `command` with `env` added to the environment. `log` gets all its output.
 
-        `scratch`: a folder that is gone, with what is in it, when the server is.
+        `folders`: made for the server, and gone, with what is in them, when it is.
         """
         self.command = tuple(command)
         self.log = log
@@ -90,16 +91,19 @@ class ServerProcess:
         self._started_ns = clock.now_ns()
         self._added_env = SecretDict(env)
         self._secrets = secrets_of(env)
-        self._scratch = scratch
+        self._folders = tuple(folders)
         self._returncode: int | None = None
         self._unlogged: str | None = None
+        self._holding = Holding(f"log {log}", self._folders)  # on file before there is anything
+        self._make_folders()
+        faulting = {"PYTHONFAULTHANDLER": "1"}  # so that SIGABRT writes its stacks
         with self._opened_log() as stream:
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), str(scratch or ""), *command],
+                [sys.executable, "-I", "-S", str(_GUARD), str(GRACE_S), *map(str, self._folders), "--", *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env=SecretDict({**os.environ, "PYTHONFAULTHANDLER": "1", **env}),  # so that SIGABRT writes its stacks
+                env=SecretDict({**os.environ, **faulting, **env, TOKEN_VARIABLE: self._holding.token}),
                 start_new_session=True,
             )
         self.pid: int | None = None
@@ -110,6 +114,15 @@ class ServerProcess:
         self.pid = number if word == "pid" else None
         if word == "exit":
             self._returncode = number
+        self._holding.started(self._guard.pid, self.pid)
+
+    def _make_folders(self) -> None:
+        for folder in self._folders:
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                self._holding.release()
+                raise EngineStartError(f"the server was not started: {why(error, folder)}") from None
 
     def _opened_log(self) -> IO[bytes]:
         """The log, begun; a disk that does not take it costs the log and not the night."""
@@ -155,6 +168,7 @@ class ServerProcess:
                 raise EngineStartError(msg)
             progress("waiting for the server", f"{waited_s:.0f} s, log: {self.log}")
             self._clock.sleep(_POLL_S)
+        self._note_shared()
 
     def check(self) -> None:
         """Raise `EngineDiedError`, with the log's last lines, if the server is not running."""
@@ -179,6 +193,7 @@ class ServerProcess:
 
     def stop(self) -> int:
         """End the server and all its processes; returns its exit code. Harmless when repeated."""
+        self._note_shared()
         if self._guard.stdin is not None and not self._guard.stdin.closed:
             self._guard.stdin.close()
         try:
@@ -190,8 +205,9 @@ class ServerProcess:
         if self._guard.returncode != 0 and self.pid is not None:  # killed, so the group is ours to end
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        if self._scratch is not None:  # the guard does so, too, if it gets to it
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        for folder in self._folders:  # the guard does so, too, if it gets to it
+            shutil.rmtree(folder, ignore_errors=True)
+        self._holding.release()
         self._conceal_log()
         code = self.returncode
         if self._guard.stdout is not None:
@@ -232,6 +248,10 @@ class ServerProcess:
         ):
             for secret in self._secrets:
                 _blank(content, os.fsencode(secret))
+
+    def _note_shared(self) -> None:
+        if self.pid is not None and self._guard.poll() is None:  # else the number may be another's by now
+            self._holding.note_shared(self.pid)
 
     def _has_output(self, longest_s: float = 0.0) -> bool:
         stdout = self._guard.stdout

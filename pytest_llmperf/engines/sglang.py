@@ -23,6 +23,11 @@ def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
     return host.served_by(RECIPE, spec, surroundings)
 
 
+def build(spec: EngineSpec) -> dict[str, str]:
+    """Which version would be started, and of which model."""
+    return host.build_of(RECIPE, spec)
+
+
 def _command(launch: Launch) -> list[str]:
     return [
         *(launch.python, "-m", "sglang.launch_server"),

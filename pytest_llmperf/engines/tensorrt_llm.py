@@ -43,6 +43,11 @@ def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
     return host.served_by(RECIPE, spec, surroundings)
 
 
+def build(spec: EngineSpec) -> dict[str, str]:
+    """Which version would be started, and of which model."""
+    return host.build_of(RECIPE, spec)
+
+
 def _problems(spec: EngineSpec) -> Iterator[str]:
     if spec.dtype == "fp8":
         yield (

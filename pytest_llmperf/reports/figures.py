@@ -43,6 +43,7 @@ def figures_json(result: PerfResult) -> dict[str, Any]:
             "gpu": None if result.gpu is None else _known(asdict(result.gpu)),
             "telemetry": _telemetry_json(result),
             "runs": [_run_json(run) for run in result.runs],
+            "resumed": [_known(asdict(one)) for one in result.resumed] or None,
             "validity": list(result.validity.reasons),
             "doubts": list(result.doubts),
         }

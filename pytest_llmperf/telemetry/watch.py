@@ -59,6 +59,11 @@ class Watch:
         yield
         self._sampler.end()
 
+    def remember(self, telemetry: TelemetrySummary | None) -> None:
+        """A run of an earlier session that counts for this measurement: its clocks are those to be met again."""
+        if telemetry is not None:
+            self._earlier.append(telemetry)
+
     def summary(self, span: tuple[int, int] | None) -> TelemetrySummary | None:
         """What the last run came to; `span`: the part of it that counts. None where nothing is sampled."""
         if self._sampler is None:

@@ -203,3 +203,12 @@ def test_it_takes_no_longer_than_it_may(capsys):
     assert re.search(r"^ +16 .* (ok|x|\?)$", out, re.MULTILINE)
     assert re.search(r"^client            (truthful up to \d+ streams|measures no load)", out, re.MULTILINE)
     assert all(len(line) <= 81 for line in out.splitlines())
+
+
+def test_what_killed_sessions_have_left_is_said_first(capsys, monkeypatch):
+    """It may hold what the rest is about."""
+    monkeypatch.setattr(doctor, "clear_up", lambda clock, progress: ["cleared up after a session: ended 2 processes"])
+
+    main(["doctor", "--no-calibration"])
+
+    assert capsys.readouterr().out.startswith("left behind       cleared up after a session: ended 2 processes\n")

@@ -51,6 +51,12 @@ def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
     return FleetEngine(spec, replicas, surroundings)
 
 
+def build(spec: EngineSpec) -> dict[str, str]:
+    """Which version of a replica would be started, and of which model."""
+    one = replica_spec(spec)
+    return host.build_of(RECIPES[one.kind], one)
+
+
 def replica_spec(spec: EngineSpec) -> EngineSpec:
     """What each replica is: the fleet's words without those that are about the fleet."""
     return replace(
