@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pytest_llmperf import atomic
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.engines.identity import Identity
 
@@ -45,6 +46,7 @@ class Journal:
     def open(self) -> None:
         """Say that it runs, from the first measurement on. Idempotent. Raises `OSError`."""
         if not self.is_open:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._write(None)
             self.is_open = True
 
@@ -73,10 +75,7 @@ class Journal:
             "resumes": self._resumes,
             "ended": ended,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{FILE}.draft"
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        draft.replace(self.folder / FILE)
+        atomic.write(self.folder / FILE, json.dumps(content))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -60,7 +61,7 @@ class Lifecycle:
             hardware,
             self._plan(items, hardware, problems),
             clock=clock,
-            output=options.output / f"{timestamp():%Y%m%d-%H%M%S}-{os.getpid()}",
+            output=_unused(options.output / f"{timestamp():%Y%m%d-%H%M%S}-{os.getpid()}"),
             progress=self._progress,
             recording=not benchmark.is_disabled(config),
             problems=problems,
@@ -348,6 +349,12 @@ def _elsewhere(spec: EngineSpec, hardware: Hardware) -> Iterator[str]:
             "--llmperf-hardware says what the server behind a URL runs on, but "
             f"{spec.kind} is started on this machine; leave the option out, or give --llmperf-url"
         )
+
+
+def _unused(folder: Path) -> Path:
+    """The folder, or one beside it: a process may have several sessions within a second."""
+    others = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(path for path in chain([folder], others) if not path.exists())
 
 
 def _unwritable(options: Options) -> list[str]:

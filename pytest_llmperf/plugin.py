@@ -152,7 +152,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True, trylast=True, specname="pytest_sessionfinish")
-def files_of_other_plugins(session: pytest.Session) -> Generator[None, object, object]:
+def pytest_files_of_others(session: pytest.Session) -> Generator[None, object, object]:
     """Let no file that another plugin cannot write, such as the JUnit file, keep the verdicts from the terminal."""
     lifecycle = session.config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is None:

@@ -102,7 +102,7 @@ class Earlier:
             found = _kept(stored)
             differs = list(differences(stored.extant.header["terms"], plain(terms)))
         except _UNREADABLE as error:
-            self.anew(measurement, [f"{stored.path} cannot be read: {type(error).__name__}: {error}"])
+            self.anew(measurement, [f"{stored.path} cannot be read: {error}"])
             return None
         if differs:
             self.anew(measurement, differs)
