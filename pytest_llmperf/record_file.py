@@ -127,7 +127,7 @@ def read_windows(path: Path) -> dict[int, Window]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Spilled(Sequence[Arrival]):
     """Arrivals that stand in the file only; the first and the last are at hand."""
 

@@ -189,6 +189,7 @@ class Driver:
         number, at_ns = reply.tag, reply.end_ns - self._start_ns
         state = self._states[number]
         if state.is_last:
+            del self._states[number]  # nothing is sent from it any more; a long run shall not keep its tokens
             self._unread.append((reply, state))
             self._pieces += reply.pieces
             schedule.ended(number, at_ns, more=False)
@@ -196,7 +197,10 @@ class Driver:
         answer = reply.read()
         for record in self._take(answer, state):
             self._record(record)
-        schedule.ended(number, at_ns, more=answer.failure is None and state.turn < len(state.session.turns))
+        more = answer.failure is None and state.turn < len(state.session.turns)
+        if not more:
+            del self._states[number]
+        schedule.ended(number, at_ns, more=more)
 
     def _read_all(self) -> None:
         """Read what is left, also when that is interrupted: it has been measured."""
