@@ -197,6 +197,7 @@ class _Runs:
         cache = self._engine.cache_counters().since(before)
         spoiled = (
             *driven.problems,
+            *driven.unaccounted(requests),
             *_failures(requests, "failed"),
             *_shed(driven),
             *self._wrong_cache(requests, workload),
@@ -460,6 +461,15 @@ def _client_doubts(records: Sequence[RunRecord]) -> Iterator[str]:
         yield (
             f"a client process used {units.share(busiest)} of a processor, so it may be what limits the throughput; "
             "use more workers (--llmperf-workers)"
+        )
+    again, late, connections = (
+        sum(getattr(record.client, name) for record in records)
+        for name in ("retransmitted", "out_of_order", "disturbed_connections")
+    )
+    if connections:
+        yield (
+            f"the network was disturbed: {units.count(again, 'segment')} had to be sent again and {late} came out of "
+            f"order, on {units.count(connections, 'connection')}; what that took is in these latencies"
         )
     steps = sum(record.client.clock_steps for record in records)
     if steps:
