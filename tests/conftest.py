@@ -36,3 +36,9 @@ def no_github(monkeypatch):
 def quick_cpu_info(monkeypatch):
     """pytest-benchmark takes a second to ask the processor who it is."""
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", lambda: {"brand_raw": "test", "hz_actual": [1, 0]})
+
+
+@pytest.fixture(autouse=True)
+def own_locks(monkeypatch, tmp_path_factory):
+    """The runs within these tests wait for nobody's devices, whoever else measures on this machine."""
+    monkeypatch.setenv("LLMPERF_LOCKS", str(tmp_path_factory.mktemp("locks")))

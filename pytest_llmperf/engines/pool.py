@@ -34,6 +34,16 @@ class EnginePool:
         if self._wanted[spec] <= 0 and spec in self._engines:
             self._engines.pop(spec).stop()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no engine that this machine runs may be up."""
+        return not any(engine.is_ours and not engine.is_simulated for engine in self._engines.values())
+
+    def rest(self) -> None:
+        """Stop every engine; its next user starts it again."""
+        for engine in self._engines.values():
+            engine.stop()
+
     def stop_all(self) -> None:
         """Stop whatever still runs."""
         while self._engines:

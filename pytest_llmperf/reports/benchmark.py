@@ -3,7 +3,7 @@
 One benchmark per gated metric of a measurement; its `data` holds one value per run, throughput as
 seconds per token, so that lower is better everywhere. All names of pytest-benchmark that are not
 public are used here and nowhere else: `config._benchmarksession` with its `benchmarks` and
-`disabled`, and `stats.Metadata`, as of 4.0 to 5.3.
+`xdist_benchmark_found`, and `stats.Metadata`, as of 4.0 to 5.3.
 """
 
 from __future__ import annotations
@@ -33,15 +33,27 @@ Row = Any
 """A `pytest_benchmark.stats.Metadata`, which has no types."""
 
 
-def session_of(config: pytest.Config) -> Any:
-    """pytest-benchmark's session object; None with `-p no:benchmark`."""
-    return getattr(config, "_benchmarksession", None)
+def table_of(config: pytest.Config) -> list[Row] | None:
+    """The rows that pytest-benchmark shows and writes; None with `-p no:benchmark`."""
+    session = getattr(config, "_benchmarksession", None)
+    return None if session is None else cast("list[Row]", session.benchmarks)
 
 
 def is_disabled(config: pytest.Config) -> bool:
-    """Whether pytest-benchmark measures nothing: `--benchmark-disable`, or xdist is active."""
-    session = session_of(config)
-    return session is not None and bool(session.disabled)
+    """Whether benchmarks are to measure nothing: `--benchmark-disable`.
+
+    Under xdist pytest-benchmark disables its own, which would disturb each other; ours have their devices to
+    themselves.
+    """
+    disabled = config.getoption("benchmark_disable", default=False)
+    return bool(disabled and not config.getoption("benchmark_enable", default=False))
+
+
+def warn_of_xdist(config: pytest.Config, is_due: bool) -> None:
+    """Whether pytest-benchmark is to say that it measures nothing under xdist: our tests are measured."""
+    session = getattr(config, "_benchmarksession", None)
+    if hasattr(session, "xdist_benchmark_found"):  # 5.3
+        session.xdist_benchmark_found = session.xdist_benchmark_found and is_due
 
 
 _ONCE = "telemetry"
