@@ -34,6 +34,7 @@ PAGES = {
         "history",
         "results",
         "report",
+        "reliability",
     ),
     "The project": ("extending", "design"),
 }

@@ -43,7 +43,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, simulated(Path(folder) / "server.log") as (url, server_pid):
         scheduling = "SCHED_RR" if options.realtime else "SCHED_OTHER"
         os.sched_setscheduler(server_pid, SCHEDULING[scheduling], os.sched_param(int(options.realtime)))
-        measured = soak(url, server_pid, options.minutes, options.sessions_per_second, Path(folder), scheduling)
+        measured = soak(url, server_pid, options, Path(folder), scheduling)
     verdicts = judge(measured)
     measured["verdicts"] = verdicts
     if options.json is not None:
@@ -57,6 +57,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--sessions-per-second", type=float, default=10.0, help=f"of {ROUNDS} requests each")
+    parser.add_argument("--every", type=float, default=EVERY_S, help="seconds between two looks (default: 10)")
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument(
         "--realtime", action="store_true",
@@ -65,9 +66,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def soak(url: str, server_pid: int, minutes: float, rate: float, folder: Path, scheduling: str) -> dict[str, Any]:
-    """Drive so long and return what was seen."""
-    seconds = minutes * 60 / RUNS
+def soak(url: str, server_pid: int, options: argparse.Namespace, folder: Path, scheduling: str) -> dict[str, Any]:
+    """Drive as long as was asked for and return what was seen."""
+    seconds, rate = options.minutes * 60 / RUNS, options.sessions_per_second
     expected = rate * seconds
     workload = multi_round(
         users=round(expected + _SPARE_SIGMAS * expected**0.5),  # more than can become due
@@ -86,7 +87,7 @@ def soak(url: str, server_pid: int, minutes: float, rate: float, folder: Path, s
     theirs.close()
     assert process.pid is not None
     os.sched_setscheduler(process.pid, SCHEDULING[scheduling], os.sched_param(int(scheduling != "SCHED_OTHER")))
-    samples = _samples(process, tally, server_pid, ours)
+    samples = _samples(process, tally, server_pid, ours, options.every)
     told = ours.recv()  # EOFError: the client has died, and said why
     process.join()
     (records,) = folder.glob("*.jsonl")
@@ -103,11 +104,11 @@ def soak(url: str, server_pid: int, minutes: float, rate: float, folder: Path, s
     }
 
 
-def _samples(process: Any, tally: Tally, server_pid: int, told: Connection) -> list[dict[str, Any]]:
+def _samples(process: Any, tally: Tally, server_pid: int, told: Connection, every_s: float) -> list[dict[str, Any]]:
     """What both processes take while there is a run, until the client has told what came of it."""
     samples: list[dict[str, Any]] = []
     began_s = time.monotonic()
-    while not told.poll(EVERY_S):
+    while not told.poll(every_s):
         run = tally.run
         if run <= 0:
             continue

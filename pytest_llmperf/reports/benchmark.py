@@ -52,7 +52,7 @@ def is_disabled(config: pytest.Config) -> bool:
 def warn_of_xdist(config: pytest.Config, is_due: bool) -> None:
     """Whether pytest-benchmark is to say that it measures nothing under xdist: our tests are measured."""
     session = getattr(config, "_benchmarksession", None)
-    if hasattr(session, "xdist_benchmark_found"):  # 5.3
+    if session is not None and hasattr(session, "xdist_benchmark_found"):  # 5.3
         session.xdist_benchmark_found = session.xdist_benchmark_found and is_due
 
 

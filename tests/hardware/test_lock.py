@@ -173,7 +173,7 @@ def test_no_link_is_followed(make, tmp_path):
     precious.write_text("mine")
     (tmp_path / f"pytest-llmperf-{DEVICE}.lock").symlink_to(precious)
 
-    with pytest.raises(ConfigurationError, match="cannot be opened .*--llmperf-locks DIR"):
+    with pytest.raises(ConfigurationError, match=r"cannot be opened .*--llmperf-locks DIR"):
         make().hold([DEVICE])
 
     assert "mine" == precious.read_text()
