@@ -110,10 +110,10 @@ class Merged:
             session.testsfailed += 1  # as above
 
     def describe_machine(self, machine_info: dict[str, Any]) -> None:
-        """Add the hardware to pytest-benchmark's machine information."""
-        for hardware in self._hardware().values():
+        """Add the hardware to pytest-benchmark's machine information; of several the first that was measured on."""
+        hardware = next(iter(self._hardware().values()), None)
+        if hardware is not None:
             benchmark.describe_machine(machine_info, hardware)
-            return
 
     def summarise(self, reporter: pytest.TerminalReporter, width: int) -> None:
         """Print every measurement and what came of all."""

@@ -131,7 +131,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         lifecycle = session.config.stash.get(LIFECYCLE_KEY, None)
         if lifecycle is not None:
             lifecycle.finish(session)
-        merged = session.config.stash.get(MERGED_KEY, None)
+        merged = _merged(session.config)
         if merged is not None:
             merged.finish(session)
 
@@ -151,7 +151,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     lifecycle = config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is not None:
         lifecycle.describe_machine(machine_info)
-    merged = config.stash.get(MERGED_KEY, None)
+    merged = _merged(config)
     if merged is not None:
         merged.describe_machine(machine_info)
 
@@ -162,7 +162,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if lifecycle is not None:
         lifecycle.summarise(terminalreporter)
         return
-    merged = config.stash.get(MERGED_KEY, None)
+    merged = _merged(config)
     if merged is not None:
         merged.summarise(terminalreporter, config.get_terminal_writer().fullwidth)
         return
@@ -212,6 +212,10 @@ def _lifecycle(request: pytest.FixtureRequest) -> Lifecycle:
         msg = f"{request.fixturename} was not among any test's arguments when the session was planned; name it there"
         raise ConfigurationError(msg)
     return lifecycle
+
+
+def _merged(config: pytest.Config) -> Merged | None:
+    return config.stash.get(MERGED_KEY, None)
 
 
 def _fixtures_of(item: pytest.Item) -> list[str]:

@@ -210,7 +210,7 @@ class Suite:
             return
         following = self._tests.get(next_nodeid) if next_nodeid is not None else None
         goes_on = test is not None and following is not None and test.spec == following.spec
-        if self.pool.is_empty or (is_shared and not goes_on) or self._locks.is_wanted():
+        if not self.pool.on_devices or (is_shared and not goes_on) or self._locks.is_wanted():
             self.pool.rest()
             self._locks.let_go()
 

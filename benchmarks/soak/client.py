@@ -169,7 +169,9 @@ def accounts(runs: Sequence[RunRecord]) -> dict[str, Any]:
 
 def _figures(run: RunRecord) -> dict[str, Any]:
     """Each metric of the gate, and by how much the client may have falsified it."""
-    wanted = [METRICS[name] for name in ("ttft_mean", "ttft_p50", "scheduled_ttft_p50", "tpot_p50", "itl_p50", "e2e_p50")]
+    wanted = [
+        METRICS[name] for name in ("ttft_mean", "ttft_p50", "scheduled_ttft_p50", "tpot_p50", "itl_p50", "e2e_p50")
+    ]
     bounds = error_bounds(wanted, run)
     return {
         "requests": len(run.counted),

@@ -35,13 +35,13 @@ class EnginePool:
             self._engines.pop(spec).stop()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no engine that this machine runs may be up."""
-        return not any(engine.is_ours and not engine.is_simulated for engine in self._engines.values())
+    def on_devices(self) -> list[Engine]:
+        """The engines that may be up on this machine's devices."""
+        return [engine for engine in self._engines.values() if engine.is_ours and not engine.is_simulated]
 
     def rest(self) -> None:
-        """Stop every engine; its next user starts it again."""
-        for engine in self._engines.values():
+        """Stop those; the next user of each starts it again."""
+        for engine in self.on_devices:
             engine.stop()
 
     def stop_all(self) -> None:
