@@ -46,14 +46,23 @@ def test_it_is_measured_while_all_workers_are_steady(windows, expected):
 def test_counts_and_problems_add_up():
     """Shed turns, reasons against the run, and the client's own statistics."""
     parts = [
-        driven(shed=2, problems=("lost a worker",), client=ClientStats(resent=1, cpu_shares=[0.5])),
-        driven(shed=3, problems=("lost another",), client=ClientStats(resent=4, cpu_shares=[0.7])),
+        driven(
+            shed=2,
+            problems=("lost a worker",),
+            client=ClientStats(resent=1, retransmitted=2, out_of_order=3, disturbed_connections=1, cpu_shares=[0.5]),
+        ),
+        driven(
+            shed=3,
+            problems=("lost another",),
+            client=ClientStats(resent=4, retransmitted=5, out_of_order=0, disturbed_connections=2, cpu_shares=[0.7]),
+        ),
     ]
 
     whole = merged(*parts)
 
     assert (5, ("lost a worker", "lost another")) == (whole.shed, whole.problems)
     assert (5, [0.5, 0.7]) == (whole.client.resent, whole.client.cpu_shares)
+    assert (7, 3, 3) == (whole.client.retransmitted, whole.client.out_of_order, whole.client.disturbed_connections)
 
 
 def row(session=0, turn=0, failure=None):
