@@ -45,7 +45,7 @@ def arguments(origin, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_one_at_a_time_and_one_result(tests, origin):
     """Two workers on one server: never both; stored, judged, and told together, as in one process."""
     origin.reset()
@@ -79,7 +79,7 @@ def rows(path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_two_sessions_take_turns(tests, origin):
     """Two pytest sessions on one machine at the same time: nobody told either of the other."""
     origin.reset()
@@ -95,7 +95,7 @@ def test_two_sessions_take_turns(tests, origin):
         )
         for name in ("one", "another")
     ]
-    outputs = [session.communicate(timeout=110)[0] for session in sessions]
+    outputs = [session.communicate(timeout=250)[0] for session in sessions]
 
     assert [0, 0] == [session.returncode for session in sessions], outputs
     assert 2 == origin.stats()["peak"]
