@@ -3,8 +3,8 @@
     python benchmarks/soak/many.py                       some minutes
     python benchmarks/soak/many.py --sessions 2000
 
-Against the built-in server with a known answer, at the pace that KubeAI published for that many: first token after
-237 ms, further ones every 80 ms. Memory is looked at from outside while all are open.
+Against the built-in server with a known answer: first token after a second, further ones every half second, so that the
+server, which is Python, can keep up. Memory is looked at from outside while all are open.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pytest_llmperf.load import closed_loop
 from pytest_llmperf.origin import OriginProcess
 from pytest_llmperf.workloads import multi_round
 
-TTFT_S, ITL_S, TOKENS, ROUNDS = 0.237, 0.080, 48, 3
+TTFT_S, ITL_S, TOKENS, ROUNDS = 1.0, 0.5, 24, 3
 EVERY_S = 0.25
 _SPARE_FILES = 256
 
