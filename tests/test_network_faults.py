@@ -172,4 +172,6 @@ def test_no_descriptor_is_left_in_the_middle_of_a_run(begin, monkeypatch):
 
     assert {"too_many_files": 80 - ok} == found
     assert 20 < ok < 60
-    assert "Too many open files; raise the limit (ulimit -n), or ask for fewer requests at a time" in reasons[0]
+    assert (
+        "Too many open files; raise this process's limit (ulimit -n), or ask for fewer requests at a time" in reasons[0]
+    )
