@@ -8,6 +8,7 @@ LLMPerfError
 │   └── EngineAnswerError    it answers, but not as the protocol says
 ├── NvmlError                NVML is not there, or does not answer
 ├── OverdueError             something did not come back within its time
+├── DeviceBusyError          another process measures on the device
 ├── NoSamplesError           a statistic was asked of nothing
 ├── BaselineError            a stored result cannot be used
 └── ForeignResultError       another tool's result file cannot be used
@@ -41,6 +42,10 @@ class ConfigurationError(LLMPerfError):
 
     def __reduce__(self) -> tuple[type[ConfigurationError], tuple[str, ...]]:
         return type(self), self.problems  # from a worker process they arrive one by one
+
+
+class DeviceBusyError(LLMPerfError):
+    """Another process measures on the device, and went on for longer than was to be waited."""
 
 
 class EngineError(LLMPerfError):

@@ -101,7 +101,7 @@ def _warn(result: Judged, mode: GateMode, *, recording: bool) -> None:
     """Say, as a warning, what keeps a green test from meaning that all is well."""
     name = result.provenance.measurement
     if not recording:
-        reason = "pytest-benchmark is disabled (--benchmark-disable, or xdist is active)"
+        reason = "pytest-benchmark is disabled (--benchmark-disable)"
         warnings.warn(NotMeasuredWarning(f"{name} ran once, unrecorded and unjudged: {reason}"), stacklevel=3)
     if result.judgement is None:
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf import atomic, marks, units
+from pytest_llmperf import atomic, marks, merging, units
 from pytest_llmperf.clock import RealClock, timestamp
 from pytest_llmperf.engines import EngineSpec
 from pytest_llmperf.engines.orphans import clear_up
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llmperf.judged import Judged
+    from pytest_llmperf.reports.content import Report
 
 _UNMET_KEY = pytest.StashKey[str]()
 _RESULTS_KEY = pytest.StashKey["list[Judged]"]()
@@ -48,13 +49,17 @@ class Lifecycle:
         self._notes: list[str] = []
         self._annotations: list[str] = []
         self._items = {item.nodeid: item for item in items}
+        self._table = None if merging.is_worker(config) else benchmark.table_of(config)
+        """Where pytest-benchmark shows and writes from; a worker's is shown nowhere."""
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
         hardware = detect(options.nvml_timeout_s) if options.hardware is None else declared(options.hardware)
         problems = [*_unwritable(options), *filter(None, [benchmark.unwritable_json(config)])]
         earlier: Earlier | None = None
         self._resumed: str | None = None
-        if options.resume:
+        if options.resume and merging.is_worker(config):
+            problems.append("--llmperf-resume: a session is gone on from in one process; leave out -n")
+        elif options.resume:
             earlier, self._resumed = find(options.output)
         self.suite = Suite(
             options,
@@ -120,20 +125,18 @@ class Lifecycle:
     def _forget(self, item: pytest.Item) -> None:
         """A plugin runs the test again: only its last attempt counts."""
         item.stash[_RESULTS_KEY] = []
-        session = benchmark.session_of(self._config)
         for measurement in self.suite.forget(item.nodeid):
             for row in self._rows.pop(measurement, []):
-                if session is not None:
-                    session.benchmarks.remove(row)
+                if self._table is not None:
+                    self._table.remove(row)
 
     def measured(self, item: pytest.Item, result: Judged, criteria: Sequence[Criterion]) -> None:
         """Take a new result into pytest-benchmark's table, and warn of what was not judged."""
         item.stash.setdefault(_RESULTS_KEY, []).append(result)
         made = benchmark.rows(item, result, criteria)
         self._rows[result.provenance.measurement] = made
-        session = benchmark.session_of(self._config)
-        if session is not None:
-            session.benchmarks.extend(made)
+        if self._table is not None:
+            self._table.extend(made)
 
     def complete_report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
         """Give a test's report what its measurements and its hardware make of it."""
@@ -159,13 +162,15 @@ class Lifecycle:
         if plugins.has_plugin("rerunfailures") or plugins.has_plugin("pytest_rerunfailures"):
             item.add_marker(pytest.mark.flaky(condition=False), append=False)
 
-    def test_done(self, item: pytest.Item) -> None:
+    def test_done(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """Let go of what only this test needed."""
-        self.suite.test_done(item.nodeid)
+        following = None if nextitem is None else nextitem.nodeid
+        self.suite.test_done(item.nodeid, following, is_shared=merging.is_worker(self._config))
 
     def finish(self, session: pytest.Session, error: BaseException | None) -> None:
         """Settle the verdicts, store what is to be stored, and leave no process behind.
 
+        A worker of several hands over what it has, and the one process that has started them stores and reports it.
         `error`: what has ended the loop over the tests. Raises `KeyboardInterrupt` once all is written if a signal
         came meanwhile.
         """
@@ -185,8 +190,7 @@ class Lifecycle:
         self._notes += self.suite.unconfirmed
         if _is_whole(self._config):
             self._notes += self.suite.vanished({item.nodeid for item in session.items})
-        for result in self._late():
-            self._turn_red(session, result)
+        late = list(self._late())
         made = [row for rows in self._rows.values() for row in rows]
         judgements = {
             m.result.provenance.measurement: m.result.judgement
@@ -194,6 +198,14 @@ class Lifecycle:
             if m.result.judgement is not None
         }
         benchmark.write_judgements(made, judgements)
+        if merging.is_worker(self._config):
+            merging.send(self._config, self._parcel(late))
+        else:
+            self._settle(session, late)
+
+    def _settle(self, session: pytest.Session, late: Sequence[Judged]) -> None:
+        for nodeid, reason in self._reds(late):
+            outcome.turn_red(session, nodeid, reason)
         if self.options.save_baseline is not None and not self._save(self.options.save_baseline):
             session.testsfailed += 1  # what was asked for is not there: not an exit code of 0
         if session_files.is_wanted(self.options) and not self._report():
@@ -214,12 +226,34 @@ class Lifecycle:
         if self.suite.earlier is not None:
             self._notes += self.suite.earlier.notes
 
+    def _parcel(self, late: Sequence[Judged]) -> merging.Parcel:
+        """What this worker has measured."""
+        suite = self.suite
+        if self.options.save_baseline is not None:
+            self._note_unstored()
+        is_wanted = suite.recording and session_files.is_wanted(self.options)
+        report = self._drawn_up() if is_wanted else None
+        content = terminal.content_of(suite, text.CHARACTERS)
+        return merging.Parcel(
+            hardware=suite.hardware_by_key,
+            outlook=list(content.outlook),
+            results=[merging.Remaining.of(measured.result) for measured in suite.measured],
+            about=list(content.about),
+            rows=[row for rows in self._rows.values() for row in rows],
+            storable=frozenset(
+                m.result.provenance.measurement for m in suite.measured if suite.may_be_stored(m.result)
+            ),
+            late=list(self._reds(late)),
+            report=report,
+            annotations=self._annotations,
+            notes=self._notes,
+            folder=suite.output,
+        )
+
     def not_written(self, sentence: str) -> None:
         """A file that was asked for is not there: said in the summary, and no exit code of 0."""
         self._notes.append(sentence)
-        session = self._config.pluginmanager.get_plugin("session")
-        if session is not None and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        outcome.lack(self._config)
 
     def _late(self) -> Iterable[Judged]:
         """What fails its test only now, each once."""
@@ -227,25 +261,14 @@ class Lifecycle:
         late += [result for result in self.suite.settled if outcome.fails(result, self.options.gate)]
         return {result.provenance.measurement: result for result in late}.values()
 
-    def _turn_red(self, session: pytest.Session, result: Judged) -> None:
-        """A test that had passed is found wanting once all comparisons of the session are known.
+    def _reds(self, late: Iterable[Judged]) -> Iterator[tuple[str, str]]:
+        """Tests that had passed and are found wanting once all comparisons of the session are known, and why.
 
         Holm's rule grants the smallest p-values first, so a borderline one may need a later test's;
         and what stored nights flag is measured again in the end.
         """
-        if self.options.gate not in (GateMode.FAIL, GateMode.STRICT):
-            return
-        nodeid = result.provenance.test
-        reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
-        reports = reporter.stats.get("passed", []) if reporter is not None else []
-        passed = [report for report in reports if report.nodeid == nodeid]
-        for report in passed:
-            reports.remove(report)
-        location = passed[0].location if passed else (nodeid.partition("::")[0], None, nodeid)
-        reason = "\n".join(text.measurement(result))
-        report = pytest.TestReport(nodeid, location, {}, "failed", reason, "call")
-        session.testsfailed += 1
-        session.config.hook.pytest_runtest_logreport(report=report)
+        if self.options.gate in (GateMode.FAIL, GateMode.STRICT):
+            yield from ((result.provenance.test, "\n".join(text.measurement(result))) for result in late)
 
     def _save(self, name: str) -> bool:
         """Store the session's valid results; say which were left out and why. Whether it could."""
@@ -254,10 +277,7 @@ class Lifecycle:
             rows = [row for m in group for row in self._rows[m.result.provenance.measurement]]
             return benchmark.document(rows, self.suite.hardware_by_key[key])
 
-        for measured in self.suite.measured:
-            if not self.suite.may_be_stored(measured.result):
-                why = ", because its test failed" if measured.result.provenance.test in self.suite.failed else ""
-                self._notes.append(f"not stored{why}: {text.verdict_line(measured.result)}")
+        self._note_unstored()
         try:
             self._saved = self.suite.save_baselines(name, document)
         except OSError as error:
@@ -265,11 +285,23 @@ class Lifecycle:
             return False
         return True
 
+    def _note_unstored(self) -> None:
+        for measured in self.suite.measured:
+            if not self.suite.may_be_stored(measured.result):
+                why = ", because its test failed" if measured.result.provenance.test in self.suite.failed else ""
+                self._notes.append(f"not stored{why}: {text.verdict_line(measured.result)}")
+
     def _report(self) -> bool:
         """Write the reports; whether those that were asked for are there."""
         if not self.suite.recording:
-            self._notes.append("no report: benchmarks are disabled (--benchmark-disable, or xdist is active)")
+            self._notes.append("no report: benchmarks are disabled (--benchmark-disable)")
             return True
+        notes, is_there = session_files.put(self._drawn_up(), self.options)
+        self._notes += notes
+        return is_there
+
+    def _drawn_up(self) -> Report:
+        """The session's report, and the annotations that go with it."""
         names = [m.result.provenance.measurement for m in self.suite.measured]
         records = beside(self.suite.output, names)
         told = [
@@ -283,18 +315,10 @@ class Lifecycle:
         ]
         self._notes += records.notes
         report = session_files.report_of(told, self.options, hardware=self.suite.hardware_by_key, saved=self._saved)
-        is_there = True
-        for path, problem in session_files.write(report, self.options):
-            is_there = is_there and problem is None
-            self._notes.append(f"report: {path}" if problem is None else f"the report: {atomic.why(problem, path)}")
         if self.options.github is not None:
-            problem = session_files.summarise(report, self.options)
-            if problem is not None:
-                summary = self.options.github.summary
-                self._notes.append(f"the step's summary could not be written: {summary}: {problem.strerror or problem}")
             is_lenient = self.options.gate is GateMode.WARN
             self._annotations = list(github.commands(report, self._places(), is_lenient=is_lenient))
-        return is_there
+        return report
 
     def _params(self, nodeid: str) -> Mapping[str, Any]:
         callspec = getattr(self._items.get(nodeid), "callspec", None)
@@ -317,7 +341,7 @@ class Lifecycle:
 
     def summarise(self, reporter: pytest.TerminalReporter) -> None:
         width = self._config.get_terminal_writer().fullwidth
-        terminal.summary(reporter, self.suite, self._saved, self._notes, width)
+        terminal.summary(reporter, terminal.content_of(self.suite, width), self._saved, self._notes, width)
         for annotation in self._annotations:
             reporter.write_line(annotation)
 

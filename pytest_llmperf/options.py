@@ -53,6 +53,8 @@ class Option:
         return f"llmperf_{self.name.replace('-', '_')}"
 
 
+LOCKS_VARIABLE = "LLMPERF_LOCKS"
+
 OPTIONS = (
     Option("engine", "engine kind to use instead of the one in the llm_engine mark", "KIND"),
     Option("url", "measure the OpenAI-compatible server at URL (implies --llmperf-engine openai)", "URL"),
@@ -148,6 +150,17 @@ OPTIONS = (
     Option("request-timeout", "seconds that a whole request may take (default: 3600)", "SECONDS"),
     Option("start-timeout", "seconds that a server may take to start (default: 900)", "SECONDS"),
     Option("nvml-timeout", "seconds that the GPU driver may take to say what GPUs there are (default: 60)", "SECONDS"),
+    Option(
+        "lock-wait",
+        "seconds that a test waits for a device on which another process measures (default: 3600)",
+        "SECONDS",
+    ),
+    Option(
+        "locks",
+        "folder of the locks that keep two measurements off one device; the same for all who measure on this machine "
+        f"(default: ${LOCKS_VARIABLE}, or /run/lock or /tmp)",
+        "DIR",
+    ),
 )
 
 _MOST_WORKERS = 256
@@ -238,6 +251,9 @@ class Options:
     request_timeout_s: float
     start_timeout_s: float
     nvml_timeout_s: float
+    lock_wait_s: float
+    locks: Path | None
+    """None: the folder that is usual for locks between users."""
     api_key: str | None = field(repr=False)
 
     @property
@@ -309,6 +325,8 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         request_timeout_s=reader.checked("request-timeout", _seconds, 3600.0),
         start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
         nvml_timeout_s=reader.checked("nvml-timeout", _seconds, 60.0),
+        lock_wait_s=reader.checked("lock-wait", _seconds, 3600.0),
+        locks=reader.locks(environ),
         api_key=reader.api_key(environ),
     )
     if options.url and options.engine not in (None, "openai"):
@@ -359,6 +377,18 @@ class _Reader:
         if given is not None:
             return Path(self._config.invocation_params.dir, given).resolve()
         return Path(self._config.rootpath, self._config.getini(option.key) or default)
+
+    def locks(self, environ: Mapping[str, str]) -> Path | None:
+        """A folder that is there; None where none is named."""
+        given = environ.get(LOCKS_VARIABLE) if self.text("locks") is None else None
+        if given is None and self.text("locks") is None:
+            return None
+        folder = Path(given) if given else self.folder("locks", "")
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            self.problems.append(
+                f"--llmperf-locks: expected a folder that can be written to, as by all who measure here; got {folder}"
+            )
+        return folder
 
     def file(self, name: str, needs: Sequence[str] = ()) -> Path | None:
         """A file to be written, relative as folders are; that it cannot be is a mistake now, not after the runs.

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from pytest_llmperf.fixture import LLMPerf
     from pytest_llmperf.hardware import Hardware
     from pytest_llmperf.lifecycle import Lifecycle
+    from pytest_llmperf.merging import Merged
 
 OPTIONS_KEY = pytest.StashKey[Options]()
 LIFECYCLE_KEY = pytest.StashKey["Lifecycle"]()
+MERGED_KEY = pytest.StashKey["Merged"]()
 MISTAKES_KEY = pytest.StashKey[str]()
 
 # The parts' names stand in hardware/parts.py, too, which is not imported here; a test compares them.
@@ -61,6 +63,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
     yield
     for item in measuring:
         _fixtures_of(item).remove("benchmark")
+    if measuring and hasattr(measuring[0].config, "workerinput"):
+        from pytest_llmperf.reports import benchmark  # noqa: PLC0415 - only for sessions with performance tests
+
+        benchmark.warn_of_xdist(measuring[0].config, any("benchmark" in _fixtures_of(item) for item in items))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -109,11 +115,11 @@ def pytest_runtest_makereport(
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     result = yield
     lifecycle = item.config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is not None:
-        lifecycle.test_done(item)
+        lifecycle.test_done(item, nextitem)
     return result
 
 
@@ -130,6 +136,9 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         lifecycle = session.config.stash.get(LIFECYCLE_KEY, None)
         if lifecycle is not None:
             lifecycle.finish(session, error)
+        merged = _merged(session.config)
+        if merged is not None:
+            merged.finish(session)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -165,10 +174,23 @@ def pytest_files_of_others(session: pytest.Session) -> Generator[None, object, o
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker of xdist hands over at its end."""
+    config, output = node.config, getattr(node, "workeroutput", {})
+    if "llmperf" in output:
+        from pytest_llmperf import merging  # noqa: PLC0415 - only for sessions with performance tests
+
+        config.stash.setdefault(MERGED_KEY, merging.Merged(config.stash[OPTIONS_KEY])).take(output)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     lifecycle = config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is not None:
         lifecycle.describe_machine(machine_info)
+    merged = _merged(config)
+    if merged is not None:
+        merged.describe_machine(machine_info)
 
 
 @pytest.hookimpl(trylast=True)
@@ -176,6 +198,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     lifecycle = config.stash.get(LIFECYCLE_KEY, None)
     if lifecycle is not None:
         lifecycle.summarise(terminalreporter)
+        return
+    merged = _merged(config)
+    if merged is not None:
+        merged.summarise(terminalreporter, config.get_terminal_writer().fullwidth)
         return
     options = config.stash.get(OPTIONS_KEY, None)
     if options is not None and (options.report or options.markdown):
@@ -223,6 +249,10 @@ def _lifecycle(request: pytest.FixtureRequest) -> Lifecycle:
         msg = f"{request.fixturename} was not among any test's arguments when the session was planned; name it there"
         raise ConfigurationError(msg)
     return lifecycle
+
+
+def _merged(config: pytest.Config) -> Merged | None:
+    return config.stash.get(MERGED_KEY, None)
 
 
 def _fixtures_of(item: pytest.Item) -> list[str]:

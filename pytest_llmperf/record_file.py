@@ -90,6 +90,9 @@ class RecordFile:
                         "unstamped": client.unstamped,
                         "clock_steps": client.clock_steps,
                         "resent": client.resent,
+                        "retransmitted": client.retransmitted,
+                        "out_of_order": client.out_of_order,
+                        "disturbed_connections": client.disturbed_connections,
                         "cpu_shares": client.cpu_shares,
                         "clock_offsets_ns": client.clock_offsets_ns,
                     },
@@ -223,7 +226,7 @@ def _naming(path: Path, number: int) -> Iterator[None]:
         raise LLMPerfError(f"{path}, line {number} is not a row of a record file: {reason}") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Spilled(Sequence[Arrival]):
     """Arrivals that stand in the file only; the first and the last are at hand."""
 

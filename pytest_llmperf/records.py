@@ -22,6 +22,10 @@ class Phase(str, Enum):
     MEASURED = "measured"
 
 
+ABANDONED = "abandoned"
+"""The kind of failure of a turn that was never sent, because one before it failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a request has no answer. `kind` is counted, `detail` is one example for the reader."""
@@ -195,6 +199,12 @@ class ClientStats:
     """How often the wall clock was set."""
     resent: int = 0
     """Requests sent again because the server had closed an idle connection in that moment."""
+    retransmitted: int = 0
+    """TCP segments that this machine sent again, those that ask for a connection included."""
+    out_of_order: int = 0
+    """TCP segments that came after later ones: what lay between them was lost on the way, or overtaken."""
+    disturbed_connections: int = 0
+    """Connections with any of either."""
     cpu_shares: list[float] = field(default_factory=list)
     """Per worker, CPU seconds per second of the run."""
     clock_offsets_ns: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -208,6 +218,9 @@ class ClientStats:
         self.unstamped += other.unstamped
         self.clock_steps += other.clock_steps
         self.resent += other.resent
+        self.retransmitted += other.retransmitted
+        self.out_of_order += other.out_of_order
+        self.disturbed_connections += other.disturbed_connections
         self.cpu_shares += other.cpu_shares
         self.clock_offsets_ns |= other.clock_offsets_ns
 

@@ -115,6 +115,7 @@ class Runs:
         cache = self._engine.cache_counters().since(before)
         spoiled = (
             *driven.problems,
+            *driven.unaccounted(requests),
             *_failures(requests, "failed"),
             *_shed(driven),
             *self._wrong_cache(requests, workload),

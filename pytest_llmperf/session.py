@@ -267,6 +267,15 @@ def _client_doubts(records: Sequence[RunRecord]) -> Iterator[str]:
             f"a client process used {units.share(busiest)} of a processor, so it may be what limits the throughput; "
             "use more workers (--llmperf-workers)"
         )
+    again, late, connections = (
+        sum(getattr(record.client, name) for record in records)
+        for name in ("retransmitted", "out_of_order", "disturbed_connections")
+    )
+    if connections:
+        yield (
+            f"the network was disturbed: {units.count(again, 'segment')} had to be sent again and {late} came out of "
+            f"order, on {units.count(connections, 'connection')}; what that took is in these latencies"
+        )
     steps = sum(record.client.clock_steps for record in records)
     if steps:
         yield f"the wall clock was set {steps} times; what arrived in those moments is stamped by when it was read"

@@ -16,7 +16,7 @@ from pytest_llmperf.arms import BASE, HEAD, Arm, SecondBuild, measure_in_turn, s
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.ceiling import ceiling_of, roof_of
 from pytest_llmperf.client import Address, Limits
-from pytest_llmperf.clock import NS_PER_S, Clock
+from pytest_llmperf.clock import NS_PER_S, Clock, RealClock
 from pytest_llmperf.driver import LocalTeam, team_of
 from pytest_llmperf.engines import check_kind
 from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
@@ -24,7 +24,8 @@ from pytest_llmperf.engines.pool import EnginePool
 from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import BaselineError, ConfigurationError, LLMPerfError
 from pytest_llmperf.gate import Criterion, Gate, confirmed
-from pytest_llmperf.hardware.detect import Hardware, remote
+from pytest_llmperf.hardware import DeviceLocks, Hardware, remote
+from pytest_llmperf.hardware.lock import default_folder
 from pytest_llmperf.journal import Journal
 from pytest_llmperf.judged import Judged, RatioResult, Validity
 from pytest_llmperf.marks import resolved_spec, simulated_hardware
@@ -124,6 +125,9 @@ class Suite:
         }
         self._team = team_of(options.workers, clock)
         self._beforehand = Beforehand(clock)
+        self._locks = DeviceLocks(
+            options.locks or default_folder(), clock=RealClock(), wait_s=options.lock_wait_s, told=progress
+        )
         self._baselines = Baselines(options.baselines, options.nights)
         self.pool = EnginePool(
             Surroundings(
@@ -184,6 +188,7 @@ class Suite:
         """The engine that a planned test wants, started by its first user."""
         spec = self._tests[nodeid].spec
         assert spec is not None, f"{nodeid} was planned without an engine"
+        self._hold(spec)
         return self.pool.get(spec)
 
     @contextmanager
@@ -195,6 +200,7 @@ class Suite:
                 check_kind(kind)
                 spec = resolved_spec(kind, words, self.options)
                 self._plain[_ANY_TEST, spec] = resolved_spec(kind, words, self.options, is_head=False)
+                self._hold(spec)
                 engine = self.pool.make(spec)
                 engines.callback(engine.stop)
                 engine.start()
@@ -202,17 +208,32 @@ class Suite:
 
             yield start
 
-    def test_done(self, nodeid: str) -> None:
-        """Stop the test's engine if no other test wants it."""
+    def test_done(self, nodeid: str, next_nodeid: str | None, *, is_shared: bool) -> None:
+        """Stop the test's engine if no other test wants it, and pass on the devices that it does not need or others do.
+
+        `is_shared`: other processes take tests of this session, so that an engine may wait for a next test in vain.
+        """
         test = self._tests.get(nodeid)
         if test is not None and test.spec is not None:
             self.pool.release(test.spec)
+        if not self._locks.held:
+            return
+        following = self._tests.get(next_nodeid) if next_nodeid is not None else None
+        goes_on = test is not None and following is not None and test.spec == following.spec
+        if not self.pool.on_devices or (is_shared and not goes_on) or self._locks.is_wanted():
+            self.pool.rest()
+            self._locks.let_go()
+
+    def _hold(self, spec: EngineSpec) -> None:
+        """Have the devices that an engine of this specification is measured on to ourselves."""
+        self._locks.hold(devices_of(spec, self.hardware_of(spec)))
 
     def measure(self, nodeid: str, engine: Engine, request: Request) -> PerfResult:
         """Measure, record, and judge as far as it can be judged now."""
         self._check_unused(nodeid, request.name)
         if self.recording:
             self.journal.open()
+        self._hold(engine.spec)
         in_turn = self._second.is_given and self.options.confirm is None and self.gate is not None
         hardware = self.hardware_of(engine.spec)
         self.hardware_by_key[hardware.key] = hardware
@@ -326,6 +347,7 @@ class Suite:
     ) -> tuple[PerfResult, PerfResult]:
         """The result of the engine, and that of the base build, measured in turn with it."""
         spec = engine.spec
+        self._hold(spec)
         plain = self._plain.get((nodeid, spec)) or self._plain.get((_ANY_TEST, spec)) or spec
         base = self.pool.make(self._second.spec_of(plain))
         head_arm = Arm(engine, replace(self._setting(nodeid, engine), arm=HEAD))
@@ -422,6 +444,7 @@ class Suite:
         """Stop every engine and every worker that still runs."""
         self._team.close()
         self.pool.stop_all()
+        self._locks.let_go()
 
     def _check_unused(self, nodeid: str, name: str | None) -> None:
         taken = [m.result.provenance for m in self.measured]
@@ -466,6 +489,21 @@ class _Flagged:
     request: Request
 
 
+def devices_of(spec: EngineSpec, hardware: Hardware) -> tuple[str, ...]:
+    """What no two measurements of such an engine may use at a time; nothing for one in virtual time.
+
+    GPUs by their UUID, a slice's whole GPU included, whose clocks and power it shares; without GPUs the machine's
+    processors; a server elsewhere by its address.
+    """
+    if spec.kind == "sim" or hardware.simulated:
+        return ()
+    if spec.url is not None and (hardware.declared or not Address.parse(spec.url).is_loopback):
+        address = Address.parse(spec.url)
+        return (f"{address.host}:{address.port}",)
+    return tuple(dict.fromkeys(gpu.gpu_uuid or gpu.uuid or gpu.name for gpu in hardware.gpus)) or (_PROCESSORS,)
+
+
+_PROCESSORS = "CPU"
 _ANY_TEST = ""
 """Whose engines of a factory are: their tests are not known when they are made."""
 

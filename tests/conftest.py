@@ -39,5 +39,11 @@ def quick_cpu_info(monkeypatch):
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", lambda: {"brand_raw": "test", "hz_actual": [1, 0]})
 
 
+@pytest.fixture(autouse=True)
+def own_locks(monkeypatch, tmp_path_factory):
+    """The runs within these tests wait for nobody's devices, whoever else measures on this machine."""
+    monkeypatch.setenv("LLMPERF_LOCKS", str(tmp_path_factory.mktemp("locks")))
+
+
 # More than a suite has time for: pytest --hypothesis-profile=fuzz
 hypothesis.settings.register_profile("fuzz", max_examples=20_000, deadline=None)

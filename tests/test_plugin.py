@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 from scipy import special
 from servers import CompletionsServer
+
+import pytest_llmperf
 
 # A test directory of a user: one engine that answers as scripted, no process, no waiting.
 CONFTEST = """
@@ -450,14 +453,15 @@ def test_benchmark_disable_runs_once_unrecorded(suite):
     assert not (suite().path / "out.json").exists()
 
 
-def test_xdist_runs_once_unrecorded(suite, monkeypatch):
-    """Under `-n` measurements would disturb each other, so none is taken, and that is said."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+def test_xdist_measures_as_ever(suite, monkeypatch):
+    """What a worker has measured is stored and told by the process that has started it; see `test_xdist`."""
+    paths = [str(Path(pytest_llmperf.__file__).parents[1]), str(Path(__file__).parent)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
-    result = suite().runpytest_subprocess("-n", "2", "-p", "no:cacheprovider")
+    result = suite().runpytest_subprocess("-n", "1", "-p", "no:cacheprovider", "--llmperf-save-baseline", "main")
 
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*NotMeasuredWarning: *xdist is active*"])
+    result.stdout.fnmatch_lines(["NO_BASELINE test_it.py::test_rounds (5 runs)", "stored as baseline: *0001_main.json"])
 
 
 def test_without_pytest_benchmark_the_gate_still_works(suite):

@@ -19,6 +19,7 @@ import httptools
 from pytest_llmperf.client.address import Address
 from pytest_llmperf.client.descriptors import check_descriptors
 from pytest_llmperf.client.exchange import MOST_ANSWER_BYTES, Exchange, failure_of
+from pytest_llmperf.client.failures import connect_failure, receive_failure
 from pytest_llmperf.client.lookout import FEW, READ, WRITE, Look, Lookout
 from pytest_llmperf.client.sockets import (
     ANCILLARY_BYTES,
@@ -160,7 +161,7 @@ class HttpClient:
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 self._fail(connection, failure_of(error))
             except OSError as error:
-                self._broken(connection, Failure("connection_reset", f"while receiving: {error}"))
+                self._broken(connection, receive_failure(self.address, error))
             else:
                 if at_ns and (at_ns < oldest_ns or not oldest_ns):
                     oldest_ns = at_ns
@@ -195,7 +196,7 @@ class HttpClient:
     def close(self) -> None:
         """Close every connection; what is in flight is lost."""
         for connection in self._connections:
-            connection.socket.close()
+            self._close(connection)
         self._connections.clear()
         self._active.clear()
         self._idle.clear()
@@ -289,7 +290,7 @@ class HttpClient:
     def _lose(self, exchange: Exchange, error: OSError) -> None:
         """End an exchange that has got no connection."""
         exchange.sent_ns = exchange.end_ns = self._clock.now_ns()
-        exchange.failure = _connect_failure(self.address, error)
+        exchange.failure = connect_failure(self.address, error, CONNECT_TIMEOUT_S)
         self._ended.append(exchange)
 
     # Sending.
@@ -496,6 +497,15 @@ class HttpClient:
         if connection.events:
             self._lookout.forget(connection.socket.raw, streaming=connection.streaming)
             connection.events = 0
+        self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        """The last moment to ask the kernel how the connection went."""
+        retransmitted, out_of_order = connection.socket.disturbances()
+        if retransmitted or out_of_order:
+            self.stats.retransmitted += retransmitted
+            self.stats.out_of_order += out_of_order
+            self.stats.disturbed_connections += 1
         connection.socket.close()
 
     def _watch(self, connection: _Connection, events: int) -> None:
@@ -516,15 +526,3 @@ class HttpClient:
         if connection.streaming != streaming:
             connection.streaming = streaming
             self._lookout.move(connection.socket.raw, connection.events, connection, streaming=streaming)
-
-
-def _connect_failure(address: Address, error: OSError) -> Failure:
-    if isinstance(error, ConnectionRefusedError):
-        return Failure("connection_refused", f"nothing listens at {address}")
-    if isinstance(error, TimeoutError):
-        return Failure("connect_timeout", f"{address} did not accept a connection within {CONNECT_TIMEOUT_S:g} s")
-    if isinstance(error, socket.gaierror):
-        return Failure("unknown_host", f"the name {address.host!r} does not resolve: {error.strerror}")
-    if isinstance(error, ssl.SSLError):
-        return Failure("tls", f"{address}: {error.reason or error}")
-    return Failure("connect_failed", f"{address}: {error}")

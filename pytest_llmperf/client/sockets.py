@@ -13,6 +13,7 @@ import ssl
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeAlias
 
 from pytest_llmperf.clock import NS_PER_S
@@ -40,9 +41,18 @@ _STAMP = struct.Struct("@qq32x")
 """A `scm_timestamping`: three timespecs, of which the first is the software stamp."""
 _unpacked: Callable[[bytes], tuple[int, int]] = _STAMP.unpack
 ANCILLARY_BYTES = socket.CMSG_SPACE(_STAMP.size)
-# `tcpi_data_segs_in` of Linux 4.6 and later: `struct tcp_info` only ever grows at its end.
-_SEGMENTS, _SEGMENTS_AT = struct.Struct("@I"), 152
-_TCP_INFO_BYTES = _SEGMENTS_AT + _SEGMENTS.size
+_COUNT = struct.Struct("@I")
+# Places in `struct tcp_info`, which only ever grows at its end.
+_RETRANSMITTED_AT = 100
+"""`tcpi_total_retrans`"""
+_SEGMENTS_AT = 152
+"""`tcpi_data_segs_in`, Linux 4.6"""
+_OUT_OF_ORDER_AT = 224
+"""`tcpi_rcv_ooopack`, Linux 5.4"""
+_TCP_INFO_BYTES = _OUT_OF_ORDER_AT + _COUNT.size
+# A peer that vanished without a word is asked after this time, and then so often. Answers come from its kernel,
+# however busy the server is.
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _GENERIC = ("x86_64", "aarch64", "riscv64", "loongarch64", "ppc64le", "s390x")
 
 
@@ -70,6 +80,23 @@ def wall_stamp_ns(ancillary: _Ancillary) -> int:
     return seconds * NS_PER_S + nanoseconds
 
 
+def _counted(sock: socket.socket, *places: int) -> list[int | None]:
+    """What the kernel has counted of a connection; None where it does not say."""
+    told = b""
+    if wants_kernel_stamps():
+        with suppress(OSError):
+            told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    return [_COUNT.unpack_from(told, place)[0] if len(told) >= place + _COUNT.size else None for place in places]
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Have the kernel find out when the peer is gone; without it only the silence would tell, and not why."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):  # not everywhere
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 class PlainSocket:
     """A connected or connecting TCP socket."""
 
@@ -82,6 +109,7 @@ class PlainSocket:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ask_for_stamps(sock)
+        _keep_alive(sock)
         self.raw = sock
         self.recvmsg: Callable[[int, int], Received] = sock.recvmsg
         self.send: Callable[[memoryview], int] = sock.send
@@ -92,13 +120,12 @@ class PlainSocket:
 
     def segments(self) -> int | None:
         """Segments with data that have come so far; None where the kernel does not say."""
-        if not wants_kernel_stamps():
-            return None
-        try:
-            told = self.raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        except OSError:
-            return None
-        return _SEGMENTS.unpack_from(told, _SEGMENTS_AT)[0] if len(told) >= _SEGMENTS_AT + _SEGMENTS.size else None
+        return _counted(self.raw, _SEGMENTS_AT)[0]
+
+    def disturbances(self) -> tuple[int, int]:
+        """Segments sent again, and segments that came out of order; 0 where the kernel does not say."""
+        retransmitted, out_of_order = _counted(self.raw, _RETRANSMITTED_AT, _OUT_OF_ORDER_AT)
+        return retransmitted or 0, out_of_order or 0
 
     def flush(self) -> bool:
         """Hand to the kernel what it would not take before; True when it has everything."""
@@ -170,6 +197,9 @@ class TlsSocket:
     def segments(self) -> int | None:
         """Not known: what was decrypted together may have come apart."""
         return None
+
+    def disturbances(self) -> tuple[int, int]:
+        return self._plain.disturbances()
 
     def flush(self) -> bool:
         try:

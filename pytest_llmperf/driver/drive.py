@@ -18,7 +18,7 @@ import numpy as np
 from pytest_llmperf.clock import NS_PER_MS, NS_PER_S, Clock
 from pytest_llmperf.engines.base import Answer, Channel, Generation, Reply
 from pytest_llmperf.load import Release, Schedule
-from pytest_llmperf.records import Failure, Phase, RequestRecord
+from pytest_llmperf.records import ABANDONED, Failure, Phase, RequestRecord
 from pytest_llmperf.workloads import Session, Turn
 from pytest_llmperf.workloads.base import Ids
 
@@ -108,6 +108,8 @@ class Driver:
         self._pieces = 0
         self._ended: deque[Reply] = deque()
         self._in_flight = 0
+        self.sent = 0
+        """Turns that the schedule has let go so far."""
         self._start_ns = 0
         self._checked_ns = 0
         self._troubled = False
@@ -173,6 +175,7 @@ class Driver:
         request = state.request if state.request is not None else state.encode(self._channel)
         state.request = None
         self._in_flight += 1
+        self.sent += 1
         self._channel.send(release.session, request)
 
     def _go_on(self, schedule: Schedule) -> None:
@@ -189,6 +192,7 @@ class Driver:
         number, at_ns = reply.tag, reply.end_ns - self._start_ns
         state = self._states[number]
         if state.is_last:
+            del self._states[number]  # nothing is sent from it any more; a long run shall not keep its tokens
             self._unread.append((reply, state))
             self._pieces += reply.pieces
             schedule.ended(number, at_ns, more=False)
@@ -196,7 +200,10 @@ class Driver:
         answer = reply.read()
         for record in self._take(answer, state):
             self._record(record)
-        schedule.ended(number, at_ns, more=answer.failure is None and state.turn < len(state.session.turns))
+        more = answer.failure is None and state.turn < len(state.session.turns)
+        if not more:
+            del self._states[number]
+        schedule.ended(number, at_ns, more=more)
 
     def _read_all(self) -> None:
         """Read what is left, also when that is interrupted: it has been measured."""
@@ -261,7 +268,7 @@ class Driver:
         )
 
     def _abandoned(self, answer: Answer, state: _Progress) -> list[RequestRecord]:
-        failure = Failure("abandoned", f"never sent, because turn {state.turn} of the session failed")
+        failure = Failure(ABANDONED, f"never sent, because turn {state.turn} of the session failed")
         return [
             RequestRecord(
                 run=self._run,

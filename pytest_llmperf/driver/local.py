@@ -60,6 +60,7 @@ class Worker:
             end_ns=end_ns,
             window=Window(start_ns + steady.start_ns, None if steady.end_ns is None else start_ns + steady.end_ns),
             shed=schedule.shed,
+            sent=self._driver.sent,
             client=stats,
         )
 

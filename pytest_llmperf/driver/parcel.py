@@ -51,6 +51,8 @@ def together(driven: Sequence[Driven], lost: Sequence[str]) -> Driven:
     for other in others:
         first.merge(other)
     first.problems += tuple(lost)
+    if lost:  # with the number of what they sent
+        first.sent = None
     return first
 
 

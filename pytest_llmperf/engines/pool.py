@@ -34,6 +34,16 @@ class EnginePool:
         if self._wanted[spec] <= 0 and spec in self._engines:
             self._engines.pop(spec).stop()
 
+    @property
+    def on_devices(self) -> list[Engine]:
+        """The engines that may be up on this machine's devices."""
+        return [engine for engine in self._engines.values() if engine.is_ours and not engine.is_simulated]
+
+    def rest(self) -> None:
+        """Stop those; the next user of each starts it again."""
+        for engine in self.on_devices:
+            engine.stop()
+
     def stop_all(self) -> None:
         """Stop whatever still runs."""
         while self._engines:

@@ -4,6 +4,7 @@ from pytest_llmperf.hardware.advice import advise
 from pytest_llmperf.hardware.detect import Hardware, declared, detect, remote, simulated, simulated_part
 from pytest_llmperf.hardware.gpu import MOMENTARY, Gpu
 from pytest_llmperf.hardware.host import Host, read_host
+from pytest_llmperf.hardware.lock import DeviceLocks
 from pytest_llmperf.hardware.nvml import Use, uses
 from pytest_llmperf.hardware.parts import MARKS, PARTS, Part, part_named
 from pytest_llmperf.hardware.requirements import Requirement, requirement_of
@@ -12,6 +13,7 @@ __all__ = [
     "MARKS",
     "MOMENTARY",
     "PARTS",
+    "DeviceLocks",
     "Gpu",
     "Hardware",
     "Host",

@@ -46,6 +46,11 @@ class OriginProcess:
     def __exit__(self, *_: object) -> None:
         self._end()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None before and after."""
+        return None if self._process is None else self._process.pid
+
     def stats(self) -> dict[str, Any]:
         """What `GET /stats` says."""
         stats: dict[str, Any] = self._ask("GET /stats")

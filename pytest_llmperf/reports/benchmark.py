@@ -2,8 +2,8 @@
 
 One benchmark per gated metric of a measurement; its `data` holds one value per run, throughput as
 seconds per token, so that lower is better everywhere. All names of pytest-benchmark that are not
-public are used here and nowhere else: `config._benchmarksession` with its `benchmarks`,
-`disabled`, `json`, `storage`, `logger`, `save_json` and `handle_saving`, and `stats.Metadata`, as of 4.0 to 5.3.
+public are used here and nowhere else: `config._benchmarksession` with its `benchmarks`, `json`, `storage`, `logger`,
+`save_json`, `handle_saving` and `xdist_benchmark_found`, and `stats.Metadata`, as of 4.0 to 5.3.
 """
 
 from __future__ import annotations
@@ -35,20 +35,36 @@ Row = Any
 """A `pytest_benchmark.stats.Metadata`, which has no types."""
 
 
-def session_of(config: pytest.Config) -> Any:
-    """pytest-benchmark's session object; None with `-p no:benchmark`."""
+def table_of(config: pytest.Config) -> list[Row] | None:
+    """The rows that pytest-benchmark shows and writes; None with `-p no:benchmark`."""
+    session = _session_of(config)
+    return None if session is None else cast("list[Row]", session.benchmarks)
+
+
+def _session_of(config: pytest.Config) -> Any:
     return getattr(config, "_benchmarksession", None)
 
 
 def is_disabled(config: pytest.Config) -> bool:
-    """Whether pytest-benchmark measures nothing: `--benchmark-disable`, or xdist is active."""
-    session = session_of(config)
-    return session is not None and bool(session.disabled)
+    """Whether benchmarks are to measure nothing: `--benchmark-disable`.
+
+    Under xdist pytest-benchmark disables its own, which would disturb each other; ours have their devices to
+    themselves.
+    """
+    disabled = config.getoption("benchmark_disable", default=False)
+    return bool(disabled and not config.getoption("benchmark_enable", default=False))
+
+
+def warn_of_xdist(config: pytest.Config, is_due: bool) -> None:
+    """Whether pytest-benchmark is to say that it measures nothing under xdist: our tests are measured."""
+    session = _session_of(config)
+    if session is not None and hasattr(session, "xdist_benchmark_found"):  # 5.3
+        session.xdist_benchmark_found = session.xdist_benchmark_found and is_due
 
 
 def unwritable_json(config: pytest.Config) -> str | None:
     """Why the file of `--benchmark-json` cannot be written, in one sentence; None if it can, or is not asked for."""
-    path = _json_path(session_of(config))
+    path = _json_path(_session_of(config))
     problem = None if path is None else atomic.unwritable(path)
     return None if problem is None else f"--benchmark-json: {problem}"
 
@@ -59,7 +75,7 @@ def keep_whole(config: pytest.Config, not_written: Callable[[str], None]) -> Non
     pytest-benchmark would end the session with an internal error. `not_written` is told what could not be
     written, and why.
     """
-    session = session_of(config)
+    session = _session_of(config)
     if session is None:
         return
     path = _json_path(session)

@@ -27,6 +27,30 @@ def fails(result: Judged, mode: GateMode) -> bool:
     return result.verdict in _FAILING.get(mode, ())
 
 
+def lack(config: pytest.Config) -> None:
+    """Something that was asked for is not there: no exit code of 0, if the session has one already."""
+    import pytest  # noqa: PLC0415 - for its exit codes alone
+
+    session = config.pluginmanager.get_plugin("session")
+    if session is not None and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def turn_red(session: pytest.Session, nodeid: str, reason: str) -> None:
+    """Have a test that had passed fail after all, in the session's counts and in the terminal's."""
+    import pytest  # noqa: PLC0415 - for its reports alone
+
+    reporter: pytest.TerminalReporter | None = session.config.pluginmanager.get_plugin("terminalreporter")
+    reports = reporter.stats.get("passed", []) if reporter is not None else []
+    passed = [report for report in reports if report.nodeid == nodeid]
+    for report in passed:
+        reports.remove(report)
+    location = passed[0].location if passed else (nodeid.partition("::")[0], None, nodeid)
+    report = pytest.TestReport(nodeid, location, {}, "failed", reason, "call")
+    session.testsfailed += 1
+    session.config.hook.pytest_runtest_logreport(report=report)
+
+
 def apply(
     report: pytest.TestReport,
     excinfo: pytest.ExceptionInfo[BaseException] | None,

@@ -43,6 +43,19 @@ def report_of(
     )
 
 
+def put(report: Report, options: Options) -> tuple[list[str], bool]:
+    """Write all that was asked for; what is to be said of that, and whether it is there."""
+    notes, is_there = [], True
+    for path, problem in write(report, options):
+        is_there = is_there and problem is None
+        notes.append(f"report: {path}" if problem is None else f"the report: {atomic.why(problem, path)}")
+    problem = summarise(report, options)
+    if problem is not None and options.github is not None:
+        reason = f"{options.github.summary}: {problem.strerror or problem}"
+        notes.append(f"the step's summary could not be written: {reason}")
+    return notes, is_there
+
+
 def write(report: Report, options: Options) -> Iterator[tuple[Path, OSError | None]]:
     """Write the files that were asked for; each with what was in the way, if something was."""
     if options.report is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ from pytest_llmperf.verdicts import Verdict
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llmperf.judged import Judged
     from pytest_llmperf.suite import Outlook, Suite
 
 _TTY_CHARACTERS = 79
@@ -113,39 +113,60 @@ def header(outlooks: Sequence[Outlook]) -> Iterator[str]:
         yield text.plain(f"llmperf: {outlook}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What a session has to tell at its end, wherever its tests ran."""
+
+    hardware_key: str
+    """Where nothing was measured."""
+    outlook: Sequence[Outlook]
+    results: Sequence[tuple[text.Told, Sequence[str]]]
+    """Each with the lines on it."""
+    about: Sequence[str]
+    """What holds for all of them."""
+    folders: Sequence[Path]
+    """Where records and server logs are."""
+
+
+def content_of(suite: Suite, width: int) -> Content:
+    """Of a session that has measured in this process; `width`: of the terminal, in characters."""
+    results = [measured.result for measured in suite.measured]
+    return Content(
+        hardware_key=suite.hardware.key,
+        outlook=suite.outlook,
+        results=[(result, tuple(text.measurement(result, width))) for result in results],
+        about=[*text.assumptions(results), *(suite.gate.spreads() if suite.gate is not None else ())],
+        folders=[suite.output],
+    )
+
+
 def summary(
-    reporter: pytest.TerminalReporter, suite: Suite, saved: Sequence[Path], notes: Sequence[str], width: int
+    reporter: pytest.TerminalReporter, content: Content, saved: Sequence[Path], notes: Sequence[str], width: int
 ) -> None:
     """Print every measurement of the session, and at last one line that says what came of it and what to do.
 
     `width`: of the terminal, in characters.
     """
-    if not suite.measured and not notes:
+    if not content.results and not notes:
         return
-    results = [measured.result for measured in suite.measured]
+    results = [result for result, _ in content.results]
     measured_on = dict.fromkeys(result.provenance.hardware_key for result in results)
-    reporter.write_sep("=", text.plain(f"llmperf on {', '.join(measured_on) or suite.hardware.key}"))
-    _write(reporter, header(suite.outlook), width)
-    for result in results:
-        _measurement(reporter, result, width)
-    _write(reporter, _about_all(suite, results, saved, notes), width)
+    reporter.write_sep("=", text.plain(f"llmperf on {', '.join(measured_on) or content.hardware_key}"))
+    _write(reporter, header(content.outlook), width)
+    for result, (first, *rest) in content.results:
+        _write(reporter, [first], width, **_colour(result.verdict))
+        _write(reporter, rest, width)
+    _write(reporter, _about_all(content, saved, notes), width)
     colour = _colour(text.worst(results))
     _write(reporter, [text.closing(results, stored=bool(saved))], width, **colour)
 
 
-def _about_all(suite: Suite, results: Sequence[Judged], saved: Sequence[Path], notes: Sequence[str]) -> Iterator[str]:
-    yield from text.assumptions(results)
-    yield from suite.gate.spreads() if suite.gate is not None else ()
+def _about_all(content: Content, saved: Sequence[Path], notes: Sequence[str]) -> Iterator[str]:
+    yield from content.about
     yield from (f"stored as baseline: {path}" for path in saved)
     yield from notes
-    if results:
-        yield f"records and server logs: {suite.output}"
-
-
-def _measurement(reporter: pytest.TerminalReporter, result: Judged, width: int) -> None:
-    first, *rest = text.measurement(result, width)
-    _write(reporter, [first], width, **_colour(result.verdict))
-    _write(reporter, rest, width)
+    if content.results:
+        yield from (f"records and server logs: {folder}" for folder in content.folders)
 
 
 def _colour(verdict: Verdict | None) -> dict[str, bool]:

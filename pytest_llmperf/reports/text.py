@@ -6,10 +6,11 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from pytest_llmperf import units
 from pytest_llmperf.gate.files import Change
-from pytest_llmperf.judged import Judged
+from pytest_llmperf.judged import Judged, Provenance, Validity
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.results import CacheResult, Figures, PerfResult
 from pytest_llmperf.stats import Sample
@@ -84,17 +85,33 @@ _WORST = (
 )
 
 
-def worst(results: Sequence[Judged]) -> Verdict | None:
+class Told(Protocol):
+    """What the last line has to know of a result."""
+
+    @property
+    def provenance(self) -> Provenance: ...
+
+    @property
+    def validity(self) -> Validity: ...
+
+    @property
+    def judgement(self) -> Judgement | None: ...
+
+    @property
+    def verdict(self) -> Verdict | None: ...
+
+
+def worst(results: Sequence[Told]) -> Verdict | None:
     """The verdict that asks most of the reader; None where nothing was judged and nothing is invalid."""
     said = {_verdict(result) for result in results}
     return next((verdict for verdict in _WORST if verdict in said), None)
 
 
-def _verdict(result: Judged) -> Verdict | None:
+def _verdict(result: Told) -> Verdict | None:
     return result.verdict if result.validity else Verdict.INVALID_RUN
 
 
-def closing(results: Sequence[Judged], *, stored: bool) -> str:
+def closing(results: Sequence[Told], *, stored: bool) -> str:
     """One line: how many of which verdict, and what to do about the worst. `stored`: whether a baseline was saved."""
     if not results:
         return "llmperf: nothing was measured"
@@ -105,7 +122,7 @@ def closing(results: Sequence[Judged], *, stored: bool) -> str:
     return f"llmperf: {', '.join(parts)}; {_next(worst(results), results, stored=stored)}"
 
 
-def _next(verdict: Verdict | None, results: Sequence[Judged], *, stored: bool) -> str:
+def _next(verdict: Verdict | None, results: Sequence[Told], *, stored: bool) -> str:
     if verdict in (Verdict.PASS, Verdict.IMPROVED):
         return "nothing to do"
     if verdict in (Verdict.NO_BASELINE, None) and stored:

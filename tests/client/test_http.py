@@ -784,7 +784,7 @@ client.close()
 """
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False)
         assert "" == done.stderr
-        assert done.stdout.startswith("40 True {'connect_failed'}\n")
+        assert done.stdout.startswith("40 True {'too_many_files'}\n")
         assert "Too many open files" in done.stdout
 
     def test_tls_to_a_plain_server(self, serve, connect):
