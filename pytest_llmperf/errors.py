@@ -75,9 +75,10 @@ class OverdueError(LLMPerfError):
 def unknown(what: str, given: object, accepted: Iterable[str]) -> str:
     """The sentence on a word that is not known: what is accepted, and what was probably meant."""
     known = list(accepted)
+    shown = given[:60] if isinstance(given, str) else given  # a file's word may be of any length
     near = difflib.get_close_matches(str(given), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {what} {given!r}; {hint}accepted: {', '.join(known)}"
+    return f"unknown {what} {shown!r}; {hint}accepted: {', '.join(known)}"
 
 
 class NoSamplesError(LLMPerfError):

@@ -200,7 +200,7 @@ class Runs:
         def check() -> None:
             """An engine that hangs would else keep every request for as long as one may stay silent."""
             self._engine.check()
-            if unanswered:
+            if unanswered and self._engine.is_ours:  # one of somebody else's is theirs to end
                 unanswered.clear()
                 self._engine.check_answers()
 

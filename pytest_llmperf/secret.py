@@ -22,6 +22,8 @@ _USER = re.compile(r"//[^/?#\s]*@")
 _QUERY = re.compile(r"[?#][^\s'\"]*")
 _SHORTEST = 6
 """Shorter values are no secrets: replacing each `1` or `true` would make a log unreadable."""
+_SHORTEST_UNNAMED = 12
+"""The same where no name says that it is one: a log also says `FLASHINFER` and `memory`."""
 
 
 class Secret(str):
@@ -87,6 +89,6 @@ def concealed(text: str, secrets: Iterable[str]) -> str:
 
 def secrets_of(added: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> tuple[Secret, ...]:
     """What a process knows that nobody else should: values that a user gave it, and what it inherits by its name."""
-    given = [value for name, value in added.items() if isinstance(value, Secret) or is_secret_name(name)]
-    inherited = [value for name, value in environment.items() if is_secret_name(name)]
-    return tuple(Secret(value) for value in dict.fromkeys([*given, *inherited]) if len(value) >= _SHORTEST)
+    named = [value for around in (added, environment) for name, value in around.items() if is_secret_name(name)]
+    others = [value for value in added.values() if isinstance(value, Secret) and len(value) >= _SHORTEST_UNNAMED]
+    return tuple(Secret(value) for value in dict.fromkeys([*named, *others]) if len(value) >= _SHORTEST)

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from pytest_llmperf.client import Address
+from pytest_llmperf.engines.lease import register
 
 _SHARED = "/dev/shm/"
 
@@ -35,7 +36,7 @@ class Held:
         """What is still there. `temporary`: the folder that it had for temporary files."""
         found = [f"process {pid}" for pid in self.pids if psutil.pid_exists(pid)]
         found += [path for path in self.shared if Path(path).exists()]
-        found += [str(path) for path in temporary.iterdir()]
+        found += [str(path) for path in temporary.iterdir() if path != register() or any(path.iterdir())]
         try:
             socket.create_connection((self.address.host, self.address.port)).close()
         except ConnectionRefusedError:

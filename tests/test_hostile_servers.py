@@ -47,7 +47,7 @@ OPTIONS = (
 @pytest.fixture
 def session(pytester, monkeypatch):
     """Runs one test on each of these servers; returns the result and what was printed."""
-    monkeypatch.setattr("pytest_llmperf.session._DYING_S", 0)
+    monkeypatch.setattr("pytest_llmperf.run._DYING_S", 0)
     monkeypatch.setenv("LLMPERF_API_KEY", KEY)
 
     def run(urls, *arguments):

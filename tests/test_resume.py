@@ -290,7 +290,7 @@ def test_records_that_cannot_be_read_are_measured_anew(session, damaged):
 
     told = {
         "first line": "*test_first*.jsonl cannot be gone on from: * is not a record file*",
-        "a request": "measured anew: test_it.py::test_first: * cannot be read: *, line * is not a row of a record file: *",
+        "a request": "measured anew: *test_first: * cannot be read: *, line * is not a row of a record file: *",
     }
     again.stdout.fnmatch_lines([told[damaged]])
     again.assert_outcomes(passed=1, warnings=1)

@@ -241,13 +241,16 @@ def test_two_values_are_told_apart_without_telling_them():
 
 
 def test_what_is_concealed():
-    """Longer secrets first, so that one within another leaves no rest; short values are none."""
-    added, environment = {"A": Secret("abcdef"), "B": Secret("1")}, {"X_TOKEN": "abcdefgh", "PATH": "/usr/bin/python"}
+    """Longer secrets first, so that one within another leaves no rest; short values are none, and words of a log are
+    only where their name says so."""
+    added = {"A": Secret("0123-4567-89"), "B": Secret("1"), "C": Secret("FLASHINFER"), "MY_KEY": "abcdef"}
+    environment = {"X_TOKEN": "abcdefgh", "PATH": "/usr/bin/python"}
 
     found = secrets_of(added, environment)
 
-    assert ("abcdef", "abcdefgh") == found
-    assert "a *** and *** 1 /usr/bin/python" == concealed("a abcdefgh and abcdef 1 /usr/bin/python", found)
+    assert {"0123-4567-89", "abcdef", "abcdefgh"} == set(found)
+    text = "a abcdefgh, abcdef 1 and 0123-4567-89 by FLASHINFER in /usr/bin/python"
+    assert "a ***, *** 1 and *** by FLASHINFER in /usr/bin/python" == concealed(text, found)
 
 
 def test_a_url_as_it_may_be_quoted():

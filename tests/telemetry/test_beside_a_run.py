@@ -83,7 +83,7 @@ def test_each_run_has_its_telemetry(nvml_here, measured, tmp_path):
     for run in result.records:
         (gpu,) = run.telemetry.gpus
         assert (gpu.uuid, gpu.name, gpu.lost) == ("GPU-0", "NVIDIA H200", None)
-        assert gpu.samples >= 5
+        assert gpu.samples >= 2
         # 200 W; a tenth of the run for a processor that others want, too.
         assert gpu.energy_j == pytest.approx(200 * result.duration_s / 2, rel=0.1)
     assert result.values("joules_per_token") == [

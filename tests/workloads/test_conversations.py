@@ -357,7 +357,7 @@ class TestWrongFiles:
     def test_a_file_that_is_not_there_is_named(self, tmp_path):
         """A folder is no file, either."""
         assert "cannot be read: No such file or directory; give the path of a file" in wrong(tmp_path / "x.json")
-        assert "cannot be read: Is a directory; give the path of a file" in wrong(tmp_path)
+        assert "cannot be read: it is a folder; expected a regular file; give the path of a file" in wrong(tmp_path)
 
     def test_what_cannot_be_used_can_be_left_out(self, file):
         """ShareGPT's own files begin many conversations in the middle. How many is said."""
