@@ -5,7 +5,9 @@
 #   make perf PART=all                              on every part that a test is for, one after another
 #   make perf ENGINE=vllm                           on the real vLLM and this machine
 #   make perf ARGS="-k prefix --llmperf-runs 3"     options for pytest
+#   make test-quick                                 those that take a moment
 #   make test-fast                                  the tests without a real vLLM
+#   make test-exhaustive                            whole matrices of faults, minutes of load
 #   make test-browser CHROMIUM=/usr/bin/chromium    the HTML report in a browser
 #   make test ARGS="-k gate"                        options for pytest
 #   make baselines                                  the simulated and the published ones anew
@@ -33,7 +35,7 @@ LOWEST := tests/test_options.py tests/test_result_file.py tests/test_record_file
   tests/client/test_http.py
 
 .PHONY: perf perf-sim perf-vllm baselines simulation reference docs screenshots
-.PHONY: test test-fast test-vllm test-lowest test-beside test-browser audit lint engine clean
+.PHONY: test test-quick test-fast test-exhaustive test-vllm test-lowest test-beside test-browser audit lint engine clean
 
 perf: perf-$(ENGINE)
 
@@ -71,11 +73,18 @@ docs: .venv/complete
 
 test: test-fast test-vllm
 
+# After each change, in about a minute.
+test-quick: .venv/complete
+	$(BIN)/pytest -n logical -m "not vllm and not slow and not exhaustive" $(ARGS)
+
 # Side by side on all processors; what finds nothing to run is no failure (pytest's exit code 5).
 test-fast: .venv/complete
-	$(BIN)/pytest -n logical -m "not vllm" $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/pytest -n logical -m "not vllm and not exhaustive" $(ARGS) || [ $$? -eq 5 ]
 
-# One after another: a real engine needs the processors for itself.
+# Signals in each phase, other plugins, half a minute of load and the like: each night is often enough.
+test-exhaustive: .venv/complete
+	$(BIN)/pytest -n logical -m "exhaustive and not vllm" $(ARGS)
+
 # With the oldest versions that pyproject.toml allows, in an environment of their own.
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
@@ -93,6 +102,7 @@ audit: .venv/complete
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
+# One after another: a real engine needs the processors for itself.
 test-vllm: .venv/complete engine
 	LLMPERF_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(ARGS) || [ $$? -eq 5 ]
 

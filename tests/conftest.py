@@ -13,12 +13,18 @@ TIMEOUT_S = 20
 
 
 def pytest_collection_modifyitems(items):
-    """In our own tests a warning is an error and no test takes long; performance tests may."""
+    """In our own tests a warning is an error and no test takes long; performance tests may.
+
+    A virtual machine may be kept waiting for a tenth of a second and more: what has to do with real time then sees
+    what is not so, and gets another chance.
+    """
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.filterwarnings("error"), append=False)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+            if item.get_closest_marker("real_time") is not None:
+                item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=1))
 
 
 @pytest.fixture(autouse=True)

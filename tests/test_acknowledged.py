@@ -209,6 +209,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(content=json_values | st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(GOOD, json_values))))
 def test_any_json_is_read_or_refused(tmp_path_factory, content):

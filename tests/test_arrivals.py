@@ -35,6 +35,7 @@ def test_sequence(rows):
         assert rows[index] in columns
 
 
+@pytest.mark.slow
 @given(lists, st.slices(12))
 def test_slices(rows, part):
     """A slice is of the same kind."""
@@ -50,6 +51,7 @@ def test_no_such_row(index):
         Arrivals([1], [1], [0])[index]
 
 
+@pytest.mark.slow
 @given(lists, lists)
 def test_equality(mine, theirs):
     """They equal a sequence of the same arrivals, and have the hash of a tuple of them."""
@@ -74,6 +76,7 @@ def test_unequal_in_one_thing():
     assert all(columns != other for other in [*others, columns[:1], Arrivals()])
 
 
+@pytest.mark.slow
 @given(lists)
 def test_copies(rows):
     """They can be pickled and copied, and a copy has columns of its own."""

@@ -136,6 +136,7 @@ class TestVerdict:
 
 
 class TestRuns:
+    @pytest.mark.slow
     def test_against_the_server(self, monkeypatch):
         """A real run: so many streams, and the mean that the server itself has counted."""
         monkeypatch.setattr(calibration, "STREAMS", (4,))

@@ -325,6 +325,7 @@ def test_a_share_beyond_the_roofline_is_a_doubt():
     assert () == Ceiling(prefill=0.5, decode=1.004, link=None, assumptions="").doubts
 
 
+@pytest.mark.slow
 def test_many_requests_take_about_a_second():
     """100,000 of them; of a fifth, ten times the time that it should take is allowed."""
     requests = [answer(n * 0.01, n * 0.01 + 0.5, n * 0.01 + 2, tokens=16) for n in range(20_000)]
@@ -467,6 +468,7 @@ def measured(spec, workload, load):
     return ceiling_of(result.records, roof, [session.shared_tokens for session in workload])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_perfect_engine_does_not_pass_its_roofline(data):

@@ -64,7 +64,7 @@ def filled():
 def test_it(llm_engine, llm_perf):
     llm_perf(llm_engine, single_turn(requests=40, input_tokens=100, output_tokens=200, seed=7))
 """
-pytestmark = pytest.mark.timeout(60)  # whole sessions in processes of their own
+pytestmark = [pytest.mark.real_time, pytest.mark.timeout(60)]  # whole sessions in processes of their own
 PLUGINS = ("-p", "pytest_benchmark.plugin", "-p", "pytest_llmperf.plugin", "-p", "no:cacheprovider", "-W", "default")
 
 
@@ -100,6 +100,7 @@ def plain(suite, *arguments, **environ):
     return subprocess.run(command, cwd=suite, env=known, capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.slow
 def test_records_on_a_full_disk(session):
     """The run is measured and judged; that its records are not all there is a doubt beside its figures."""
     done = session("--llmperf-output", session.disk / "out", spare=24)
@@ -111,6 +112,7 @@ def test_records_on_a_full_disk(session):
     assert "No space left on device (0 MiB free); make room there, or name another place" in told
 
 
+@pytest.mark.slow
 def test_files_on_a_disk_that_gets_full(session):
     """Neither pytest-benchmark's file, nor JUnit's, nor the report, nor the baseline keeps the verdict from the
     terminal; each is named with path and reason, none is half there, and the exit code tells."""
@@ -134,6 +136,7 @@ def test_files_on_a_disk_that_gets_full(session):
     assert not {".draft", "main.json", "r.md", ".lock"} & set(left.replace("'", " ").replace("/", " ").split())
 
 
+@pytest.mark.slow
 def test_a_read_only_disk_is_said_before_the_run(session, suite):
     """All of them at once, and nothing is measured."""
     (suite / "conftest.py").write_text(
@@ -150,6 +153,7 @@ def test_a_read_only_disk_is_said_before_the_run(session, suite):
     assert "Read-only file system; mount it so that it can be written to, or name another place" in done.stderr
 
 
+@pytest.mark.slow
 def test_folders_that_vanish_in_mid_session(suite):
     """Records and result file are gone with their folder, which is said; the verdict is there."""
     (suite / "gone").mkdir()
@@ -180,6 +184,7 @@ def test_nothing_is_different_on_a_disk_with_room(suite):
     assert (suite / "baselines" / "sim-gh200" / "0001_main.json").is_file()
 
 
+@pytest.mark.slow
 def test_standard_output_on_a_full_disk():
     """A sentence and an exit code, and no traceback."""
     code = "import sys; from pytest_llmperf.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -192,6 +197,7 @@ def test_standard_output_on_a_full_disk():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_slow_disk_falsifies_nothing(tmp_path, monkeypatch):
     """Writing a record takes as long as an answer: TTFT is what the server did all the same, or the run is invalid."""
     append = RowFile.append

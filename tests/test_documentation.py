@@ -118,6 +118,7 @@ def words_of(command):
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", GIVEN, ids=str)
 def test_a_command_can_be_given(example, pytester):
     """Its program knows the options and takes their values."""

@@ -69,6 +69,7 @@ def test_a_lock_is_let_go(holder, tmp_path):
         assert os.listdir(tmp_path) == [".lock"]
 
 
+@pytest.mark.slow
 def test_processes_that_save_at_once_lose_no_night(tmp_path):
     """All are there, numbered without gaps, no number twice although the names differ, and nothing beside them."""
     each = 15

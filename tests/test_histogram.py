@@ -40,6 +40,7 @@ def test_small_values_are_exact(value):
     assert value == histogram([value]).percentile(1.0)
 
 
+@pytest.mark.slow
 @given(values)
 def test_bins(added):
     """A bin begins at a value that is in it, and there are no more than 32 for each power of two."""

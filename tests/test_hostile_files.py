@@ -203,6 +203,7 @@ ANY_JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(ANY_JSON)
 def test_any_json_is_what_it_was(value):
     """Looking for names that stand twice changes nothing."""

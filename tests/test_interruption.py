@@ -22,6 +22,8 @@ from stub_engine import installed
 from pytest_llmperf import journal
 from pytest_llmperf.record_file import read_extant, read_runs
 
+pytestmark = pytest.mark.real_time
+
 WAIT_S = 120.0
 """A bound, not a wait: on an idle machine a session comes to rest within two seconds."""
 RUNS = 3
@@ -184,12 +186,13 @@ def goes_on(session, start, *, kept, kind="vllm", said=(), **words):
 QUICK = [("run", "SIGTERM")]
 """Of the matrix, what every change is tried on."""
 MATRIX = [
-    pytest.param(phase, name, marks=[] if (phase, name) in QUICK else [pytest.mark.slow], id=f"{phase}-{name}")
+    pytest.param(phase, name, marks=[] if (phase, name) in QUICK else [pytest.mark.exhaustive], id=f"{phase}-{name}")
     for phase in PHASES
     for name in ("SIGINT", "SIGTERM", "SIGKILL")
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(4 * WAIT_S)
 @pytest.mark.parametrize(("phase", "name"), MATRIX)
 def test_pytest(session, phase, name):
@@ -218,6 +221,7 @@ def test_pytest(session, phase, name):
         goes_on(running, session, kept=kept)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(4 * WAIT_S)
 def test_pytest_and_the_guard(session):
     """As a container's end or the kernel's want of memory has it: the next session ends the server, and says so."""
@@ -240,7 +244,7 @@ ENGINE = {"server": ("api_server", {}), "worker in process": ("worker.py", {"in_
 """What its process is known by, and its words."""
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(4 * WAIT_S)
 @pytest.mark.parametrize("phase", ["start", "warm-up", "run"])
 @pytest.mark.parametrize("engine", ENGINE)
@@ -264,7 +268,7 @@ def test_the_engine(session, phase, engine):
 FLEET = [("vllm-router", "the router "), ("api_server", "replica ")]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(4 * WAIT_S)
 @pytest.mark.parametrize(("victim", "named"), FLEET, ids=["router", "replica"])
 def test_a_part_of_a_fleet(session, victim, named):
@@ -282,7 +286,7 @@ def test_a_part_of_a_fleet(session, victim, named):
     assert ON_RECORD["warm-up"] == on_record(running.folder)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(4 * WAIT_S)
 def test_a_worker(session):
     """A run with a lost worker is no evidence: its test is an error, and the runs before it count."""

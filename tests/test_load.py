@@ -658,6 +658,7 @@ class TestEveryLoad:
         assert not load.schedule(turns(1, 1)).due(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [closed_loop(1000), constant(50_000), burst(50_000, shape=0.5), replay(think_s=1)])
 def test_a_hundred_thousand_sessions_are_no_trouble(load):
     """The work per turn does not grow with their number: all of it is far below the tests' time limit."""
@@ -717,6 +718,7 @@ def answers(draw):
     return lambda session, turn: 1 + (session * 7_919_000_003 + turn * 1_047_290_011 + salt * 911_000_111) % spread
 
 
+@pytest.mark.slow
 @given(load=ROUND_ROBINS | closed_loads() | open_loads(), sessions=SESSIONS, answer=answers())
 @settings(deadline=None)
 def test_every_turn_is_sent_exactly_once(load, sessions, answer):
@@ -729,6 +731,7 @@ def test_every_turn_is_sent_exactly_once(load, sessions, answer):
     assert run.shed == 0
 
 
+@pytest.mark.slow
 @given(load=arrival_loads(**LIMITS), counts=COUNTS, answer=answers(), workers=st.integers(1, 5))
 @settings(deadline=None)
 def test_workers_together_send_what_one_would_of_arrivals(load, counts, answer, workers):
@@ -741,6 +744,7 @@ def test_workers_together_send_what_one_would_of_arrivals(load, counts, answer, 
     assert {whole.steady} == {part.steady for part in parts}
 
 
+@pytest.mark.slow
 @given(sessions=SESSIONS, answer=answers(), workers=st.integers(1, 5), data=st.data())
 @settings(deadline=None)
 def test_workers_together_send_what_one_would_of_a_recording(sessions, answer, workers, data):
@@ -764,6 +768,7 @@ def test_workers_together_drive_a_closed_loop(load, counts, answer, workers):
     assert sum(part.most_in_flight for part in parts) <= load.concurrency
 
 
+@pytest.mark.slow
 @given(load=closed_loads(**LIMITS) | open_loads(**LIMITS), sessions=SESSIONS, answer=answers())
 @settings(deadline=None)
 def test_the_limits_hold(load, sessions, answer):
@@ -776,6 +781,7 @@ def test_the_limits_hold(load, sessions, answer):
     assert run.steady.end_ns is None or run.steady.end_ns >= run.steady.start_ns
 
 
+@pytest.mark.slow
 @given(load=open_loads(max_in_flight=st.integers(1, 4)), sessions=SESSIONS, answer=answers())
 @settings(deadline=None)
 def test_what_is_not_sent_is_counted_as_shed(load, sessions, answer):
@@ -787,6 +793,7 @@ def test_what_is_not_sent_is_counted_as_shed(load, sessions, answer):
     assert sum(map(len, sessions)) == len(run.sent) + run.shed
 
 
+@pytest.mark.slow
 @given(concurrency=st.integers(1, 6), counts=COUNTS, data=st.data())
 @settings(deadline=None)
 def test_a_closed_loop_is_full_whenever_it_can_be(concurrency, counts, data):
@@ -805,6 +812,7 @@ def test_a_closed_loop_is_full_whenever_it_can_be(concurrency, counts, data):
     assert not any(left)
 
 
+@pytest.mark.slow
 @given(rate=RATE, shape=st.floats(0.05, 20), ramp_s=st.sampled_from([0, 3]), seeds=st.tuples(SEED, SEED))
 @settings(deadline=None)
 def test_equal_seeds_give_equal_times_and_others_others(rate, shape, ramp_s, seeds):

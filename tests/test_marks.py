@@ -87,6 +87,7 @@ def test_a_part_mark_takes_no_arguments_and_no_second_part(item):
     assert "is marked h100 and gh200, and no GPU is both" in caught.value.problems[1]
 
 
+@pytest.mark.slow
 def test_requirements_combine(item):
     """A part's mark and the gpu mark ask for the same GPU."""
     assert "1 x GH200 with 90 GiB" == str(marks.requirement(item("gh200", "gpu(memory_gib=90)")))
@@ -107,6 +108,7 @@ FLEET = (
 )
 
 
+@pytest.mark.slow
 def test_a_fleet_is_simulated_as_replicas_of_its_engine(item):
     """What means the same there is kept; router and processors have no meaning."""
     spec = marks.engine_spec(item(FLEET), options(is_simulated=True, hardware="sim:gh200"))
@@ -117,6 +119,7 @@ def test_a_fleet_is_simulated_as_replicas_of_its_engine(item):
     assert "sim-gh200" == marks.simulated_hardware(spec).key
 
 
+@pytest.mark.slow
 def test_a_fleet_can_be_one_engine(item):
     """`--llmperf-engine` leaves out what is about several."""
     spec = marks.engine_spec(item(FLEET), options(engine="vllm"))
@@ -124,6 +127,7 @@ def test_a_fleet_can_be_one_engine(item):
     assert ("vllm", None, None, 0.45) == (spec.kind, spec.replicas, spec.policy, spec.gpu_memory_fraction)
 
 
+@pytest.mark.slow
 def test_a_policy_that_is_not_simulated_is_refused(item):
     """Another one in its place would be another measurement."""
     marked = item(FLEET.replace("cache_aware", "power_of_two"))
@@ -131,6 +135,7 @@ def test_a_policy_that_is_not_simulated_is_refused(item):
         marks.engine_spec(marked, options(is_simulated=True, hardware="sim:gh200"))
 
 
+@pytest.mark.slow
 def test_a_test_without_a_mark_needs_an_option(item):
     """Without mark and option the message says how to give an engine."""
     assert "openai" == marks.engine_spec(item(), options(url="http://localhost:1")).kind
@@ -138,6 +143,7 @@ def test_a_test_without_a_mark_needs_an_option(item):
         marks.engine_spec(item(), options())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mark", "message"),
     [
@@ -173,6 +179,7 @@ def test_none(llm_engine): pass
 """
 
 
+@pytest.mark.slow
 def test_mistakes_in_marks_end_the_session_before_anything_starts(pytester):
     """All tests' mistakes are one usage error, each with its node id."""
     pytester.makepyfile(test_a=MISTAKES)
@@ -190,6 +197,7 @@ def test_mistakes_in_marks_end_the_session_before_anything_starts(pytester):
     )
 
 
+@pytest.mark.slow
 def test_under_xdist_the_tests_say_what_is_wrong_with_the_marks(pytester):
     """A worker's usage error would be lost as an internal one; there each test errs with all of it."""
     pytester.makepyfile(test_a=MISTAKES)

@@ -20,6 +20,8 @@ from pytest_llmperf.request import checked_request
 from pytest_llmperf.session import Measurement, Setting
 from pytest_llmperf.workloads import multi_round, single_turn
 
+pytestmark = pytest.mark.real_time
+
 REQUESTS, STREAMS = 24, 4
 ONE_TURN = single_turn(requests=REQUESTS, input_tokens=16, output_tokens=8)
 
@@ -83,6 +85,7 @@ def outcome(measurement):
     return sum(request.ok for request in run.requests), kinds, measurement.result().validity.reasons
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "kinds"),
     [
@@ -115,6 +118,7 @@ def test_answers_in_the_smallest_pieces(begin, proxy):
     assert (4, {}, ()) == outcome(measurement)
 
 
+@pytest.mark.slow
 def test_turns_after_a_fault_are_accounted_for(begin, proxy):
     """Those that could never be sent are failures, too, under a name of their own."""
     measurement = begin(proxy.url, multi_round(users=6, rounds=3, context_tokens=8, input_tokens=8, output_tokens=8))
@@ -127,6 +131,7 @@ def test_turns_after_a_fault_are_accounted_for(begin, proxy):
     assert "abandoned (never sent, because turn" in reasons[0]
 
 
+@pytest.mark.slow
 def test_nobody_listens_any_more(begin, origin):
     """The server is gone when the run begins."""
     with Proxy(int(origin.url.rpartition(":")[2])) as proxy:
@@ -138,6 +143,7 @@ def test_nobody_listens_any_more(begin, origin):
     assert f"nothing listens at {proxy.url}" in reasons[0]
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_no_more(begin, origin, monkeypatch):
     """Its queue of connections is full: the kernel asks again and again, and the run says who did not accept."""
     monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.5)
@@ -156,6 +162,7 @@ def test_a_server_that_accepts_no_more(begin, origin, monkeypatch):
     assert f"{proxy.url} did not accept a connection within 0.5 s" in reasons[0]
 
 
+@pytest.mark.slow
 def test_no_descriptor_is_left_in_the_middle_of_a_run(begin, monkeypatch):
     """Beyond what was foreseen: that it is this machine's limit is said, not that the server failed."""
     monkeypatch.setattr(open_loop, "_LIKELY_S", 0.02)  # a rate of 200 has 4 connections made ahead

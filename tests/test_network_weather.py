@@ -8,6 +8,8 @@ from __future__ import annotations
 import pytest
 from reflected_network import Weather, measured, reflected, refusal
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture(autouse=True)
 def network():
@@ -16,6 +18,7 @@ def network():
         pytest.skip(reason)
 
 
+@pytest.mark.slow
 def test_delay_shows_in_ttft_exactly_as_much():
     """50 ms each way: 100 ms more to the first token, and nothing more between tokens."""
     calm, delayed = measured(), measured(Weather(delay_s=0.05))
@@ -26,6 +29,7 @@ def test_delay_shows_in_ttft_exactly_as_much():
     assert [] == [doubt for doubt in delayed["doubts"] if "network" in doubt], "a long way is no disturbance"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weather", [Weather(loss=0.04), Weather(reorder=0.1)], ids=["loss", "reordering"])
 def test_what_was_lost_or_overtaken_is_a_doubt(weather):
     """TCP mends it, so every answer is there; that it took time is said, with the kernel's own counts."""
@@ -37,6 +41,7 @@ def test_what_was_lost_or_overtaken_is_a_doubt(weather):
     assert f"{found['out_of_order']} came out of order, on {found['disturbed_connections']} connection" in doubt
 
 
+@pytest.mark.slow
 def test_a_server_that_vanishes():
     """No FIN, no RST: the kernel finds out, and each request that waits says so; the run is INVALID."""
     found = measured(Weather(cut_after_s=0.3), keepalive_s=1, itl_ms=50.0, requests=4)
@@ -47,6 +52,7 @@ def test_a_server_that_vanishes():
     assert "not even its kernel does: Connection timed out" in reason
 
 
+@pytest.mark.slow
 def test_a_wire_that_has_gone_silent():
     """Before the kernel has found out, the client's own limit ends the wait, and says how long it was."""
     found = measured(Weather(cut_after_s=0.3), silence_s=1.0, itl_ms=50.0, requests=4)

@@ -21,6 +21,7 @@ def run(pytester):
     return start
 
 
+@pytest.mark.slow
 def test_every_option_is_in_the_help_with_its_ini_twin(run):
     """`pytest --help` shows each option and each ini setting."""
     text = run("--help").stdout.str()
@@ -67,6 +68,7 @@ def test_an_ini_setting_is_checked_like_its_option(pytester, run):
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_wins_over_the_ini_file(pytester):
     """An option given twice has the value of the command line; folders are relative to their source."""
     pytester.makeini("[pytest]\nllmperf_runs = 7\nllmperf_warmup_runs = 0\nllmperf_baselines = stored\n")
@@ -77,6 +79,7 @@ def test_the_command_line_wins_over_the_ini_file(pytester):
     assert pytester.path / "stored" == options.baselines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -95,6 +98,7 @@ def test_workers_are_a_number_of_processes_or_a_ray_cluster(pytester, given, exp
     assert (expected, expected) == (by_option.workers, by_ini.workers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["0", "-1", "257", "1.5", "two", "ray://", "ray:auto", "auto", "http://head:10001"])
 def test_what_is_neither_is_refused(pytester, given):
     """The error says what is accepted."""

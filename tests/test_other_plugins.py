@@ -14,7 +14,7 @@ import pytest
 from servers import CompletionsServer
 from stub_engine import installed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.real_time, pytest.mark.exhaustive, pytest.mark.timeout(120)]
 
 CONFTEST = """
 import os

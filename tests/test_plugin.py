@@ -84,6 +84,7 @@ def test_without_a_baseline_the_test_passes_with_a_warning_that_says_how_to_stor
     result.stdout.fnmatch_lines(["*NoBaselineWarning: NO_BASELINE*", "*--llmperf-save-baseline NAME"])
 
 
+@pytest.mark.slow
 def test_a_stored_level_is_met_again(suite):
     """The same engine against its own baseline: PASS, no warning, exit 0."""
     run(suite(), "--llmperf-save-baseline", "main").assert_outcomes(passed=1, warnings=1)
@@ -94,6 +95,7 @@ def test_a_stored_level_is_met_again(suite):
     result.stdout.fnmatch_lines(["PASS test_it.py::test_rounds, against 0001_main.json (5 + 5 runs)"])
 
 
+@pytest.mark.slow
 def test_a_session_tells_how_much_nights_are_taken_to_differ(suite):
     """After one stored night nothing is known of others: the verdict is cautious and says so."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -108,6 +110,7 @@ def test_a_session_tells_how_much_nights_are_taken_to_differ(suite):
     )
 
 
+@pytest.mark.slow
 def test_a_slower_engine_fails_its_test(suite):
     """A regression is the test's failure: exit 1, with metric, change, interval and what could be seen."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -129,6 +132,7 @@ def test_a_slower_engine_fails_its_test(suite):
     assert "REGRESSED" in case.find("failure").get("message")
 
 
+@pytest.mark.slow
 def test_a_regressed_run_is_not_stored(suite):
     """A baseline does not move with a regression, until someone accepts the new level."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -142,6 +146,7 @@ def test_a_regressed_run_is_not_stored(suite):
     after.assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_faster_engine_is_green(suite):
     """IMPROVED passes and says so."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -152,6 +157,7 @@ def test_a_faster_engine_is_green(suite):
     result.stdout.fnmatch_lines(["IMPROVED test_it.py::test_rounds*"])
 
 
+@pytest.mark.slow
 def test_gate_warn_does_not_fail(suite):
     """With `--llmperf-gate warn` a regression is a warning."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -162,6 +168,7 @@ def test_gate_warn_does_not_fail(suite):
     result.stdout.fnmatch_lines(["*RegressionWarning: REGRESSED*"])
 
 
+@pytest.mark.slow
 def test_gate_off_judges_nothing(suite):
     """With `--llmperf-gate off` there is no verdict and no warning."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -215,6 +222,7 @@ def test_an_engine_that_dies_is_an_error_with_its_log(suite):
     assert {"test_it.py::test_rounds"} == {name.rpartition("::")[0] for name in names}
 
 
+@pytest.mark.slow
 def test_a_metric_missing_in_some_runs_is_an_error(suite):
     """A gated metric that not every run has cannot be judged: INVALID_RUN, not a pass by absence."""
     marked = TEST.replace("def test", "@pytest.mark.llm_gate(metric='tpot_p50')\ndef test")
@@ -226,6 +234,7 @@ def test_a_metric_missing_in_some_runs_is_an_error(suite):
     result.stdout.fnmatch_lines(["*tpot_p50: measured in 0 of 5 runs, so it cannot be judged"])
 
 
+@pytest.mark.slow
 def test_a_verdict_that_only_the_whole_session_settles(suite, pytester):
     """A borderline regression fails its test when a clear one, later, has left it a larger share of the error.
 
@@ -337,6 +346,7 @@ def test_open(engine, llm_perf):
 """
 
 
+@pytest.mark.slow
 def test_an_open_load_is_judged_by_ttft_from_the_schedule(suite):
     """It is gated, stored and met again; the files follow the schema."""
     schema = json.loads(resources.files("pytest_llmperf.reports").joinpath("result.schema.json").read_text())
@@ -365,6 +375,7 @@ def test_shed_load_makes_an_error_of_the_test(suite, slow, outcome):
         result.stdout.fnmatch_lines(["*INVALID_RUN*turns of the load could not be sent within max_in_flight and were*"])
 
 
+@pytest.mark.slow
 def test_the_options_reach_the_requests_and_those_who_send_them(pytester):
     """Limits go to the engine's client, and a load that can be split is sent by as many processes as asked for."""
     pytester.makepyfile(
@@ -405,6 +416,7 @@ def test_the_options_reach_the_requests_and_those_who_send_them(pytester):
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_results_and_baselines_follow_the_schema(suite):
     """Both files validate against the JSON Schema that the package ships."""
     schema = json.loads(resources.files("pytest_llmperf.reports").joinpath("result.schema.json").read_text())
@@ -417,6 +429,7 @@ def test_results_and_baselines_follow_the_schema(suite):
         jsonschema.validate(json.loads(path.read_text()), schema)
 
 
+@pytest.mark.slow
 def test_pytest_benchmark_reads_the_baselines(suite, pytester):
     """`pytest-benchmark list` and `compare` work on the folder as it is."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -432,6 +445,7 @@ def test_pytest_benchmark_reads_the_baselines(suite, pytester):
     compared.stdout.fnmatch_lines(["*test_rounds::ttft_p50 (*0001_main)*", "*test_rounds::ttft_p50 (*0002_again)*"])
 
 
+@pytest.mark.slow
 def test_benchmark_save_and_compare_work(suite):
     """pytest-benchmark's own storage and its own gate see the rows, too."""
     run(suite(), "--benchmark-save", "before")
@@ -453,6 +467,7 @@ def test_benchmark_disable_runs_once_unrecorded(suite):
     assert not (suite().path / "out.json").exists()
 
 
+@pytest.mark.slow
 def test_xdist_measures_as_ever(suite, monkeypatch):
     """What a worker has measured is stored and told by the process that has started it; see `test_xdist`."""
     paths = [str(Path(pytest_llmperf.__file__).parents[1]), str(Path(__file__).parent)]
@@ -464,6 +479,7 @@ def test_xdist_measures_as_ever(suite, monkeypatch):
     result.stdout.fnmatch_lines(["NO_BASELINE test_it.py::test_rounds (5 runs)", "stored as baseline: *0001_main.json"])
 
 
+@pytest.mark.slow
 def test_without_pytest_benchmark_the_gate_still_works(suite):
     """`-p no:benchmark`: measured, stored and judged as ever, without the table and the JSON."""
     run(suite(), "-p", "no:benchmark", "--llmperf-save-baseline", "main")
@@ -473,6 +489,7 @@ def test_without_pytest_benchmark_the_gate_still_works(suite):
     result.assert_outcomes(failed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "outcome"), [("--benchmark-only", "passed"), ("--benchmark-skip", "skipped")])
 def test_benchmark_only_and_skip_know_our_tests(suite, option, outcome):
     """A test that measures is a benchmark to `--benchmark-only` and `--benchmark-skip`."""
@@ -482,6 +499,7 @@ def test_benchmark_only_and_skip_know_our_tests(suite, option, outcome):
     result.assert_outcomes(**{outcome: 1, other: 1})
 
 
+@pytest.mark.slow
 def test_an_expected_regression_is_an_expected_failure(suite):
     """A test that is marked xfail and regresses is xfailed, in the terminal and in JUnit."""
     marked = "import pytest\n" + TEST.replace("def test", "@pytest.mark.xfail\ndef test")
@@ -493,6 +511,7 @@ def test_an_expected_regression_is_an_expected_failure(suite):
     assert ET.parse(suite().path / "junit.xml").find(".//testcase/failure") is None
 
 
+@pytest.mark.slow
 def test_a_second_attempt_replaces_the_first(suite):
     """Where a plugin runs a failed test again, only the last attempt is recorded and judged."""
     again = (
@@ -535,6 +554,7 @@ def test_folders_that_cannot_be_written_are_found_first(suite):
     )
 
 
+@pytest.mark.slow
 def test_declared_hardware_is_for_servers_elsewhere(pytester):
     """An engine that is started here is not filed under another machine's key."""
     pytester.makepyfile(
@@ -547,6 +567,7 @@ def test_declared_hardware_is_for_servers_elsewhere(pytester):
     result.stderr.fnmatch_lines(["*--llmperf-hardware says what the server behind a URL runs on, but vllm is started*"])
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_keeps_what_it_has_measured(suite, monkeypatch):
     """SIGTERM ends the session like Ctrl-C: the JSON is written, the exit code says interrupted."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -563,6 +584,7 @@ def test_a_cancelled_job_keeps_what_it_has_measured(suite, monkeypatch):
     assert 3 == len(json.loads((folder / "out.json").read_text())["benchmarks"])
 
 
+@pytest.mark.slow
 def test_llm_gate_chooses_the_metrics(suite):
     """With `llm_gate` marks exactly the named metrics are gated and stored."""
     marked = TEST.replace("def test", "@pytest.mark.llm_gate(metric='e2e_p50', detect=0.05)\ndef test")
@@ -572,6 +594,7 @@ def test_llm_gate_chooses_the_metrics(suite):
     assert ["e2e_p50"] == [row["extra_info"]["llmperf"]["metric"] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_slower_decode_fails_on_tpot_and_not_on_ttft(suite):
     """The verdict names the metric that changed."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -584,6 +607,7 @@ def test_a_slower_decode_fails_on_tpot_and_not_on_ttft(suite):
     assert re.search(r"ttft_p50 .*PASS", table)
 
 
+@pytest.mark.slow
 def test_two_measurements_of_one_test_need_names(suite):
     """The second unnamed measurement is refused in one sentence, before it is taken."""
     twice = TEST.replace("    assert", "    llm_perf(engine, conversations)\n    assert")
@@ -593,6 +617,7 @@ def test_two_measurements_of_one_test_need_names(suite):
     result.stdout.fnmatch_lines(["test_it.py:6: ConfigurationError: *give each llm_perf call its own name=*"])
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_test_is_told_by_its_line(suite):
     """All arguments out of range in one go, without the plugin's own frames."""
     result = run(suite(TEST.replace("users=4, rounds=2", "users=0, rounds=0")))
@@ -606,6 +631,7 @@ def test_a_mistake_in_the_test_is_told_by_its_line(suite):
     )
 
 
+@pytest.mark.slow
 def test_a_changed_workload_is_not_compared(suite):
     """Another workload digest is NO_BASELINE, naming what differs."""
     run(suite(), "--llmperf-save-baseline", "main")
@@ -672,6 +698,7 @@ def test_records_are_kept_whatever_the_outcome(suite):
     assert {Phase.WARMUP, Phase.MEASURED} == {request.phase for request in requests}
 
 
+@pytest.mark.slow
 def test_importing_the_plugin_imports_neither_numpy_nor_an_engine(pytester):
     """Collecting an empty suite pulls in nothing heavy."""
     pytester.makepyfile(

@@ -60,6 +60,7 @@ def row(pytester, name):
     return found
 
 
+@pytest.mark.slow
 def test_a_ratio_is_recorded_with_one_value_for_each_run(run, pytester):
     """In pytest-benchmark's own form, turned so that lower is better."""
     run(GAIN.format(more="")).assert_outcomes(passed=1, warnings=3)
@@ -72,6 +73,7 @@ def test_a_ratio_is_recorded_with_one_value_for_each_run(run, pytester):
     assert all(0.05 < value < 0.5 for value in found["stats"]["data"])
 
 
+@pytest.mark.slow
 def test_a_gain_that_is_gone_is_a_regression_of_the_ratio(run):
     """Judged against stored nights, in its own direction."""
     run(GAIN.format(more=""), "--llmperf-save-baseline", "main", "--llmperf-gate", "off")
@@ -85,6 +87,7 @@ def test_a_gain_that_is_gone_is_a_regression_of_the_ratio(run):
     gone.stdout.fnmatch_lines(["REGRESSED *::test_gain::ratio:gain, against *", "*ratio:gain * -8?.? % * REGRESSED"])
 
 
+@pytest.mark.slow
 def test_a_mark_of_a_ratio_that_is_not_recorded_is_an_error(run):
     """A misspelt name would else gate nothing."""
     misspelt = GAIN.format(more="").replace(
@@ -102,6 +105,7 @@ def test_where_nothing_is_recorded_a_ratio_is_still_a_number(run):
     run(GAIN.format(more=""), "--benchmark-disable").assert_outcomes(passed=1, warnings=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
@@ -119,6 +123,7 @@ def test_what_is_no_ratio_is_refused(run, more, complaint):
     result.stdout.fnmatch_lines([complaint])
 
 
+@pytest.mark.slow
 def test_a_clear_verdict_ends_a_measurement(run, pytester):
     """Three runs show that all is well where noise is low; with more noise it takes more, up to the budget."""
     run(ONE, "--llmperf-save-baseline", "main", "--llmperf-gate", "off", noise=0.005)
@@ -132,6 +137,7 @@ def test_a_clear_verdict_ends_a_measurement(run, pytester):
     more.stdout.fnmatch_lines(["* *::test_it, against 0001_main.json (5 + 8 runs)"])
 
 
+@pytest.mark.slow
 def test_a_large_slowdown_ends_a_measurement(run, pytester):
     """It is shown before the budget is spent."""
     run(ONE, "--llmperf-save-baseline", "main", "--llmperf-gate", "off", noise=0.02)
@@ -142,6 +148,7 @@ def test_a_large_slowdown_ends_a_measurement(run, pytester):
     assert len(row(pytester, "tpot_p50")["stats"]["data"]) < 20
 
 
+@pytest.mark.slow
 def test_a_stored_test_that_is_gone_is_missed(run, pytester):
     """A renamed test would else lose its baseline silently; a part of the tests that is chosen misses nothing."""
     run(ONE + ONE.replace("test_it", "test_other"), "--llmperf-save-baseline", "main", "--llmperf-gate", "off")
@@ -154,6 +161,7 @@ def test_a_stored_test_that_is_gone_is_missed(run, pytester):
     chosen.stdout.no_fnmatch_line("MISSING*")
 
 
+@pytest.mark.slow
 def test_without_a_baseline_there_is_nothing_to_be_clear_about(run, pytester):
     """As many runs as are measured by default make a first baseline."""
     run(ONE, "--llmperf-runs", "auto").assert_outcomes(passed=1, warnings=1)
@@ -161,6 +169,7 @@ def test_without_a_baseline_there_is_nothing_to_be_clear_about(run, pytester):
     assert 5 == len(row(pytester, "ttft_p50")["stats"]["data"])
 
 
+@pytest.mark.slow
 def test_a_budget_of_minutes_is_kept(run, pytester):
     """The time is that of the engine: virtual minutes of a simulated one."""
     run(ONE, "--llmperf-save-baseline", "main", "--llmperf-gate", "off", noise=0.08)

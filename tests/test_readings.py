@@ -54,6 +54,7 @@ TELEMETRY = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(TELEMETRY)
 def test_what_is_written_is_read_back(telemetry):
     """By way of JSON, with every absence."""

@@ -98,6 +98,7 @@ def path(tmp_path):
     return tmp_path / "rows.jsonl"
 
 
+@pytest.mark.slow
 @given(records=st.lists(REQUEST, max_size=4))
 @settings(deadline=None, max_examples=50)
 def test_requests_survive_the_file_unchanged(tmp_path_factory, records):
@@ -246,6 +247,7 @@ def test_a_run_that_was_cut_short_does_not_count(path):
 class TestSpilling:
     """Arrivals beyond what memory has room for stay in the file."""
 
+    @pytest.mark.slow
     @given(records=st.lists(REQUEST, max_size=6), room=st.integers(0, 12))
     @settings(deadline=None, max_examples=50)
     def test_records_are_equal_wherever_their_arrivals_are(self, tmp_path_factory, records, room):
@@ -302,6 +304,7 @@ class TestSpilling:
         assert kept is not record
         assert list(metrics.itl_s(record)) == list(metrics.itl_s(kept)) != []
 
+    @pytest.mark.slow
     def test_memory_is_bounded(self, path):
         """Ten times as many tokens as there is room for take hardly more than the room."""
 

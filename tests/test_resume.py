@@ -102,6 +102,7 @@ FIRST = ("-k", "first")
 PLAIN = ("-p", "no:cacheprovider", "-W", "default")
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_measured(session):
     """Interrupted in its third run, a measurement goes on with that run and that run's prompts; it is said."""
     whole = session(*FIRST)
@@ -137,6 +138,7 @@ def test_figures_of_resumed_runs_are_those_that_were_measured(session):
     assert {name: value for name, value in whole.items() if name != "doubts"} == told
 
 
+@pytest.mark.slow
 def test_a_complete_measurement_starts_no_engine(session):
     """Of a session interrupted between its tests nothing is measured again."""
     session()
@@ -165,6 +167,7 @@ def mark_cut_short(path):
     mark(newest(path), ended="cut short")
 
 
+@pytest.mark.slow
 def test_what_differs_is_said_and_measured_anew(session, pytester):
     """An option, the cache's state and the workload: nothing of the earlier session counts."""
     session(*FIRST, interrupt_at=at(2))
@@ -193,6 +196,7 @@ def test_another_version_of_the_product_measures_anew(session, monkeypatch):
     again.stdout.fnmatch_lines(["measured anew: *: pytest_llmperf '*' -> '99'"])
 
 
+@pytest.mark.slow
 def test_another_engine_behind_the_same_words_measures_anew(session, monkeypatch):
     """What it says of itself once it has started is held against what it said then."""
     session(*FIRST, interrupt_at=at(2))
@@ -204,6 +208,7 @@ def test_another_engine_behind_the_same_words_measures_anew(session, monkeypatch
     assert at(5) == len(again.sent)
 
 
+@pytest.mark.slow
 def test_a_session_that_was_not_cut_short_has_nothing_to_resume(session):
     """It is said, and all is measured."""
     session(*FIRST)
@@ -230,6 +235,7 @@ def test_the_ini_file_can_say_so(session, pytester):
     assert at(3) + PER_RUN - WARM_UP * PER_RUN == len(session(*FIRST).sent)
 
 
+@pytest.mark.slow
 def test_a_session_that_was_killed_says_nothing_of_an_end(session):
     """Its owner runs no more: what it had counts. As long as the owner runs, nobody goes on from it."""
     session(*FIRST, interrupt_at=at(2))
@@ -244,6 +250,7 @@ def test_a_session_that_was_killed_says_nothing_of_an_end(session):
     again.stdout.fnmatch_lines(["*doubt: 2 of 5 runs were measured in the session *"])
 
 
+@pytest.mark.slow
 def test_a_session_gone_on_from_can_itself_be_interrupted(session):
     """Runs keep the name of the session that measured them; tests that it had not come to are found behind it."""
     session()
@@ -276,6 +283,7 @@ def test_a_spoiled_run_is_measured_again(session):
     assert [0, 1, 2] == result["resumed"][0]["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["first line", "a request"])
 def test_records_that_cannot_be_read_are_measured_anew(session, damaged):
     """A file that is no record file any more, and one that is damaged further on; it is said."""
@@ -296,6 +304,7 @@ def test_records_that_cannot_be_read_are_measured_anew(session, damaged):
     again.assert_outcomes(passed=1, warnings=1)
 
 
+@pytest.mark.slow
 def test_two_builds_go_on_with_whole_pairs(session):
     """Each build of the second pair had its own hour: of what was interrupted, only whole pairs count."""
     pair = ("--llmperf-base", "noise_seed=7", "--llmperf-hardware", "sim:gh200", "--llmperf-model", "llama-3.1-8b")

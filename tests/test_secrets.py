@@ -257,6 +257,7 @@ def test_a_url_as_it_may_be_quoted():
     assert "http://***@h:1/v1?***" == without_credentials("http://u:p@h:1/v1?token=s")
 
 
+@pytest.mark.slow
 def test_the_watcher_sees_command_lines():
     """So that the test above can fail."""
     with Watcher() as watcher:

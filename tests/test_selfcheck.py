@@ -227,6 +227,7 @@ def shown_and_true(draw):
     return run(*shown), run(*true)
 
 
+@pytest.mark.slow
 @given(runs=shown_and_true(), name=st.sampled_from(FIGURES), statistic=st.sampled_from(["mean", "p50", "p99"]))
 @settings(deadline=None, max_examples=400)
 def test_the_bound_really_bounds(runs, name, statistic):
@@ -240,6 +241,7 @@ def test_the_bound_really_bounds(runs, name, statistic):
     assert abs(truth - reported) <= error_bounds([metric], shown)[metric.name] + 1e-12
 
 
+@pytest.mark.slow
 @given(runs=shown_and_true(), statistic=st.sampled_from(["mean", "p50", "p99"]), data=st.data())
 @settings(deadline=None, max_examples=200)
 def test_it_bounds_what_sending_late_has_cost(runs, statistic, data):

@@ -113,6 +113,7 @@ def own(**words):
 class TestHardware:
     """Which marks a simulated part satisfies."""
 
+    @pytest.mark.slow
     def test_the_option_satisfies_the_parts_mark_and_takes_every_engine_s_place(self, run):
         """A test of a real vLLM runs on the simulation of its part, in no time and without a process."""
         result = run()
@@ -163,6 +164,7 @@ class TestHardware:
         assert pytest.ExitCode.USAGE_ERROR == result.ret
         result.stderr.fnmatch_lines([f"*--llmperf-hardware sim:gh200 goes with the simulated engine, not with {other}"])
 
+    @pytest.mark.slow
     def test_more_gpus_than_there_are_is_a_mistake_that_says_how_many(self, run):
         """One sentence with the option that would do."""
         tests = one("llm_engine('vllm', model='llama-3.1-70b', tensor_parallel=4)")
@@ -203,16 +205,19 @@ def test_everything_that_cannot_be_is_told_before_anything_runs(run):
 class TestRepetition:
     """The same simulation gives the same file, on every machine and every day."""
 
+    @pytest.mark.slow
     def test_two_sessions_write_equal_files(self, stored):
         """Byte for byte, noise included."""
         noise = ("--llmperf-set", "run_noise=0.02", "--llmperf-set", "request_noise=0.1")
 
         assert stored("main", *noise) == stored("again", *noise)
 
+    @pytest.mark.slow
     def test_without_noise_all_runs_are_equal(self, stored):
         """There is nothing that could differ."""
         assert {1} == {len(set(data)) for data in values(stored("main")).values()}
 
+    @pytest.mark.slow
     def test_noise_hangs_on_its_seed(self, stored):
         """Runs differ, another seed gives other runs, and the same seed the same."""
         first, again, other = (
@@ -225,6 +230,7 @@ class TestRepetition:
             assert (5, 5) == (len(set(data)), len(set(other[key])))
             assert not set(data) & set(other[key])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("test", ["test_rounds", "test_single"])
     def test_a_test_has_the_same_noise_alone_and_within_its_suite(self, stored, test):
         """What ran before is not in it; also where a prompt has no full block."""
@@ -235,6 +241,7 @@ class TestRepetition:
 
         assert {key: data for key, data in whole.items() if key[0] == test} == alone
 
+    @pytest.mark.slow
     def test_run_noise_is_as_large_as_asked(self, stored):
         """The step times of runs have this standard deviation, within what 30 runs can tell."""
         data = values(stored("main", "--llmperf-set", "run_noise=0.05", "--llmperf-runs", "30", "-k", "test_rounds"))[
@@ -255,12 +262,14 @@ class TestBaselines:
             change(row["extra_info"]["llmperf"]["comparable"])
         path.write_text(json.dumps(document))
 
+    @pytest.mark.slow
     def test_a_stored_level_is_met_again(self, run):
         """The same simulation passes, without a warning."""
         run("--llmperf-save-baseline", "main")
 
         run().assert_outcomes(passed=2)
 
+    @pytest.mark.slow
     def test_it_is_not_compared_with_a_measured_one(self, run, pytester):
         """Even if one lies where simulated ones do."""
         run("--llmperf-save-baseline", "main")
@@ -270,6 +279,7 @@ class TestBaselines:
 
         result.stdout.fnmatch_lines(["*NO_BASELINE*", "*0001_main.json is not comparable: simulated was None, is True"])
 
+    @pytest.mark.slow
     def test_a_measured_one_is_not_compared_with_it(self, run, pytester, monkeypatch):
         """The other way round, too."""
         clock = VirtualClock()
@@ -281,6 +291,7 @@ class TestBaselines:
 
         result.stdout.fnmatch_lines(["*NO_BASELINE*", "*0001_main.json is not comparable: simulated was True, is None"])
 
+    @pytest.mark.slow
     def test_every_result_says_that_it_is_simulated(self, run, pytester):
         """In the JSON of the session, too."""
         run("--benchmark-json", "out.json")
@@ -293,6 +304,7 @@ class TestBaselines:
 class TestSlowdowns:
     """What `slow=` puts in is what the gate finds."""
 
+    @pytest.mark.slow
     def test_a_slower_decode_is_a_regression_of_the_metric_that_it_is(self, run):
         """TPOT by exactly as much, TTFT not at all."""
         run("--llmperf-save-baseline", "main", "-k", "test_rounds")
@@ -302,6 +314,7 @@ class TestSlowdowns:
         result.assert_outcomes(failed=1)
         result.stdout.fnmatch_lines(["REGRESSED *", "*ttft_p50 * PASS", "*tpot_p50 * +15.0 % * REGRESSED"])
 
+    @pytest.mark.slow
     def test_a_lost_prefix_cache_is_a_regression(self, run):
         """A hit rate of 0, and the prompts are computed."""
         run("--llmperf-save-baseline", "main", "-k", "test_rounds")
@@ -320,6 +333,7 @@ class TestSlowdowns:
             ["INVALID_RUN *: kv_offload_gib=64 was asked for, but the engine moved no KV cache out or back"]
         )
 
+    @pytest.mark.slow
     def test_a_slower_host_link_shows_in_what_comes_from_the_host(self, stored):
         """The context comes back over it: 8,000 tokens of 128 KiB at 70 % of the rate."""
         fast, slow = (
@@ -330,6 +344,7 @@ class TestSlowdowns:
         moved_s = 8000 * 131_072 / 450e9
         assert slow - fast > 0.4 * moved_s
 
+    @pytest.mark.slow
     def test_an_offload_is_counted(self, run):
         """What came from where adds up to the prompts."""
         result = run("-s", tests=OFFLOAD.format(slow="decode:+0%"), hardware=None)

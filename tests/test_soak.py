@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.real_time
+
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "soak"
 MOST_BYTES = 8192
 """A request may take in memory for good; an hour's slope is measured by the soak itself. It is some 1.5 KB."""
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(150)
 def test_half_a_minute(tmp_path):
     """Nothing is unaccounted for, by the client's records and the server's own count; records are all that stays."""

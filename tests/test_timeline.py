@@ -50,6 +50,7 @@ def test_every_request_and_token_is_counted_once_in_each_run():
     assert seen.requests == 20
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 10**7), st.integers(1, 10**5)), min_size=1, max_size=40))
 def test_whatever_the_span_nothing_is_lost_and_bins_are_bounded(spans):
     seen = timeline([request(sent, ttft, run=k % 3) for k, (sent, ttft) in enumerate(spans)])
@@ -141,6 +142,7 @@ def test_a_round_of_which_one_answer_does_not_say_is_not_known():
     assert [(one.prompt_tokens, one.cached_tokens) for one in rounds] == [(200, None)]
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(-5, 2**50)), st.sampled_from([5, 10]))
 def test_counting_many_at_once_is_counting_each(values, sub_bits):
     one_by_one, at_once = Histogram(sub_bits=sub_bits), Histogram(sub_bits=sub_bits)

@@ -95,6 +95,7 @@ def verdicts(judged):
 class TestInTurn:
     """Every test measures both builds."""
 
+    @pytest.mark.slow
     def test_a_slower_build_fails_by_the_metric_that_is_slower(self, run, judgement):
         """Nothing is stored, and nothing has to be."""
         result = run("--llmperf-base", "slow=decode:-10%")
@@ -114,16 +115,19 @@ class TestInTurn:
         assert {"ttft_p50": "PASS", "tpot_p50": "REGRESSED", "output_throughput": "REGRESSED"} == verdicts(judged)
         assert "the base build in turn (slow 'decode:-10%' -> None)" == judged["against"]
 
+    @pytest.mark.slow
     def test_a_faster_build_is_said_to_be(self, run, judgement):
         run("--llmperf-base", "slow=decode:+10%").assert_outcomes(passed=1)
 
         assert "IMPROVED" == judgement()["verdict"]
 
+    @pytest.mark.slow
     def test_what_only_the_head_has_is_not_the_base_s(self, run):
         """Else a slowdown would be put into both builds, and none be found."""
         run("--llmperf-base", "gpu_memory_fraction=0.9", "--llmperf-head", "slow=decode:+20%").assert_outcomes(failed=1)
         run("--llmperf-head", "slow=decode:+20%").assert_outcomes(failed=1)
 
+    @pytest.mark.slow
     def test_a_build_that_is_compared_with_itself_is_doubted(self, run):
         """That passes whatever is wrong with it."""
         result = run("--llmperf-base", "slow=decode:+20%", "--llmperf-set", "slow=decode:+20%")
@@ -131,6 +135,7 @@ class TestInTurn:
         result.assert_outcomes(passed=1)
         result.stdout.fnmatch_lines(["*doubt: both builds have the same words; *"])
 
+    @pytest.mark.slow
     def test_a_healthy_build_passes(self, run, judgement):
         """The base has the same words and its own luck."""
         run("--llmperf-base", "slow=decode:+0%").assert_outcomes(passed=1)
@@ -140,6 +145,7 @@ class TestInTurn:
         assert "the base build in turn (slow 'decode:+0%' -> None)" == judged["against"]
         assert all(finding["baseline"] != finding["now"] for finding in judged["findings"])
 
+    @pytest.mark.slow
     def test_a_stored_night_does_not_count(self, run, judgement):
         """What is measured in turn owes nothing to other nights."""
         run("--llmperf-save-baseline", "n1", "--llmperf-gate", "off", *SLOWER)
@@ -148,6 +154,7 @@ class TestInTurn:
 
         assert "PASS" == judgement()["verdict"]
 
+    @pytest.mark.slow
     def test_where_nothing_is_judged_the_base_is_not_measured(self, run, pytester):
         """It would cost as much again, for nothing."""
         run("--llmperf-base", "slow=decode:-10%", "--llmperf-gate", "off").assert_outcomes(passed=1)
@@ -189,6 +196,7 @@ class TestConfirmation:
         """One stored night of the healthy build."""
         run("--llmperf-save-baseline", "n1", "--llmperf-gate", "off")
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("night")
     def test_what_is_confirmed_turns_red_at_the_end(self, run, judgement):
         """The flagged metrics only; the numbers are those of the two builds."""
@@ -203,6 +211,7 @@ class TestConfirmation:
             finding["metric"]: finding["new_runs"] for finding in judged["findings"]
         }
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("night")
     def test_what_is_not_confirmed_stays_green(self, run, judgement):
         """The night was slow, for both builds."""
@@ -214,6 +223,7 @@ class TestConfirmation:
         assert {"PASS"} == {judged["verdict"], *verdicts(judged).values()}
         assert judged["against"].startswith("0001_n1.json, then the base build in turn")
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("night")
     @pytest.mark.parametrize(
         ("base", "outcome"), [("slow=decode:+0%", {"failed": 1}), ("gpu_memory_fraction=0.9", {"passed": 1})]
@@ -224,6 +234,7 @@ class TestConfirmation:
 
         run(*SLOWER, *arguments).assert_outcomes(**outcome)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("night")
     def test_the_strict_gate_fails_what_could_not_be_confirmed(self, run, pytester):
         """As it fails everything that is not known to be well."""
@@ -235,6 +246,7 @@ class TestConfirmation:
         result.assert_outcomes(failed=1)
         result.stdout.fnmatch_lines([f"not confirmed: {NAME}: the base build is gone"])
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("night")
     def test_what_is_not_flagged_is_not_measured_again(self, run, pytester, judgement):
         """Which is what makes it cheap."""
@@ -244,6 +256,7 @@ class TestConfirmation:
         newest = max(pytester.path.glob(".llmperf/*"))
         assert 1 == len(list(newest.glob("records/*.jsonl")))
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("night")
     def test_an_engine_that_fails_is_said_to_have_confirmed_nothing(self, run, pytester, judgement):
         """Neither red nor plainly green."""
@@ -255,6 +268,7 @@ class TestConfirmation:
         result.stdout.fnmatch_lines([f"not confirmed: {NAME}: the base build is gone"])
         assert "INCONCLUSIVE" == judgement()["verdict"]
 
+    @pytest.mark.slow
     def test_without_a_stored_night_there_is_nothing_to_flag(self, run, judgement):
         run("--llmperf-base", "slow=decode:-10%", "--llmperf-confirm", "3").assert_outcomes(passed=1, warnings=1)
 
@@ -264,6 +278,7 @@ class TestConfirmation:
 class TestCompare:
     """The JSON of a session is a result file."""
 
+    @pytest.mark.slow
     def test_a_session_against_the_nights_of_a_folder(self, run, pytester, capsys):
         """Also where the session has a test that only pytest-benchmark knows."""
         run("--llmperf-save-baseline", "n1", "--llmperf-gate", "off")

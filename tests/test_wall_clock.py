@@ -15,6 +15,8 @@ import pytest
 import pytest_llmperf
 from pytest_llmperf.origin import OriginProcess
 
+pytestmark = pytest.mark.real_time
+
 SOURCE = Path(__file__).with_name("wall_clock_stub.c")
 TTFT_S, ITL_S = 0.05, 0.01
 HOUR = 3600
@@ -74,6 +76,7 @@ def set_clock(tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("jump_s", [HOUR, -HOUR])
 def test_a_wall_clock_that_is_set_moves_no_duration(set_clock, tmp_path, jump_s):
@@ -97,6 +100,7 @@ def test_a_wall_clock_that_is_set_moves_no_duration(set_clock, tmp_path, jump_s)
     assert told["duration"] < told["took"]
 
 
+@pytest.mark.slow
 def test_nobody_but_the_clock_reads_the_time():
     """Nor a calendar; guard, worker and origin run in processes of their own, have nothing of ours, and no wall clock.
 

@@ -51,6 +51,7 @@ def test_zizmor_would_find_something(tool, tmp_path):
     assert 0 != tool("zizmor", "--offline", "--no-progress", bad).returncode
 
 
+@pytest.mark.slow
 def test_they_follow_the_schema_of_workflows(tool):
     finished = tool("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS)
 

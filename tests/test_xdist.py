@@ -11,6 +11,8 @@ import pytest
 
 from pytest_llmperf.origin import OriginProcess
 
+pytestmark = pytest.mark.real_time
+
 TESTS = """
 import pytest
 from pytest_llmperf import closed_loop, single_turn
@@ -102,6 +104,7 @@ def test_two_sessions_take_turns(tests, origin):
     assert ["0001", "0002"] == sorted(path.name.partition("_")[0] for path in tests.path.glob("baselines/*/*.json"))
 
 
+@pytest.mark.slow
 def test_a_device_that_does_not_become_free(tests, origin, tmp_path, monkeypatch):
     """The test is an error, as nothing was measured, and names who has it."""
     from pytest_llmperf.clock import RealClock

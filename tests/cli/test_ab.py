@@ -9,6 +9,8 @@ import pytest
 
 from pytest_llmperf.cli import main
 
+pytestmark = pytest.mark.real_time
+
 TEST = """
 import pytest
 from pytest_llmperf import multi_round, round_robin
@@ -56,6 +58,7 @@ def checkout(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_slower_head_is_a_regression(suite, capfd):
     """The head's words are not the base's; the judgement is in the file."""
     code = main(["ab", "--base", "slow=decode:+0%", "--head", "slow=decode:+20%", "--json", "out.json", *ON_SIM])
@@ -66,6 +69,7 @@ def test_a_slower_head_is_a_regression(suite, capfd):
     assert {"REGRESSED"} == {row["extra_info"]["llmperf"]["judgement"]["verdict"] for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("suite")
 def test_builds_that_do_not_differ_in_speed_pass(capfd):
     """A build that is the other one does, too, with a doubt."""
@@ -75,6 +79,7 @@ def test_builds_that_do_not_differ_in_speed_pass(capfd):
     assert "doubt: both builds have the same words" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("suite")
 def test_two_revisions_of_a_checkout(checkout, capfd):
     """Each in a folder of its own, installed there, and nothing left in the checkout."""
@@ -128,6 +133,7 @@ def test_a_revision_that_is_not_there(checkout, capfd):
     assert f"{checkout} has no revision 'nosuch'" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("suite")
 def test_what_pytest_refuses_is_a_usage_mistake(capfd):
     """A word that no engine knows."""

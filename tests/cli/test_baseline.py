@@ -423,6 +423,7 @@ def test_it(llm_engine, llm_perf):
 PLUGINS = ("-p", "pytest_benchmark.plugin", "-p", "pytest_llmperf.plugin")
 
 
+@pytest.mark.slow
 def test_an_accepted_slowdown_in_sessions(pytester, run, monkeypatch):
     """A session fails, says what to do, passes once that is done, and fails again when it is over."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

@@ -196,6 +196,7 @@ class TestExitCode:
                 f"pytest-llmperf compare: BASE and NEW are the same file, {new}; give two results"
             ] == done.complaints
 
+    @pytest.mark.slow
     def test_a_reader_that_has_seen_enough_does_not_turn_red_green(self, files, tmp_path):
         """`compare ... | head -0`: the code is that of the verdict."""
         base, new = files(document(*(benchmark(test=f"{'t' * 500}{n}") for n in range(40))), scaled(1.0))
@@ -397,6 +398,7 @@ class TestBadInput:
         assert INVALID == done.code
         assert ["pytest-llmperf compare: new.json is not readable JSON: Permission denied"] == done.complaints
 
+    @pytest.mark.slow
     def test_names_that_the_terminal_has_no_letters_for(self, files, tmp_path):
         """They are spelled out."""
         odd = document(benchmark(test="t.py::test[\ud800 \u221e]"))
@@ -438,6 +440,7 @@ ODDITIES = (
 class TestMutations:
     """Whatever stands anywhere in a file, the command ends in order."""
 
+    @pytest.mark.slow
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         changes=st.lists(st.tuples(st.sampled_from(PLACES), ODDITIES | st.just("gone")), min_size=1, max_size=3),

@@ -138,6 +138,7 @@ def usable_or_refused(path, folder):
     assert [left.name for left in folder.iterdir() if left.name.startswith(".draft")] == []
 
 
+@pytest.mark.slow
 @ONE_AFTER_ANOTHER
 @given(where=st.sampled_from(ANYWHERE), value=HOSTILE)
 def test_any_value_anywhere(tmp_path, where, value):
@@ -145,6 +146,7 @@ def test_any_value_anywhere(tmp_path, where, value):
     usable_or_refused(written(tmp_path, changed(TWO[tool](), place, value)), tmp_path)
 
 
+@pytest.mark.slow
 @ONE_AFTER_ANOTHER
 @given(tool=st.sampled_from([*FILES]), share=st.floats(0, 1))
 def test_any_file_cut_off_anywhere(tmp_path, tool, share):
@@ -155,6 +157,7 @@ def test_any_file_cut_off_anywhere(tmp_path, tool, share):
     assert not (tmp_path / "out.json").exists()
 
 
+@pytest.mark.slow
 @ONE_AFTER_ANOTHER
 @given(content=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda text: text.encode("utf-8"))))
 def test_any_bytes(tmp_path, content):

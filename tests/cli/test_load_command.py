@@ -27,6 +27,8 @@ from pytest_llmperf.reports.serving import summary
 from pytest_llmperf.results import PerfResult
 from pytest_llmperf.telemetry import TOLERABLE
 
+pytestmark = pytest.mark.real_time
+
 KEY = "sk-of-nobody-in-particular"
 WAIT_S = 10.0
 SMALL = ("--requests", "12", "--input-tokens", "16", "--output-tokens", "25")
@@ -87,6 +89,7 @@ class TestLoads:
         assert done.code in (0, 2)  # a busy machine may have spoiled it
         assert done.err == ""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("prompts", ["ids", "text", "chat"])
     def test_prompts_of_each_form(self, tmp_path, monkeypatch, capsys, prompts):
         """As token ids, as a text, as a message."""
@@ -102,6 +105,7 @@ class TestLoads:
         assert told == ((prompts != "ids"),) * 3  # this server takes four bytes for a token
         assert err == ""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("prompts", ["text", "chat"])
     def test_texts_of_exact_lengths(self, tmp_path, monkeypatch, prompts):
         """Both lengths are in the result, and the run is as good as one with ids."""
@@ -125,6 +129,7 @@ class TestLoads:
         assert done.code == 3
         assert "give prompts='text' or 'chat', too" in done.err
 
+    @pytest.mark.slow
     def test_several_workers(self, call):
         """They share the load, and the summary says how many they were."""
         done = call("--concurrency", 4, *SMALL, "--workers", 2)
@@ -146,6 +151,7 @@ class TestLoads:
         given = {"requests": None, "rate": None, "duration": None, "burstiness": None, **words}
         assert expected == load._requests(SimpleNamespace(**given))
 
+    @pytest.mark.slow
     def test_a_duration_is_filled(self, call):
         """Requests keep coming until it is over."""
         done = call("--rate", 200, "--duration", 1, "--input-tokens", 4, "--output-tokens", 2)
@@ -154,12 +160,14 @@ class TestLoads:
 
 
 class TestExitCode:
+    @pytest.mark.slow
     def test_a_valid_run(self, call):
         """It is 0, and the last words are where the records are."""
         done = call("--concurrency", 2, "--requests", 8, "--input-tokens", 16, "--output-tokens", 100)
         assert "\nVALID\nrecords: .llmperf/load-" in done.out
         assert done.code == 0
 
+    @pytest.mark.slow
     def test_an_invalid_run(self, tmp_path, monkeypatch, capsys):
         """Failures are counted by kind, and the reason stands last."""
         monkeypatch.chdir(tmp_path)
@@ -238,6 +246,7 @@ class TestExitCode:
         (line,) = done.complaints
         assert complaint in line
 
+    @pytest.mark.slow
     def test_advice_names_the_options_of_this_command(self, call, monkeypatch):
         """They have no prefix here."""
         excess = "the client may account for it; give it more workers (--llmperf-workers)"
@@ -272,6 +281,7 @@ class TestJson:
         assert isinstance(result["validity"], list)
         assert result["provenance"]["load"] == "poisson(100)"
 
+    @pytest.mark.slow
     def test_a_place_that_cannot_be_written_to_in_the_end(self, call, tmp_path, monkeypatch):
         """The summary is not lost, but the exit code tells."""
         monkeypatch.setattr(load, "_unwritable", lambda _: ())
@@ -288,6 +298,7 @@ class TestTelemetry:
 
     LONGER = ("--rate", 40, "--constant", "--requests", 30, "--input-tokens", 16, "--output-tokens", 8)
 
+    @pytest.mark.slow
     def test_gpus_are_sampled_and_told(self, call, nvml_here, tmp_path):
         """In the summary, in the file, and their samples beside the records."""
         nvml_here("h200", real_time=True)
@@ -298,6 +309,7 @@ class TestTelemetry:
         assert json.loads((tmp_path / "result.json").read_bytes())["gpu"]["mean_power_w"] == pytest.approx(70)
         assert len(list(tmp_path.glob(".llmperf/*/*.telemetry.ndjson"))) == 1
 
+    @pytest.mark.slow
     def test_what_spoils_a_run_in_pytest_spoils_it_here(self, call, nvml_here):
         """Unless it is tolerated; then it is said."""
         nvml_here(GPUS["h200"] | {"pcie_width": 8}, real_time=True)
@@ -308,6 +320,7 @@ class TestTelemetry:
         assert "INVALID: GPU" not in done.out
         assert "note: tolerated: GPU 0 has 8 PCIe lanes of 16" in done.out
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("arguments", [("--telemetry", "off"), ()], ids=["switched off", "no GPU"])
     def test_without_it_there_are_no_gpus(self, call, nvml_here, tmp_path, arguments):
         """Neither figures nor an error."""
@@ -318,6 +331,7 @@ class TestTelemetry:
 
 
 class TestApiKey:
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [1, 2])
     def test_it_is_sent_and_nowhere_written(self, tmp_path, monkeypatch, capfd, workers):
         """Neither on the terminal nor in a file."""

@@ -27,6 +27,8 @@ from pytest_llmperf.request import checked_request
 from pytest_llmperf.session import Setting, measure
 from pytest_llmperf.workloads import single_turn
 
+pytestmark = pytest.mark.real_time
+
 COMMAND = (sys.executable, "-c", "import sys; from pytest_llmperf.cli import main; sys.exit(main())", "serve")
 SIMULATED = ("--part", "gh200", "--model", "llama-3.1-8b")
 WAIT_S = 10.0
@@ -111,6 +113,7 @@ def complaints(capsys, *arguments):
 class TestAgreement:
     """Measured over HTTP is what virtual time says, but for the way there and back."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("concurrency", [1, 4])
     def test_with_virtual_time(self, server, tmp_path, concurrency):
         """TTFT and gaps of one client; with several, which come a little apart, what their requests take in all."""
@@ -126,6 +129,7 @@ class TestAgreement:
                 return
         pytest.fail(f"beyond virtual time by {excess}")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("prompts", ["text", "chat"])
     def test_prompts_of_each_form(self, server, tmp_path, prompts, capsys):
         """Texts have the tokens that were asked for, with what a chat puts around them."""
@@ -139,6 +143,7 @@ class TestAgreement:
 class TestPlugin:
     """Our own tests with `--llmperf-url`."""
 
+    @pytest.mark.slow
     def test_sessions_with_a_cache(self, server, pytester):
         """Sessions continue from the server's token ids, and its counters say what was reused."""
         capacity = planned(make_spec("sim", {"part": "gh200", "model": "llama-3.1-8b"})).kv_capacity_tokens
@@ -168,6 +173,7 @@ class TestPlugin:
 class TestProcess:
     """How it begins and ends."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "number", "what"),
         [
@@ -194,6 +200,7 @@ class TestProcess:
                 out, err = running.process.communicate(timeout=WAIT_S)
         assert (running.process.returncode, out, err) == (0, "", "")
 
+    @pytest.mark.slow
     def test_a_known_answer(self):
         """It is the one of `pytest_llmperf.origin`."""
         with (

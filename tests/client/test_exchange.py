@@ -106,6 +106,7 @@ class TestFraming:
             assert 2 == ended
             assert (reusable, body, None) == (exchange.reusable, exchange.body, exchange.failure)
 
+    @pytest.mark.slow
     @settings(max_examples=300)
     @given(st.sampled_from([*FRAMED]), cuts)
     def test_any_cuts(self, name, numbers):
@@ -325,6 +326,7 @@ class TestAnything:
         events(exchange.fragments)
         assert exchange.failure is not None or re.search(rb"(^|\r\n)0+(;[^\r]*)?\r\n", b"".join(pieces))
 
+    @pytest.mark.slow
     @settings(max_examples=300)
     @given(st.sampled_from([*FRAMED]), st.lists(MUTATIONS, min_size=1, max_size=3), cuts)
     def test_mutated(self, name, mutations, numbers):

@@ -762,6 +762,7 @@ class TestFailures:
         client.send(0, client.encode("GET", "/x"))
         assert "connect_timeout" == wait(client)[0].failure.kind
 
+    @pytest.mark.slow
     def test_out_of_file_descriptors(self):
         """Connections for which there are no file descriptors fail, and the others go on."""
         script = """

@@ -14,6 +14,8 @@ from pytest_llmperf import clock
 from pytest_llmperf.client import events, sockets
 from pytest_llmperf.clock import NS_PER_MS, NS_PER_S
 
+pytestmark = pytest.mark.real_time
+
 AWAY_S = 0.1
 SLACK_NS = NS_PER_MS
 """What the kernel's wall clock and the monotonic one may differ by."""

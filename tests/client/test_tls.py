@@ -16,6 +16,8 @@ from servers import Do, Wire
 from pytest_llmperf.client import Address, events, http, sockets
 from pytest_llmperf.clock import NS_PER_MS, NS_PER_S
 
+pytestmark = pytest.mark.real_time
+
 STALE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
 CA = """
 [req]

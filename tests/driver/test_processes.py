@@ -32,6 +32,8 @@ from pytest_llmperf.record_file import read_requests
 from pytest_llmperf.records import Phase, RequestRecord
 from pytest_llmperf.workloads import Session, Turn
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture(scope="module")
 def server():
@@ -105,6 +107,7 @@ DEEDS = {
 
 
 class TestOneResult:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("load", "workers"),
         [
@@ -202,6 +205,7 @@ class TestParcels:
         with pytest.raises(ConfigurationError, match=r"(?s)cannot be sent.*Mine.*or use one worker"):
             drive(pair, job(server, load=Mine("")))
 
+    @pytest.mark.slow
     def test_a_load_that_cannot_be_loaded_is_a_mistake(self, server, fragile_pair, monkeypatch):
         """A module that only this process knows is named."""
         module = type(sys)("known_only_here")
@@ -222,6 +226,7 @@ class TestParcels:
 
 
 class TestTrouble:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("deed", "error", "message"),
         [
@@ -237,6 +242,7 @@ class TestTrouble:
             drive(fragile_pair, job(server, load=Treacherous(deed)))
         assert "in schedule" in str(raised.value.__cause__)
 
+    @pytest.mark.slow
     def test_a_team_is_usable_after_an_error(self, server, fragile_pair):
         """New processes take the place of those that were stopped."""
         with pytest.raises(ValueError, match="no such schedule"):
@@ -244,6 +250,7 @@ class TestTrouble:
         driven, rows = drive(fragile_pair, job(server))
         assert (driven.problems, len(rows)) == ((), 21)
 
+    @pytest.mark.slow
     def test_a_worker_killed_in_mid_run_spoils_it(self, server, fragile_pair):
         """The run goes on without it, its first records and all of the other's are kept, and it says so."""
         drive(fragile_pair, job(server))  # both are there
@@ -264,6 +271,7 @@ class TestTrouble:
         driven, rows = drive(fragile_pair, job(server))
         assert (driven.problems, len(rows)) == ((), 21)
 
+    @pytest.mark.slow
     def test_a_worker_killed_while_it_prepares_spoils_the_run(self, server, fragile_pair):
         """The others do not wait for it."""
         driven, rows = drive(fragile_pair, job(server, load=Treacherous("dies")))
@@ -272,6 +280,7 @@ class TestTrouble:
         assert len(driven.problems) == 1
         assert drive(fragile_pair, job(server))[0].problems == ()
 
+    @pytest.mark.slow
     def test_an_interrupt_of_the_process_group_is_not_for_workers(self, server, fragile_pair):
         """Ctrl-C reaches them, too, but who has started them decides."""
 
@@ -283,12 +292,14 @@ class TestTrouble:
         driven, rows = drive(fragile_pair, job(server), interrupt)
         assert (driven.problems, len(rows)) == ((), 21)
 
+    @pytest.mark.slow
     def test_an_interrupt_does_not_reach_a_worker_that_is_starting(self, server, fragile_pair):
         """It is held back from its first moment on."""
         for member in fragile_pair._staff(2):
             os.kill(member.process.pid, signal.SIGINT)
         assert drive(fragile_pair, job(server))[0].problems == ()
 
+    @pytest.mark.slow
     def test_nobody_left_is_an_error(self, server, fragile_pair):
         """There is nothing to go on with."""
         drive(fragile_pair, job(server))
@@ -300,6 +311,7 @@ class TestTrouble:
         with pytest.raises(LLMPerfError, match=r"every worker was lost: .*SIGKILL.*; .*SIGKILL"):
             drive(fragile_pair, job(server, ENDLESS), kill)
 
+    @pytest.mark.slow
     def test_an_engine_that_dies_stops_the_workers(self, server, fragile_pair, monkeypatch):
         """It is looked after even while records keep coming, and these are kept."""
         monkeypatch.setattr(processes, "_LOOK_S", 0.05)
@@ -318,6 +330,7 @@ class TestTrouble:
         assert len(workers) == 2
         assert not any(map(is_alive, workers))
 
+    @pytest.mark.slow
     def test_an_interrupt_loses_no_answer(self, server, fragile_pair):
         """What the workers have at that moment is handed over, and they are gone."""
         rows, workers = [], []
@@ -338,6 +351,7 @@ class TestTrouble:
         assert 20 < len(rows) < 1600
         assert not any(map(is_alive, workers))
 
+    @pytest.mark.slow
     def test_a_worker_that_does_not_stop_is_killed(self, server, fragile_pair, monkeypatch):
         """One that hangs holds nobody up for long."""
         monkeypatch.setattr(processes, "_STOP_S", 0.3)
@@ -352,6 +366,7 @@ class TestTrouble:
             drive(fragile_pair, job(server, ENDLESS), hang)
         assert not any(map(is_alive, workers))
 
+    @pytest.mark.slow
     def test_nothing_is_left_open(self, server):
         """Pipes of lost workers are closed like all others."""
         drive(LocalTeam(RealClock()), job(server))
@@ -395,6 +410,7 @@ def way_to_parent():
 
 
 class TestWayToParent:
+    @pytest.mark.slow
     def test_driving_does_not_wait_for_who_reads(self, way_to_parent):
         """A parent that is busy for a while finds everything later."""
         parent, theirs = way_to_parent
@@ -487,6 +503,7 @@ team.run(job, print, check_engine)
 
 
 class TestWithoutParent:
+    @pytest.mark.slow
     def test_a_parent_that_is_killed_takes_its_workers_with_it(self, tmp_path):
         """Although they have nothing to say, as the server is slow; and none has run the script that it came from."""
         (tmp_path / "script.py").write_text(SCRIPT)

@@ -28,6 +28,8 @@ from pytest_llmperf.load import closed_loop, poisson, round_robin
 from pytest_llmperf.origin import OriginProcess
 from pytest_llmperf.records import Phase, RequestRecord, Window
 
+pytestmark = pytest.mark.real_time
+
 AHEAD_NS = 5_000_000_000_000
 """How far the clock of the second played node is ahead."""
 
@@ -180,6 +182,7 @@ def team(fake):
 
 
 class TestPlayedCluster:
+    @pytest.mark.slow
     @pytest.mark.parametrize("load", [closed_loop(3), poisson(300), round_robin()], ids=lambda load: load.name)
     def test_the_result_is_that_of_one_worker(self, server, team, load):
         """The same requests are made and the same answers recorded."""
@@ -218,6 +221,7 @@ class TestPlayedCluster:
             true_ns = AHEAD_NS if "node1" in node else 0
             assert abs(offset_ns - true_ns) <= error_ns < 50_000_000
 
+    @pytest.mark.slow
     def test_clocks_are_read_before_each_run(self, server, fake, team):
         """They drift apart in the meantime."""
         drive(team, job(server))
@@ -226,6 +230,7 @@ class TestPlayedCluster:
         assert all(abs(offset_ns) < 50_000_000 for offset_ns, _ in driven.client.clock_offsets_ns.values())
         assert len(fake.actors) == 2
 
+    @pytest.mark.slow
     def test_a_node_that_is_lost_spoils_the_run(self, server, fake, team):
         """The other's records are kept, and the next run takes the nodes that there are."""
         fake.lost["node1", "drive"] = FakeError("The actor died.\n\tmore")
@@ -252,6 +257,7 @@ class TestPlayedCluster:
         with pytest.raises(LLMPerfError, match=r"every worker was lost: .*(first.*second|second.*first)"):
             drive(team, job(server))
 
+    @pytest.mark.slow
     def test_a_node_that_is_lost_between_runs_is_left_out(self, server, fake, team):
         """Its clock does not answer, so all are placed anew."""
         drive(team, job(server))
@@ -267,6 +273,7 @@ class TestPlayedCluster:
             drive(team, job(server))
         assert sorted(fake.killed) == ["node0-id", "node1-id"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("error", [EngineDiedError("the server has ended"), KeyboardInterrupt()])
     def test_an_end_from_outside_keeps_what_was_measured(self, server, fake, team, monkeypatch, error):
         """The workers are stopped, and what they have is recorded here."""
@@ -335,6 +342,7 @@ class TestPlayedCluster:
             drive(team, job(server))
         assert not fake.shut_down
 
+    @pytest.mark.slow
     def test_who_connects_disconnects(self, server, fake, team):
         """After that another run may follow."""
         drive(team, job(server))

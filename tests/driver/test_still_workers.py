@@ -14,6 +14,7 @@ from pytest_llmperf.clock import RealClock, VirtualClock
 from pytest_llmperf.driver import ProcessTeam, processes, ray
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="only Linux tells the state of a process")
 def test_a_worker_that_is_stopped_is_given_up(monkeypatch):

@@ -270,6 +270,7 @@ class TestCounting:
         """vLLM's own times beside the last usage; what is no duration says nothing."""
         assert expected == read(chunk(usage=usage(1)), {**final(1), "metrics": told}, DONE).timings
 
+    @pytest.mark.slow
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
     def test_times_of_any_form(self, odd):
         """Nothing that a server may send there breaks the answer."""
@@ -524,6 +525,7 @@ EVENTS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(events=st.lists(EVENTS.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=9), max_size=5))
 @settings(deadline=None, max_examples=300)
 def test_whatever_a_server_sends_becomes_an_answer(events):
@@ -536,6 +538,7 @@ def test_whatever_a_server_sends_becomes_an_answer(events):
 BROKEN = [b"1,2", b'{"a":1},{"b":2}', b"1],[2", b'"x', b'y"', b'{"choices":[', b"]}", b"", b"1 2", b"[1", b"2]", b"},{"]
 
 
+@pytest.mark.slow
 @given(events=st.lists(st.integers(0, 9) | st.sampled_from(BROKEN), min_size=1, max_size=8))
 @settings(deadline=None, max_examples=300)
 def test_a_broken_event_never_shifts_the_others(events):

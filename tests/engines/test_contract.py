@@ -22,6 +22,8 @@ from pytest_llmperf.engines.in_process import channel as in_process_channel
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
 from pytest_llmperf.records import EngineTimings
 
+pytestmark = pytest.mark.real_time
+
 BLOCKS = 10
 
 
@@ -71,6 +73,7 @@ def processes(engine):
 class TestAsking:
     """An engine that runs."""
 
+    @pytest.mark.slow
     def test_ready(self, engine, case):
         """It knows its model and limits; starting it again changes nothing."""
         url, model = engine.url, engine.model
@@ -119,6 +122,7 @@ class TestAsking:
         block = block_of(engine)
         assert [0, (BLOCKS - 1) * block] == [told[0].cached_tokens, told[-1].cached_tokens]
 
+    @pytest.mark.slow
     def test_counters(self, engine, case, ids):
         """What the engine has counted is what its answers say; an engine that does not count says nothing."""
         before = engine.cache_counters()
@@ -132,6 +136,7 @@ class TestAsking:
         else:
             assert (None, None) == (counted.queried_tokens, counted.hit_tokens)
 
+    @pytest.mark.slow
     def test_emptied(self, engine, case, ids):
         """After a reset nothing is found, by the counters, too; an engine that cannot says so and keeps it."""
         for _ in range(case.replicas):
@@ -206,6 +211,7 @@ class TestAsking:
 stubs = pytest.mark.parametrize("name", cases(lambda case: case.is_stub))
 
 
+@pytest.mark.slow
 @stubs
 def test_stopped_and_started_again(name, tmp_path):
     """Nothing of it is left; when it is needed again it starts, with an empty cache and a log of its own."""
@@ -227,6 +233,7 @@ def test_stopped_and_started_again(name, tmp_path):
         assert not {one.log for one in before} & {one.log for one in processes(engine)}
 
 
+@pytest.mark.slow
 @stubs
 def test_it_dies(name, tmp_path):
     """A request under way fails, and the engine is said to be dead, with its log's last lines; it can be replaced."""
@@ -245,6 +252,7 @@ def test_it_dies(name, tmp_path):
         assert answer(engine, prompt("dies", 40)).failure is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vllm", "vllm-in-process"])
 def test_it_hangs(name, tmp_path, monkeypatch):
     """A request to an engine that stands still fails after its limit; it can be stopped all the same."""
@@ -263,6 +271,7 @@ def test_it_hangs(name, tmp_path, monkeypatch):
             os.killpg(one.pid, 0)
 
 
+@pytest.mark.slow
 @stubs
 def test_words_that_it_does_not_know(name, tmp_path):
     """The engine's own complaint is quoted, and it is not tried again."""
@@ -274,6 +283,7 @@ def test_words_that_it_does_not_know(name, tmp_path):
             engine.start()
 
 
+@pytest.mark.slow
 @stubs
 def test_out_of_memory_at_start(name, tmp_path):
     """The engine's own words are in the error."""
@@ -282,6 +292,7 @@ def test_out_of_memory_at_start(name, tmp_path):
         engine.start()
 
 
+@pytest.mark.slow
 @stubs
 def test_it_hangs_at_start(name, tmp_path, monkeypatch):
     """It is given up after the limit, which can be set, and stopped."""

@@ -20,6 +20,8 @@ from pytest_llmperf.origin import Origin
 from pytest_llmperf.record_file import RecordFile
 from pytest_llmperf.telemetry.series import SeriesFile
 
+pytestmark = pytest.mark.real_time
+
 
 def listening(pids):
     """The addresses on which these processes accept connections."""
@@ -39,6 +41,7 @@ def descendants():
     return [child.pid for child in psutil.Process().children(recursive=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases(lambda case: case.has_process))
 def test_a_server_of_ours_listens_on_loopback_only(name, tmp_path):
     """With all the processes that it has started: others on the network have no business with it."""
@@ -79,6 +82,7 @@ def test_routes_for_control_are_for_servers_of_ours(tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
 def test_development_mode_is_in_the_environment_of_ours_alone(name, tmp_path, monkeypatch):
     """vLLM's reset of the cache needs it; it is not left in the environment of the tests."""

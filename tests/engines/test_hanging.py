@@ -21,6 +21,8 @@ from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineD
 from pytest_llmperf.request import checked_request
 from pytest_llmperf.session import Setting, measure
 
+pytestmark = pytest.mark.real_time
+
 HANGING = """
 import sys, time
 def waiting_for_the_gpu():
@@ -61,6 +63,7 @@ def test_a_server_that_hangs_says_where_it_stands(launch, is_stopped):
     assert hung.returncode == -signal.SIGABRT
 
 
+@pytest.mark.slow
 def test_no_core_file_is_written(launch):
     """That of an engine is as large as its memory. A limit of 1 keeps collectors from getting one, too."""
     limits = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (-1, -1))\n"
@@ -82,6 +85,7 @@ def setting(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vllm", "vllm-in-process"])
 def test_a_measurement_on_an_engine_that_hangs_ends_with_its_stack(name, tmp_path, monkeypatch):
     """Long before every request has been waited for; what had been answered is on record, and the next start works."""
@@ -132,6 +136,7 @@ def test_a_worker_that_shows_signs_of_life_and_does_not_answer_is_not_waited_for
             thread.join()
 
 
+@pytest.mark.slow
 def test_a_python_that_does_not_say_what_it_has_is_no_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "_FIND_TIMEOUT_S", 0.2)
     slow = tmp_path / "python"

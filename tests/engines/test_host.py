@@ -83,6 +83,7 @@ class TestBeforeAStart:
         assert said in str(caught.value)
         assert not around.log_dir.exists()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("version", ["0.26.0", "1.0", "0.1.dev1+gabcdef0", "main"])
     def test_an_engine_that_may_do(self, version, around, python):
         """Newer ones, and builds from source, which call themselves anything; the commit is told where it is known."""
@@ -116,6 +117,7 @@ class TestBeforeAStart:
             ):
                 engine.start()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", FORMS)
     def test_a_port_that_is_taken_meanwhile(self, kind, around, python, monkeypatch):
         """The worker process says so, at once."""
@@ -181,6 +183,7 @@ class TestCommands:
         """As of 0.5.23."""
         assert f"--enable-metrics --enable-cache-report{expected}" == command(SGLANG, **words)
 
+    @pytest.mark.slow
     def test_tensorrt_llm(self, python, around):
         """What has an option is on the command line, the rest in a file beside the log."""
         words = {"model": "m", "executable": python, "max_model_len": 9, "kv_offload_gib": 2.0, "tensor_parallel": 2}
@@ -226,6 +229,7 @@ class TestCommands:
         with pytest.raises(ConfigurationError, match=r"args=\['--tp_size'\]: with in_process=True they are one JSON"):
             make_spec("tensorrt_llm", {"model": "m", **IN_PROCESS, "args": ["--tp_size"]})
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("form", [{}, IN_PROCESS])
     def test_a_folder_of_tensorrt_engines(self, form, around, python, tmp_path):
         """It needs a tokenizer, and takes nothing that was settled when it was built."""

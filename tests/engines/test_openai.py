@@ -456,6 +456,7 @@ class TestConnector:
         assert connector == copy
         assert (limits, "tiny", False) == (copy.limits, copy.model, copy.dialect.extended)
 
+    @pytest.mark.slow
     def test_limits_reach_the_requests(self, server):
         """A server that stays silent for longer than the limit fails the request, not the run."""
         models = b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"data": [{"id": "tiny"}]}'

@@ -91,6 +91,7 @@ def killed_session(folder, shared, *, guard=True, stubborn=""):
     return found
 
 
+@pytest.mark.slow
 def test_a_server_whose_session_and_guard_were_killed(folder, shared):
     """Its processes, its folder, its shared memory and its lease are gone, and it is said; then there is nothing."""
     processes = killed_session(folder, shared)
@@ -106,6 +107,7 @@ def test_a_server_whose_session_and_guard_were_killed(folder, shared):
     assert [] == cleared()
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_want_to_end(folder, shared, monkeypatch):
     """It is killed once it has had its time."""
     monkeypatch.setattr(orphans, "GRACE_S", 0.3)
@@ -117,6 +119,7 @@ def test_a_server_that_does_not_want_to_end(folder, shared, monkeypatch):
     assert not shared.exists()
 
 
+@pytest.mark.slow
 def test_what_the_guard_ends_is_left_to_it(folder, shared):
     """A guard that runs gets the time that it takes; then only what it knows nothing of is left."""
     processes = killed_session(folder, shared, guard=False)
@@ -128,6 +131,7 @@ def test_what_the_guard_ends_is_left_to_it(folder, shared):
     assert all("ended" not in one for one in said)
 
 
+@pytest.mark.slow
 def test_everything_was_killed(folder, shared):
     """With no process left there are still files and shared memory."""
     for process in killed_session(folder, shared):

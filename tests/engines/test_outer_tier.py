@@ -97,6 +97,7 @@ def test_a_tier_that_only_lacks_a_name():
     assert CacheCounters() == NamedTier("host").completed(CacheCounters())
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(min_size=1), st.tuples(st.lists(st.integers(0, 99), max_size=3), st.integers(0, 999))))
 def test_headers_are_read_back(tmp_path_factory, tensors):
     """Every tensor's shape and size, whatever it is called."""

@@ -214,6 +214,7 @@ class TestStop:
         server = launch(SLEEP)
         assert -signal.SIGTERM == server.stop()
 
+    @pytest.mark.slow
     def test_stubborn(self, launch):
         """A server that ignores SIGTERM is killed after the grace period."""
         server = launch(STUBBORN)
@@ -289,6 +290,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [None, signal.SIGKILL], ids=["exit", "sigkill"])
 def test_owner_ends(tmp_path, number):
     """A server and its children do not outlive the process that started them, however it ends."""
@@ -318,6 +320,7 @@ def test_secrets_are_not_shown(launch):
 class TestWaitUntil:
     """Waiting for a server to become ready."""
 
+    @pytest.mark.slow
     def test_ready(self, launch):
         """It returns when the server is ready, and has reported until then."""
         server = launch(f"import time; time.sleep(0.1); {SLEEP}")
@@ -347,6 +350,7 @@ class TestWaitUntil:
         with pytest.raises(EngineStartError, match=r"exit code 127(.|\n)*cannot run /nonexistent/server"):
             server.wait_until(lambda: False, LIMIT_S, no_progress)
 
+    @pytest.mark.slow
     def test_timeout(self, launch):
         """A server that is not ready in time is stopped, and the option that sets the time is named."""
         server = launch(SLEEP)

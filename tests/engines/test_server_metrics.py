@@ -343,6 +343,7 @@ def test_tensorrt_llm_times_of_requests(timing, expected):
     assert (() if expected is None else (expected,)) == tensorrt_llm_timings(rows)
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),

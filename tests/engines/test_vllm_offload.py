@@ -129,6 +129,7 @@ def test_without_offload_nothing_is_looked_up(tmp_path):
     assert offload_lack(spec(), str(tmp_path / "gone")) is None
 
 
+@pytest.mark.slow
 def test_the_tiers_files_live_as_long_as_the_server(tmp_path):
     """Emptied with its cache, gone with it; the counters have them."""
     around = Surroundings(

@@ -42,6 +42,7 @@ def finding(one, share=SHARE, **flags):
 class TestVerdict:
     """What a comparison is called."""
 
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=100)
     @given(
         stored=logarithms, new=logarithms, detect=shares, min_effect=st.sampled_from((0.0, 0.05)),

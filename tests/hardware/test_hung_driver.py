@@ -22,6 +22,7 @@ H200 = GPUS["h200"]
 ADDRESS = GpuAddress(gpu=0, index=0, uuid="GPU-0", name="NVIDIA H200")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [{"init_hangs": 1}, {}], ids=["at its start", "at a GPU"])
 def test_detection_says_where_the_driver_stands(machine, lines):
     """And the process goes on and ends, although a call never comes back."""
@@ -43,6 +44,7 @@ def test_detection_says_where_the_driver_stands(machine, lines):
     assert told["marks"] == []
 
 
+@pytest.mark.slow
 def test_the_tests_after_one_that_needs_the_gpu_are_run(machine, tmp_path):
     """The one is skipped, saying why; the session does not wait for the CI's own limit."""
     (tmp_path / "test_it.py").write_text(

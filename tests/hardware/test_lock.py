@@ -68,6 +68,7 @@ def said(process):
     return process.stdout.readline().strip()
 
 
+@pytest.mark.slow
 def test_another_process_waits_and_is_told_for_whom(make, other):
     """In words: who, where, since when; and what to do if it takes too long."""
     holder, heard = other(DEVICE), []
@@ -95,6 +96,7 @@ def test_the_kernel_lets_go_for_one_that_was_killed(make, other):
     assert {DEVICE} == locks.held
 
 
+@pytest.mark.slow
 def test_the_holder_knows_that_it_is_waited_for_and_gives_way(make, other):
     """Who lets go cannot have it again before the one who waits has had it."""
     mine = make(wait_s=10)
@@ -147,6 +149,7 @@ def test_every_user_can_lock(make, tmp_path):
     assert {0o666} == modes
 
 
+@pytest.mark.slow
 def test_a_file_that_a_cleaner_has_removed_is_no_lock(make, tmp_path, monkeypatch):
     """Whoever opened it just before would hold what nobody else can find."""
     opened = lock._opened

@@ -79,6 +79,7 @@ def doctor(environment):
     return said
 
 
+@pytest.mark.slow
 def test_on_another_part_tests_skip_with_what_was_needed_and_found(machine, run_on):
     """On an H200, tests that want a GH200 or two GPUs skip with a reason; all others run."""
     result = run_on(machine("h200"))
@@ -99,6 +100,7 @@ def test_on_another_part_tests_skip_with_what_was_needed_and_found(machine, run_
     )
 
 
+@pytest.mark.slow
 def test_on_the_part_tests_run(machine, run_on):
     """On two GH200, tests that want one, any two GPUs, or two with memory and link run; one for an H200 skips."""
     result = run_on(machine("gh200", "gh200"))
@@ -114,6 +116,7 @@ def test_on_the_part_tests_run(machine, run_on):
     )
 
 
+@pytest.mark.slow
 def test_without_a_driver_marked_tests_skip_and_the_run_is_green(no_driver, run_on):
     """`-m gh200` on a machine without a GPU says why each test was skipped, and exits with 0."""
     result = run_on(no_driver, "-m", "gh200")
@@ -125,6 +128,7 @@ def test_without_a_driver_marked_tests_skip_and_the_run_is_green(no_driver, run_
     )
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_not_loaded_is_told_in_the_reason(machine, run_on):
     """The reason of a skip passes on what NVML said."""
     result = run_on(machine("h200", init_error=9), "-k", "any_gpu or fixture")
@@ -138,6 +142,7 @@ def test_a_driver_that_is_not_loaded_is_told_in_the_reason(machine, run_on):
     )
 
 
+@pytest.mark.slow
 def test_required_hardware_that_is_missing_fails_the_test(no_driver, run_on):
     """With --llmperf-require-hardware a test whose GPU is missing is a failure, not an error and not a skip."""
     result = run_on(no_driver, "--llmperf-require-hardware", "-k", "test_gh200 or anywhere")
@@ -152,6 +157,7 @@ def test_required_hardware_that_is_missing_fails_the_test(no_driver, run_on):
     )
 
 
+@pytest.mark.slow
 def test_required_hardware_that_is_there_changes_nothing(machine, run_on):
     """With the ini twin of --llmperf-require-hardware and the GPU in place the tests run."""
     result = run_on(machine("gh200"), "-o", "llmperf_require_hardware=true", "-m", "gh200", "-k", "test_gh200")
@@ -159,6 +165,7 @@ def test_required_hardware_that_is_there_changes_nothing(machine, run_on):
     result.assert_outcomes(passed=1, deselected=7)
 
 
+@pytest.mark.slow
 def test_declared_hardware_takes_the_place_of_what_is_found(machine, run_on):
     """--llmperf-hardware names what the engine runs on; this machine's GPU no longer counts."""
     result = run_on(machine("h200"), "--llmperf-hardware", "2x-NVIDIA-GH200-96GB", "-k", "gh200 or two or parameter")
@@ -172,6 +179,7 @@ def test_declared_hardware_takes_the_place_of_what_is_found(machine, run_on):
     )
 
 
+@pytest.mark.slow
 def test_mistakes_in_marks_stop_the_run_before_any_test(no_driver, run_on):
     """Every unknown or unusable word of every `gpu` mark is named with its test, and nothing runs."""
     result = run_on(
@@ -215,6 +223,7 @@ def test_a_run_without_marked_tests_asks_no_hardware(machine, run_on):
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_every_mark_is_listed(pytester, monkeypatch):
     """`pytest --markers` shows each part's mark and the `gpu` mark with its words, wherever it is installed."""
     monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", raising=False)
@@ -274,6 +283,7 @@ def test_the_doctor_says_what_to_change(machine):
     ]
 
 
+@pytest.mark.slow
 def test_the_doctor_speaks_of_gpus_whose_use_it_may_not_see(machine):
     """What cannot be asked is not advised on, and takes nothing else with it."""
     gpu = {name: value for name, value in GPUS["l4"].items() if "memory" not in name} | {"persistence": 0}
@@ -283,6 +293,7 @@ def test_the_doctor_speaks_of_gpus_whose_use_it_may_not_see(machine):
     assert found["advice"][0].startswith("GPU 0: persistence mode is off")
 
 
+@pytest.mark.slow
 def test_the_doctor_says_why_there_is_no_gpu(no_driver):
     """Without a driver the reason stands where the GPUs would, and what is unknown is a dash."""
     found = doctor(no_driver)
@@ -291,6 +302,7 @@ def test_the_doctor_says_why_there_is_no_gpu(no_driver):
     assert (found["driver"], found["CUDA"], found["marks satisfied"]) == (["-"], ["-"], ["none"])
 
 
+@pytest.mark.slow
 def test_hidden_gpus_are_told_in_the_reason(machine, run_on):
     """What CUDA_VISIBLE_DEVICES takes away is not there for a test, and the skip says so."""
     result = run_on(machine("gh200", "gh200") | {"CUDA_VISIBLE_DEVICES": "1,7"}, "-k", "two or test_gh200")
@@ -304,6 +316,7 @@ def test_hidden_gpus_are_told_in_the_reason(machine, run_on):
     )
 
 
+@pytest.mark.slow
 def test_no_visible_gpu_is_no_gpu(machine, run_on):
     """An empty variable is how one says that no GPU is to be used."""
     result = run_on(machine("h200") | {"CUDA_VISIBLE_DEVICES": ""}, "-k", "any_gpu or anywhere")
@@ -314,6 +327,7 @@ def test_no_visible_gpu_is_no_gpu(machine, run_on):
     )
 
 
+@pytest.mark.slow
 def test_links_and_capability_can_be_asked_for(machine, run_on):
     """The skip says what was asked and what is there instead."""
     result = run_on(

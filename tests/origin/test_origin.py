@@ -22,6 +22,8 @@ from pytest_llmperf.origin import process as process_module
 from pytest_llmperf.origin.agenda import Agenda
 from pytest_llmperf.origin.streams import FIRST_TOKEN_ID, TOKEN_IDS
 
+pytestmark = pytest.mark.real_time
+
 WAIT_S = 5.0
 FAST = {"ttft_s": 0.002, "itl_s": 0.0}
 COMPLETIONS = "/v1/completions"
@@ -356,6 +358,7 @@ class TestTime:
     TTFT_S, ITL_S, TOKENS, TRIES = 0.03, 0.01, 4, 8
     LOOSE_MS = 8.0
 
+    @pytest.mark.slow
     def test_tokens_come_when_they_are_due(self):
         first_ms, last_ms = [], []
         with serving(ttft_s=self.TTFT_S, itl_s=self.ITL_S) as origin, connect(origin) as sock:
@@ -464,6 +467,7 @@ class TestOriginProcess:
         with pytest.raises(RuntimeError, match=r"(?s)did not come up.*cannot serve"), OriginProcess(ttft_s=-1):
             pass
 
+    @pytest.mark.slow
     def test_it_ends_a_silent_one_that_does_not_listen(self, monkeypatch):
         monkeypatch.setattr(process_module, "START_TIMEOUT_S", 0.3)
         monkeypatch.setattr(process_module, "_STOP_TIMEOUT_S", 0.1)

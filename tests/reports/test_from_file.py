@@ -152,6 +152,7 @@ def test_a_judgement_that_names_no_night_is_set_beside_none(tmp_path):
     assert len(section.series) == 1
 
 
+@pytest.mark.slow
 def test_where_no_steps_can_be_looked_for_the_nights_are_shown_and_that_is_noted(tmp_path, monkeypatch):
     def missing():
         raise ConfigurationError("finding steps needs the ruptures library")

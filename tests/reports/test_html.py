@@ -55,6 +55,7 @@ class Seen(HTMLParser):
         return "\n".join(self.lines)
 
 
+@pytest.mark.slow
 def test_the_page_as_a_whole():
     regressed = section(
         Verdict.REGRESSED,
@@ -96,6 +97,7 @@ def test_every_report_is_one_sound_page_that_fetches_nothing(content):
     assert content.tally() in seen.text
 
 
+@pytest.mark.slow
 def test_names_of_elements_are_unique_and_references_meet_one():
     both = [section(name=f"t.py::test_{k}", timeline=timeline([request(0), request(1)])) for k in range(2)]
 
@@ -159,6 +161,7 @@ def test_text_from_elsewhere_is_text():
     assert "\u202e" not in seen.text
 
 
+@pytest.mark.slow
 def test_the_sweep_of_hostile_names_is_text():
     at = [section(name=f"{HOSTILE}[{n}]", test=f"{HOSTILE}[{n}]", params={"users": n, "p": HOSTILE}) for n in (1, 2, 3)]
 
@@ -168,6 +171,7 @@ def test_the_sweep_of_hostile_names_is_text():
     assert "Throughput over users" in seen.text
 
 
+@pytest.mark.slow
 def test_of_many_measurements_those_that_need_a_person_are_unfolded_and_first():
     many = [section(name=f"t.py::test_{k}") for k in range(9)]
     bad = section(Verdict.REGRESSED, "t.py::test_bad")
@@ -198,6 +202,7 @@ def test_the_page_of_a_hundred_thousand_requests_is_no_larger_than_that_of_a_few
     assert len(document) < 200_000
 
 
+@pytest.mark.slow
 def test_what_was_sampled_beside_the_runs_is_drawn_under_the_same_axis():
     at_ns = [5_000_000 * k for k in range(60)]
     gauge = Gauge(label="SM clock", of="GPU 0", unit="MHz", at_ns=at_ns, values=[1980.0] * 60)
@@ -210,6 +215,7 @@ def test_what_was_sampled_beside_the_runs_is_drawn_under_the_same_axis():
     assert "SM clock" not in plain
 
 
+@pytest.mark.slow
 def test_the_same_content_gives_the_same_page():
     content = report(section(before=before(), timeline=timeline([request(0), request(1)])))
 

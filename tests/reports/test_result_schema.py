@@ -152,6 +152,7 @@ OPEN = (
 )
 
 
+@pytest.mark.slow
 def test_a_new_field_anywhere_in_what_is_ours_fails():
     """Shown on a stored file, one object after the other."""
     document = json.loads((DATA / f"result-{SCHEMA_VERSION}.json").read_text("utf-8"))
@@ -193,6 +194,7 @@ SUITE = """
 """
 
 
+@pytest.mark.slow
 def test_files_of_sessions_follow_it(pytester):
     """Stored, judged against, and worse: caches, offload, ratios, an open load, findings with intervals."""
     pytester.makepyfile(SUITE)

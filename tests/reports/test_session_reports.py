@@ -47,6 +47,7 @@ def run(pytester, monkeypatch):
     return go
 
 
+@pytest.mark.slow
 def test_page_and_comment_are_written(run, pytester):
     result = run("--llmperf-report", "report.html", "--llmperf-markdown", "report.md")
 
@@ -61,6 +62,7 @@ def test_page_and_comment_are_written(run, pytester):
     result.stdout.fnmatch_lines(["report: *report.html", "report: *report.md"])
 
 
+@pytest.mark.slow
 def test_a_session_is_set_beside_what_was_stored_before_it_and_not_beside_itself(run, pytester):
     run("-k", "test_it", "--llmperf-save-baseline", "main", "--llmperf-report", "first.html")
     run("-k", "test_it", "--llmperf-report", "second.html")
@@ -103,6 +105,7 @@ def test_where_nothing_is_recorded_there_is_no_report_and_that_is_said(run, pyte
     result.stdout.fnmatch_lines(["no report: benchmarks are disabled *"])
 
 
+@pytest.mark.slow
 def test_the_ini_twin_counts_from_the_root_directory(run, pytester):
     pytester.makeini("[pytest]\nllmperf_markdown = report.md")
 
@@ -167,6 +170,7 @@ def test_junit_files_hold_verdicts_and_metrics(run, pytester):
     assert abs(float(properties["llmperf_ttft_p50_change"])) < 0.01
 
 
+@pytest.mark.slow
 def test_junit_files_hold_whatever_a_measurement_is_called(run, pytester):
     tests = TESTS.replace('"<b>"', r'"<b>\x1b"')
     run("-k", "test_users", "--llmperf-save-baseline", "main", tests=tests)

@@ -61,6 +61,7 @@ NIGHT = ("--llmperf-set", "noise_seed=2")
 WORSE = (*NIGHT, "--llmperf-set", "slow=prefix_cache:off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "columns"), [("summary-80.txt", 80), ("summary-130.txt", 130)])
 def test_a_regression(summary, name, columns):
     """A table for each measurement, what is doubted beside its number, and at last what to do."""
@@ -69,6 +70,7 @@ def test_a_regression(summary, name, columns):
     as_file(name, summary(*WORSE, columns=columns))
 
 
+@pytest.mark.slow
 def test_a_first_night(summary):
     """Nothing to compare with: the last line says what to do about it, or that it is done."""
     as_file("summary-first.txt", summary("-k", "decoding"))
@@ -78,6 +80,7 @@ def test_a_first_night(summary):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "last"),
     [
@@ -94,6 +97,7 @@ def test_the_last_line(summary, arguments, last):
     assert fnmatchcase(said, last), said
 
 
+@pytest.mark.slow
 def test_the_header_says_what_is_measured_before_it_is(pytester):
     """Hardware, engine and model, and what it is held against; nothing under -q."""
     pytester.makepyfile(test_it=SUITE)
@@ -109,6 +113,7 @@ def test_the_header_says_what_is_measured_before_it_is(pytester):
     assert 1 == sum(line.startswith("llmperf: sim-gh200") for line in quiet.outlines)
 
 
+@pytest.mark.slow
 def test_no_escape_code_goes_into_a_pipe(pytester):
     """Colours and the line that is rewritten are for terminals."""
     pytester.makepyfile(test_it=SUITE)
@@ -285,6 +290,7 @@ def test_colours_of_a_server_s_log_are_shown_as_text(pytester):
     )
 
 
+@pytest.mark.slow
 def test_the_one_line_of_a_failure_says_what_and_by_how_much(pytester):
     """In pytest's own short summary and in JUnit files there is room for no more."""
     pytester.makepyfile(test_it=SUITE)

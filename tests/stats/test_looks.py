@@ -27,6 +27,7 @@ def test_a_single_look_is_the_test_itself():
     assert levels((1.0,), 0.003) == pytest.approx((0.003,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.2, 0.01])
 def test_all_looks_together_keep_the_error_rate(alpha):
     """400,000 healthy measurements, each looked at five times."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ P = st.floats(0, 1) | st.floats(0, 0.05) | st.integers(1, 8).map(lambda k: 0.05 
 P_VALUES = st.dictionaries(st.integers(0, 9), P, max_size=7)
 
 
+@pytest.mark.slow
 @given(p_values=P_VALUES)
 @settings(deadline=None, max_examples=300)
 def test_holm_rejects_what_its_definition_rejects(p_values):

@@ -133,6 +133,7 @@ def test_a_history_has_nights_and_nights_have_runs(nights):
         History(nights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nights", "night"), [(6, 0.0), (6, 0.01), (6, 0.02), (20, 0.02)])
 def test_healthy_nights_are_flagged_no_more_often_than_allowed(nights, night):
     """10 tests at 1 % together, of which nights move all alike; of 800 sessions 19 alarms would be 4 sigma too many."""

@@ -17,6 +17,8 @@ from pytest_llmperf.telemetry.gpu import GpuAddress
 from pytest_llmperf.telemetry.processes import GpuProcesses
 from pytest_llmperf.units import GIB
 
+pytestmark = pytest.mark.real_time
+
 OURS, THEIRS = 100, 200
 ALONE = GpuProcesses(frozenset({OURS}), may_hold_memory=False)
 WITH_AN_ENGINE = GpuProcesses(frozenset({OURS}), may_hold_memory=True)
@@ -168,6 +170,7 @@ def session(pytester, python, nvml_here, monkeypatch):
     return go
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_memory_that_is_taken_invalidates_every_run_on_that_engine(session, pytester):
     """Of each test that shares it; the sentence has figures, a culprit and what to do."""
@@ -184,6 +187,7 @@ def test_memory_that_is_taken_invalidates_every_run_on_that_engine(session, pyte
     ) in said
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_memory_that_the_engine_itself_takes_is_its_own(session, pytester):
     """It was not there before; what was, is in the result."""

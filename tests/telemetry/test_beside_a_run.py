@@ -33,6 +33,8 @@ from pytest_llmperf.telemetry import Plan, planned, read_samples
 from pytest_llmperf.units import MIB
 from pytest_llmperf.workloads import single_turn
 
+pytestmark = pytest.mark.real_time
+
 WORK = single_turn(requests=10, input_tokens=16, output_tokens=4)
 STEADY = GPUS["h200"] | {"fields": GPUS["h200"]["fields"] | {"83": ramp((0, 0), (1000, 200_000_000))}}
 
@@ -73,6 +75,7 @@ def measured(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_each_run_has_its_telemetry(nvml_here, measured, tmp_path):
     """Of the server's GPU, within the run; the energy over its tokens is a metric; nothing stays open."""
     stub = nvml_here(STEADY, real_time=True)
@@ -98,6 +101,7 @@ def test_each_run_has_its_telemetry(nvml_here, measured, tmp_path):
     assert len(list(read_samples(series))) > sum(run.telemetry.gpus[0].samples for run in result.records)
 
 
+@pytest.mark.slow
 def test_the_traffic_to_a_grace_is_in_every_run(nvml_here, measured):
     """By rates, from before the run until after it; the driver has its memory back in the end."""
     stub = nvml_here("gh200", real_time=True)
@@ -113,6 +117,7 @@ def test_the_traffic_to_a_grace_is_in_every_run(nvml_here, measured):
     assert (stub.gpm_samples, stub.open_sessions) == (0, 0)
 
 
+@pytest.mark.slow
 def test_the_record_and_the_result_hold_it(nvml_here, measured, tmp_path):
     """In the form of the schema, and it can be read back."""
     nvml_here(STEADY, real_time=True)
@@ -130,6 +135,7 @@ def test_the_record_and_the_result_hold_it(nvml_here, measured, tmp_path):
     assert [telemetry_from(row["run"]["telemetry"]) for row in rows if "run" in row][-2:] == taken
 
 
+@pytest.mark.slow
 def test_it_is_stored_once_and_read_back(nvml_here, measured, tmp_path):
     """Energy is gated like any metric; of a measurement's rows the first has the telemetry of its runs."""
     nvml_here(STEADY, real_time=True)
@@ -149,6 +155,7 @@ def test_it_is_stored_once_and_read_back(nvml_here, measured, tmp_path):
     jsonschema.validate(json.loads((tmp_path / "night.json").read_text()), schema)
 
 
+@pytest.mark.slow
 def test_without_telemetry_there_is_nothing_of_it(measured, tmp_path):
     """Switched off, it leaves neither a file nor a field."""
     result = measured(rate_hz=None)
@@ -159,6 +166,7 @@ def test_without_telemetry_there_is_nothing_of_it(measured, tmp_path):
     assert not list(tmp_path.glob("*.telemetry.ndjson"))
 
 
+@pytest.mark.slow
 def test_a_driver_that_fails_is_a_doubt(nvml_here, measured):
     """The figures of the requests stand; those of the GPUs are not there, and it is said why."""
     from pytest_llmperf import hardware

@@ -9,6 +9,8 @@ from servers import CompletionsServer
 
 from pytest_llmperf.telemetry import read_samples
 
+pytestmark = pytest.mark.real_time
+
 TEST = """
 import pytest
 from pytest_llmperf import constant, single_turn
@@ -42,6 +44,7 @@ def session(pytester, machine, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_every_run_is_sampled_and_energy_is_gated(session, pytester):
     """In the summary, in the result, and in a file beside the records."""
@@ -57,6 +60,7 @@ def test_every_run_is_sampled_and_energy_is_gated(session, pytester):
     assert {sample.gpu for sample in read_samples(series) if hasattr(sample, "gpu")} == {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_switched_off_nothing_is_sampled(session, pytester):
     """Neither in the result nor on disk; a test that gates energy cannot be judged, and says so."""

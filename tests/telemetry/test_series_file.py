@@ -30,6 +30,7 @@ XID = st.builds(Xid, at_ns=st.integers(0, 2**63 - 1), gpu=st.integers(0, 15), co
 HOST = st.builds(HostSample, at_ns=st.integers(0, 2**63 - 1), cpu_share=NUMBER, swap_used_bytes=COUNT)
 
 
+@pytest.mark.slow
 @given(samples=st.lists(GPU | HOST | XID, max_size=8))
 def test_what_is_written_is_read_back(tmp_path_factory, samples):
     """Every field and every absence, in the order in which they were taken."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nvml import GPUS, over_time
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.real_time, pytest.mark.slow, pytest.mark.timeout(120)]
 
 IDLE, HEAT = 0x1, 0x40
 STEPS = [(number * 0.05, number % 2) for number in range(400)]

@@ -76,6 +76,7 @@ def test_energy_is_integrated_power_where_there_is_no_counter():
     assert (gpu.energy_j, gpu.energy_from) == (pytest.approx(2 * 0.5 * (200 + 300) / 2 + 300), "power")
 
 
+@pytest.mark.slow
 @given(watts=st.floats(1, 1000), edges=st.lists(st.floats(0, 10), min_size=2, max_size=2, unique=True))
 def test_of_constant_power_both_ways_agree(watts, edges):
     """Whatever part counts, energy is power times time."""

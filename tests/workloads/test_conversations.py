@@ -382,6 +382,7 @@ class TestWrongFiles:
         assert "sample must be a whole number of at least 1, got 0" in wrong(tmp_path, sample=0, seed=-1)
         assert "there is no" in wrong(tmp_path, tokenizer=tmp_path)
 
+    @pytest.mark.slow
     @given(
         layout=st.sampled_from([array, lines]),
         form=st.sampled_from([sharegpt, openai]),
@@ -405,6 +406,7 @@ class TestWrongFiles:
 
 
 class TestStreaming:
+    @pytest.mark.slow
     @given(
         rows=st.lists(st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False)), max_size=6),
         chunk=st.integers(1, 40),

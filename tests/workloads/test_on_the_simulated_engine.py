@@ -63,6 +63,7 @@ def talk(number):
     return {"conversations": [{"from": who, "value": text} for who, text in [("system", RULES), *said]]}
 
 
+@pytest.mark.slow
 def test_no_workload_is_served_more_from_the_cache_than_it_says(pytester, monkeypatch):
     """A run with a cache declared cold or evicted is invalid if a first turn finds more there than it shares."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

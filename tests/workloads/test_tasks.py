@@ -228,6 +228,7 @@ class TestWrongFolders:
         assert 1 == len(caught.value.problems)
         assert problem in caught.value.problems[0]
 
+    @pytest.mark.slow
     @given(name=st.sampled_from(sorted(FILES)), seed=st.integers(0, 2**32), changes=st.integers(1, 3))
     @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_no_corruption_raises_anything_else(self, folder, name, seed, changes):
@@ -256,6 +257,7 @@ def test_a_load_of_a_stated_time_is_measured_to_its_end(workload):
     assert 60_000_000_000 == schedule.steady().end_ns
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "LLMPERF_ICEWS" not in os.environ, reason="LLMPERF_ICEWS is not set: a folder in the form of ICEWS14"
 )

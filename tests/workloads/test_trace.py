@@ -308,6 +308,7 @@ class TestHitRate:
 
         assert read.infinite_cache_hit_rate(1) == (10 + 4) / (9 + 14 + 5)
 
+    @pytest.mark.slow
     @settings(max_examples=50)
     @given(st.data())
     def test_is_that_of_the_ids(self, tmp_path_factory, data):
@@ -588,6 +589,7 @@ class TestMistakes:
         with pytest.raises(ConfigurationError, match="window must be two times"):
             trace(file(AZURE), window=window)
 
+    @pytest.mark.slow
     @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(name=st.sampled_from(sorted(FORMATS)), told=st.booleans(), data=st.data())
     def test_a_corrupted_file_is_a_configuration_error_or_none(self, tmp_path, name, told, data):
@@ -645,6 +647,7 @@ class TestPublished:
         assert (round(read.mean_input_tokens), round(read.mean_output_tokens)) == (12_035, 343)
         assert round(100 * read.infinite_cache_hit_rate(), 1) == 36.6
 
+    @pytest.mark.slow
     def test_mooncake_comes_back(self, tmp_path):
         """The whole trace survives our own form."""
         read = trace(real("mooncake/conversation_trace.jsonl"))

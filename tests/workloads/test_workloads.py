@@ -90,6 +90,7 @@ def test_a_token_source_draws_what_it_always_drew(token_ids, expected):
     assert np.int32 == drawn.dtype
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_ids():
     """Nothing depends on the hash seed or on what was drawn before."""
     code = f"from pytest_llmperf import multi_round; print(multi_round({_arguments(ROUNDS)}).digest)"

@@ -19,6 +19,8 @@ from pytest_llmperf.engines import make_engine, make_spec
 from pytest_llmperf.engines.base import Generation, Surroundings
 from pytest_llmperf.errors import ConfigurationError, EngineDiedError, EngineStartError
 
+pytestmark = pytest.mark.real_time
+
 IDS = list(range(1100, 1100 + 10 * BLOCK))
 
 
@@ -85,6 +87,7 @@ def until_dead(engine):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "tensorrt_llm"])
 def test_a_whole_life(fleet, kind):
     """One address; sums over the replicas, each by itself beside them; all emptied together; all gone."""
@@ -119,6 +122,7 @@ def probe_hits(counters):
     return (counters.hit_tokens, 0)
 
 
+@pytest.mark.slow
 def test_what_it_tells(fleet):
     """The router's command and each replica's own."""
     engine = fleet(cpus="0|0", gpus="3|2")
@@ -138,6 +142,7 @@ def test_what_it_tells(fleet):
     ]
 
 
+@pytest.mark.slow
 def test_a_replica_dies(fleet):
     """Which one it was, with the last lines of its log; the next start is one of all."""
     engine = fleet()
@@ -151,6 +156,7 @@ def test_a_replica_dies(fleet):
     assert answer(engine).failure is None
 
 
+@pytest.mark.slow
 def test_the_router_dies(fleet):
     """It is named, and its log quoted."""
     engine = fleet()
@@ -160,6 +166,7 @@ def test_the_router_dies(fleet):
         until_dead(engine)
 
 
+@pytest.mark.slow
 def test_a_replica_that_does_not_start(fleet):
     """Which one, in its own words; nothing is left running."""
     engine = fleet(args=["--no-such-flag"])
@@ -168,6 +175,7 @@ def test_a_replica_that_does_not_start(fleet):
     assert [None, None] == [replica.host._process for replica in engine.replicas]
 
 
+@pytest.mark.slow
 def test_a_router_that_does_not_start(fleet):
     """Its own words, and nothing is left running."""
     engine = fleet(router_args=["--no-such-flag"])
@@ -206,6 +214,7 @@ def test_a_real_router(fleet, name, words, hits):
     assert engine.reset_cache()
 
 
+@pytest.mark.slow
 def test_sharing_a_gpu(fleet):
     """Each gets its share of the memory by the engine's own flag."""
     engine = fleet(engine="sglang", gpus="0", gpu_memory_fraction=0.4)
@@ -214,6 +223,7 @@ def test_sharing_a_gpu(fleet):
     assert all("--mem-fraction-static 0.4" in command for command in commands)
 
 
+@pytest.mark.slow
 def test_each_replica_has_an_outer_tier_of_its_own(fleet, tmp_path):
     """By the words of one; counted together, emptied together, gone with them."""
     engine = fleet(kv_offload_gib=1, kv_offload_backend="disk")
@@ -230,6 +240,7 @@ def test_each_replica_has_an_outer_tier_of_its_own(fleet, tmp_path):
     assert [] == list((tmp_path / "log").glob("*.kv"))
 
 
+@pytest.mark.slow
 def test_behind_a_router_at_a_url(fleet):
     """Replicas on given ports, requests to the URL; here it is one of the replicas themselves."""
     ports = [free_port(), free_port()]

@@ -9,6 +9,8 @@ import pytest
 from real_routers import router
 from stub_engine import installed
 
+pytestmark = pytest.mark.real_time
+
 TEST = """
 import pytest
 from pytest_llmperf import closed_loop, multi_round, single_turn
@@ -54,6 +56,7 @@ def run(pytester, python):
     return go
 
 
+@pytest.mark.slow
 def test_each_replica_by_itself(run, python, pytester):
     """Who answered which turn, and what each found in its cache: in the test, in the file, on the terminal."""
     result = run(str(Path(python).parent / "vllm-router"), 10**6, "-k", "turns", "--benchmark-json", "out.json")
@@ -66,6 +69,7 @@ def test_each_replica_by_itself(run, python, pytester):
     assert [4, 5] == sorted(served.count(number) for number in (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [False, True], ids=["a stub of a router", "vllm-router"])
 def test_a_replica_is_lost_in_mid_run(run, python, real):
     """Its test has an error with what it was, its own last words and its command; the next one has a new fleet."""

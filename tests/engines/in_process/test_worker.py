@@ -179,6 +179,7 @@ class TestAnswers:
 class TestLimits:
     """What takes too long."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("limits", "ids", "said"),
         [
@@ -207,6 +208,7 @@ class TestLimits:
             time.sleep(0.005)
         assert [1] == running.engine.ended
 
+    @pytest.mark.slow
     def test_a_loop_that_stands_still(self, opened, running, monkeypatch):
         """Shows no sign of life, which is told from an answer that takes long."""
         monkeypatch.setattr(channels, "_PATIENCE_NS", 0)
@@ -273,6 +275,7 @@ def test_it_can_be_sent_to_another_process(running):
 HEADERS = st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=20), max_size=4)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(HEADERS, st.binary(max_size=300)), max_size=6), st.lists(st.integers(1, 50), min_size=1))
 def test_messages_in_any_pieces(messages, sizes):
     """Come out whole and in order, however they were cut on the way."""

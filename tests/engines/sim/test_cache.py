@@ -248,6 +248,7 @@ def play(pair, random):
         pair.end(request)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     gpu_blocks=st.integers(1, 14),

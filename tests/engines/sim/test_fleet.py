@@ -89,6 +89,7 @@ def watched(made, until_ns=NEVER_NS):
     return ended
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(world=worlds())
 def test_every_request_gets_its_tokens_and_every_block_comes_back(world):

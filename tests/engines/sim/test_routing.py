@@ -90,6 +90,7 @@ class TestPrefixHash:
         assert moved[25] == 0
         assert moved[24] > 20
 
+    @pytest.mark.slow
     @settings(deadline=None)
     @given(
         loads=st.lists(st.integers(0, 30), min_size=1, max_size=8), number=st.integers(0, 50), factor=st.floats(1.0, 3)
