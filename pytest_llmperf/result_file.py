@@ -273,7 +273,7 @@ def _is_plain(path: Path, row: Any, *, is_ours: bool) -> bool:
 def _check_version(path: Path, version: object) -> None:
     if not isinstance(version, int) or version not in _READERS:
         msg = (
-            f"{path} has schema version {str(version)[:60]!r}, this release reads {', '.join(map(str, _READERS))}; "
+            f"{path} has schema version {repr(version)[:60]}, this release reads {', '.join(map(str, _READERS))}; "
             "move it away, or save a new one with --llmperf-save-baseline NAME"
         )
         raise BaselineError(msg)
