@@ -35,7 +35,7 @@ LOWEST := tests/test_options.py tests/test_result_file.py tests/test_record_file
   tests/client/test_http.py
 
 .PHONY: perf perf-sim perf-vllm baselines simulation reference docs screenshots
-.PHONY: test test-quick test-fast test-exhaustive test-vllm test-lowest test-beside test-browser audit lint engine clean
+.PHONY: test test-quick test-fast test-exhaustive test-vllm test-lowest test-beside test-browser mutants audit lint engine clean
 
 perf: perf-$(ENGINE)
 
@@ -96,6 +96,12 @@ test-lowest:
 test-beside: .venv/complete
 	$(BIN)/python -m pip install --quiet --editable '.[dev,beside]'
 	$(BIN)/pytest -p no:randomly tests/test_other_plugins.py
+
+# What the tests of verdicts, statistics, baselines and the stream's parser do not notice; half an hour.
+mutants: .venv/complete
+	$(BIN)/python -m pip install --quiet mutmut
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 # Whether a vulnerability of a dependency is known.
 audit: .venv/complete

@@ -53,3 +53,12 @@ def own_locks(monkeypatch, tmp_path_factory):
 
 # More than a suite has time for: pytest --hypothesis-profile=fuzz
 hypothesis.settings.register_profile("fuzz", max_examples=20_000, deadline=None)
+# The same few examples for each mutant; mutmut runs a test again and again in one process.
+hypothesis.settings.register_profile(
+    "mutants",
+    max_examples=30,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
