@@ -67,6 +67,11 @@ class EngineAnswerError(EngineError):
 class NvmlError(LLMPerfError):
     """NVML is not there or does not answer; the text is one sentence on why and, where known, what to do."""
 
+    def __init__(self, sentence: str, *, has_driver: bool = True) -> None:
+        """`has_driver`: whether there is a driver, which then fails."""
+        super().__init__(sentence)
+        self.has_driver = has_driver
+
 
 class OverdueError(LLMPerfError):
     """Something did not come back within its time; the text says what was waited for, how long, and where it stands."""

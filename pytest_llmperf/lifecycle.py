@@ -47,6 +47,8 @@ class Lifecycle:
         self._rows: dict[str, list[benchmark.Row]] = {}
         self._saved: list[Path] = []
         self._notes: list[str] = []
+        self._failed: dict[str, None] = {}
+        """Tests that failed for another reason than a verdict, in their order."""
         self._annotations: list[str] = []
         self._items = {item.nodeid: item for item in items}
         self._table = None if merging.is_worker(config) else benchmark.table_of(config)
@@ -125,6 +127,7 @@ class Lifecycle:
     def _forget(self, item: pytest.Item) -> None:
         """A plugin runs the test again: only its last attempt counts."""
         item.stash[_RESULTS_KEY] = []
+        self._failed.pop(item.nodeid, None)
         for measurement in self.suite.forget(item.nodeid):
             for row in self._rows.pop(measurement, []):
                 if self._table is not None:
@@ -142,6 +145,8 @@ class Lifecycle:
         """Give a test's report what its measurements and its hardware make of it."""
         if call.when == "setup" and report.failed and item.stash.get(_UNMET_KEY, None) is not None:
             outcome.make_failure(report)
+        if report.failed:
+            self._failed[item.nodeid] = None
         if call.when != "call":
             return
         if call.excinfo is not None:  # also where an xfail mark makes light of it
@@ -233,7 +238,7 @@ class Lifecycle:
             self._note_unstored()
         is_wanted = suite.recording and session_files.is_wanted(self.options)
         report = self._drawn_up() if is_wanted else None
-        content = terminal.content_of(suite, text.CHARACTERS)
+        content = terminal.content_of(suite, text.CHARACTERS, len(self._failed))
         return merging.Parcel(
             hardware=suite.hardware_by_key,
             outlook=list(content.outlook),
@@ -247,6 +252,7 @@ class Lifecycle:
             report=report,
             annotations=self._annotations,
             notes=self._notes,
+            failed=list(self._failed),
             folder=suite.output,
         )
 
@@ -314,7 +320,14 @@ class Lifecycle:
             for name, m in zip(names, self.suite.measured, strict=True)
         ]
         self._notes += records.notes
-        report = session_files.report_of(told, self.options, hardware=self.suite.hardware_by_key, saved=self._saved)
+        report = session_files.report_of(
+            told,
+            self.options,
+            hardware=self.suite.hardware_by_key,
+            saved=self._saved,
+            failed=list(self._failed),
+            keys=[self.suite.hardware.key],
+        )
         if self.options.github is not None:
             is_lenient = self.options.gate is GateMode.WARN
             self._annotations = list(github.commands(report, self._places(), is_lenient=is_lenient))
@@ -341,7 +354,9 @@ class Lifecycle:
 
     def summarise(self, reporter: pytest.TerminalReporter) -> None:
         width = self._config.get_terminal_writer().fullwidth
-        terminal.summary(reporter, terminal.content_of(self.suite, width), self._saved, self._notes, width)
+        terminal.summary(
+            reporter, terminal.content_of(self.suite, width, len(self._failed)), self._saved, self._notes, width
+        )
         for annotation in self._annotations:
             reporter.write_line(annotation)
 

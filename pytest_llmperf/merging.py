@@ -72,6 +72,8 @@ class Parcel:
     report: Report | None
     annotations: list[str]
     notes: list[str]
+    failed: list[str]
+    """Tests that failed for another reason than a verdict."""
     folder: Path
     """Where its records and server logs are."""
 
@@ -127,6 +129,7 @@ class Merged:
             results=[(result, result.lines) for result in results],
             about=list(dict.fromkeys(self._all(lambda parcel: parcel.about))),
             folders=[parcel.folder for parcel in self.parcels],
+            failed=len(self._all(lambda parcel: parcel.failed)),
         )
         terminal.summary(reporter, content, self.saved, self.notes, width)
         for annotation in self._all(lambda parcel: parcel.annotations):
@@ -174,6 +177,8 @@ def _together(reports: Sequence[Report]) -> Report:
         saved_at=first.saved_at,
         environment={key: found for report in reports for key, found in report.environment.items()},
         notes=tuple(dict.fromkeys(_notes(reports))),
+        failed=tuple(nodeid for report in reports for nodeid in report.failed),
+        keys=tuple(dict.fromkeys(key for report in reports for key in report.keys)),
     )
 
 

@@ -59,8 +59,10 @@ def checked_request(
     if prefill_context and cache not in ("as_is", "primed"):
         problems.append(f"llm_perf: prefill_context=True is cache='primed'; it cannot go with cache={cache!r}")
     problems += _slo_problems(slo)
-    if name is not None and (not str(name) or "::" in str(name)):
-        problems.append(f"llm_perf: name must not be empty and not contain '::', got {name!r}")
+    if name is not None and (not str(name) or "::" in str(name) or not str(name).isprintable()):
+        problems.append(
+            f"llm_perf: name must not be empty, be of printable characters, and not contain '::', got {name!a}"
+        )
     if not problems and (prefill_context or cache in ("primed", "evicted")) and not _has_context(workload):
         problems.append(
             f"llm_perf: {workload.name} has no context to prefill; use multi_round or shared_prefix, or another cache "  # type: ignore[attr-defined]

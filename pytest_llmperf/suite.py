@@ -249,6 +249,8 @@ class Suite:
             result, base = self._in_turn(nodeid, engine, request, is_enough)
         else:
             result, base = measure(engine, request, self._setting(nodeid, engine), is_enough), None
+        if hardware.driver_fails:
+            result.doubts += (f"what GPUs there are is not known, nor what they did: {hardware.problem}",)
         _hold_against_roof(result, engine, request, hardware)
         criteria = self._criteria(nodeid, result, open_load=request.load.is_open)
         for one in (result, base) if base is not None else (result,):

@@ -714,3 +714,22 @@ def test_importing_the_plugin_imports_neither_numpy_nor_an_engine(pytester):
     result = pytester.runpytest_subprocess("-p", "probe", "--collect-only", "-p", "no:hypothesispytest")
 
     result.stdout.fnmatch_lines(["*HEAVY []*"])
+
+
+def test_a_night_with_a_failed_test_is_not_called_green(suite):
+    """Neither where it failed by itself after a PASS, nor where nothing was measured."""
+    failing = """
+        from pytest_llmperf import multi_round
+
+        def test_failing(engine, llm_perf):
+            users = multi_round(users=1, rounds=1, context_tokens=64, input_tokens=16, output_tokens=4)
+            llm_perf(engine, users, name="a\\nb")
+    """
+    folder = suite(failing)
+
+    result = run(folder, "--llmperf-markdown", "comment.md")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*name must not be empty, be of printable characters*"])
+    result.stdout.fnmatch_lines(["llmperf: 1 failed, nothing was measured"])
+    assert "### 1 failed, nothing was measured" in (folder.path / "comment.md").read_text()

@@ -50,6 +50,8 @@ class Gate:
         self._bases: dict[str, Judged] = {}
         self._otherwise: dict[str, str] = {}
         """By measurement, why its hardware did not work as it did when the baseline was stored."""
+        self._tolerated_of: dict[str, str] = {}
+        """The same where that is tolerated."""
 
     @property
     def family_size(self) -> int:
@@ -77,10 +79,12 @@ class Gate:
     def _hold_against_clocks(self, key: str, result: Judged) -> None:
         """A GPU that works at another clock than when the baseline was stored is not the same hardware."""
         self._otherwise.pop(key, None)
+        self._tolerated_of.pop(key, None)
         stored = [match.newest.clock_mhz for match in self._matches[key].values()]
-        since = clock_since(stored[0], result.clock_mhz) if stored and "clocks" not in self._tolerated else None
+        since = clock_since(stored[0], result.clock_mhz) if stored else None
         if since is not None:
-            self._otherwise[key] = since
+            found = self._tolerated_of if "clocks" in self._tolerated else self._otherwise
+            found[key] = since
 
     def is_clear(self, result: Judged, criteria: Sequence[Criterion], base: Judged | None = None) -> bool:
         """Whether a measurement that could go on has its verdict; else further runs may still change it."""
@@ -96,7 +100,7 @@ class Gate:
     def forget(self, measurement: str) -> None:
         """Drop a measurement that is going to be taken again."""
         self._family.drop(measurement)
-        for kept in (self._results, self._matches, self._bases, self._otherwise):
+        for kept in (self._results, self._matches, self._bases, self._otherwise, self._tolerated_of):
             kept.pop(measurement, None)
 
     def flagged(self, measurement: str) -> tuple[Criterion, ...]:
@@ -176,7 +180,12 @@ class Gate:
         return judgement(
             [_flag(finding) for finding in findings] if self._family.is_screen else findings,
             against=against or None,
-            doubts=(*result.doubts, *(f"the engine differs: {difference}" for difference in changed), *accepted),
+            doubts=(
+                *result.doubts,
+                *([f"tolerated: {self._tolerated_of[key]}"] if key in self._tolerated_of else []),
+                *(f"the engine differs: {difference}" for difference in changed),
+                *accepted,
+            ),
             advice=_ADVICE if base is None else _ADVICE_IN_TURN,
         )
 

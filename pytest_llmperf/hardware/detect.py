@@ -24,7 +24,8 @@ class Hardware:
     """The machine that a measurement belongs to.
 
     `gpus` are those that CUDA would use here, each with the UUID by which NVML opens it. `problem`
-    says why no GPU was found; it is None where there is one. `notes` are sentences on GPUs that are
+    says why no GPU was found; it is None where there is one. `driver_fails`: there is a driver, and it did not say
+    what there is. `notes` are sentences on GPUs that are
     there and not used. `declared` is set where a user named the hardware instead of letting it be
     found, `simulated` where it is the embedded engine's.
     """
@@ -35,6 +36,7 @@ class Hardware:
     cpu: str | None = None
     cpus: int | None = None
     problem: str | None = None
+    driver_fails: bool = False
     notes: tuple[str, ...] = ()
     declared: bool = False
     simulated: bool = False
@@ -58,7 +60,7 @@ class Hardware:
         """Everything known, for the result file; what is not known is left out."""
         known = asdict(self)
         known["gpus"] = [{k: v for k, v in gpu.items() if v is not None} for gpu in known["gpus"]]
-        for name in ("simulated", "notes"):
+        for name in ("simulated", "notes", "driver_fails"):
             if not known[name]:
                 del known[name]
         return {name: value for name, value in known.items() if value is not None}
@@ -74,7 +76,7 @@ def detect(timeout_s: float = nvml.ANSWERING_S) -> Hardware:
     try:
         found = nvml.look(timeout_s)
     except NvmlError as error:
-        return Hardware(cpu=cpu, cpus=cpus, problem=str(error), key=without)
+        return Hardware(cpu=cpu, cpus=cpus, problem=str(error), driver_fails=error.has_driver, key=without)
     chosen = select(found.gpus, os.environ.get(VARIABLE), os.environ.get(ORDER))
     problem, notes = None, chosen.notes
     if not chosen.gpus:

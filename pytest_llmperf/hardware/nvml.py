@@ -32,10 +32,11 @@ _ATS = 2
 """The addressing mode in which GPU and CPU share page tables: the link between them is coherent."""
 
 # By NVML's codes: what to do where its own words leave that open.
+_NO_LIBRARY = 12
 _ADVICE: dict[int, str] = {
     4: "see who may read /dev/nvidiactl",
     9: "load the driver's kernel module (modprobe nvidia) and look at dmesg",
-    12: "is NVIDIA's driver installed?",
+    _NO_LIBRARY: "is NVIDIA's driver installed?",
     15: "it fell off the bus: look for an Xid in dmesg, then reset it or reboot",
     18: "the driver was updated under way: reboot, or load its kernel modules again",
     999: "look at dmesg; in a container that once had its GPUs, start it anew",
@@ -72,7 +73,7 @@ def session() -> Iterator[ModuleType]:
     try:
         import pynvml  # noqa: PLC0415 - only where hardware is asked for
     except ImportError:
-        raise NvmlError("the package nvidia-ml-py is not installed") from None
+        raise NvmlError("the package nvidia-ml-py is not installed", has_driver=False) from None
     try:
         pynvml.nvmlInit()
         try:
@@ -80,7 +81,7 @@ def session() -> Iterator[ModuleType]:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise NvmlError(said(error)) from error
+        raise NvmlError(said(error), has_driver=error.value != _NO_LIBRARY) from error
 
 
 def said(error: Any, index: int | None = None) -> str:

@@ -33,6 +33,10 @@ _MEND = "mend what made it invalid and measure again"
 _JUDGE = "store a level with --llmperf-save-baseline NAME, and judge the next session by it"
 
 
+WHY_FAILED = "see the output of pytest for why tests failed"
+"""What to do where no verdict asks for anything and tests have failed all the same."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Before:
     """The stored night that a measurement is set beside."""
@@ -113,10 +117,14 @@ class Report:
     """By hardware key, how it differs from the newest stored night's."""
     notes: tuple[str, ...] = ()
     """What the reader should know of the report itself, such as files that could not be used."""
+    failed: tuple[str, ...] = ()
+    """Tests that failed for another reason than a verdict: by an assertion, or before anything was measured."""
+    keys: tuple[str, ...] = ()
+    """Of the hardware that it would have been, where nothing was measured."""
 
     @property
     def hardware_keys(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(section.hardware_key for section in self.sections))
+        return tuple(dict.fromkeys(section.hardware_key for section in self.sections)) or self.keys
 
     @property
     def by_severity(self) -> list[Section]:
@@ -127,10 +135,10 @@ class Report:
     def advice(self) -> str:
         """What to do about the worst of the verdicts."""
         if not self.sections:
-            return "run pytest -rs to see why nothing was measured"
+            return WHY_FAILED if self.failed else "run pytest -rs to see why nothing was measured"
         worst = self.by_severity[0]
         if worst.verdict in GREEN:
-            return "nothing to do"
+            return WHY_FAILED if self.failed else "nothing to do"
         said = (one.judgement.advice for one in self.sections if one.verdict is worst.verdict and one.judgement)
         own = {Verdict.REGRESSED: _SEARCH, None: _JUDGE}.get(worst.verdict, _MEND)
         return next((advice for advice in said if advice), own)
@@ -139,7 +147,8 @@ class Report:
         """`1 REGRESSED, 18 PASS`; the worst first."""
         found = [section.verdict for section in self.sections]
         counts = [(found.count(verdict), verdict or NOT_JUDGED) for verdict in _SEVERITY]
-        return ", ".join(f"{count} {verdict}" for count, verdict in counts if count) or "nothing was measured"
+        verdicts = [f"{count} {verdict}" for count, verdict in counts if count] or ["nothing was measured"]
+        return ", ".join([*([f"{len(self.failed)} failed"] if self.failed else []), *verdicts])
 
 
 def typical(values: Sequence[float]) -> float:

@@ -25,11 +25,18 @@ def is_wanted(options: Options) -> bool:
 
 
 def report_of(
-    told: Sequence[Told], options: Options, *, hardware: Mapping[str, Hardware], saved: Sequence[Path]
+    told: Sequence[Told],
+    options: Options,
+    *,
+    hardware: Mapping[str, Hardware],
+    saved: Sequence[Path],
+    failed: Sequence[str] = (),
+    keys: Sequence[str] = (),
 ) -> Report:
     """What a session has measured, beside what was stored before it.
 
-    `hardware`: by key, what was measured on. `saved`: what this session has stored, which is no past.
+    `hardware`: by key, what was measured on. `saved`: what this session has stored, which is no past. `failed`, `keys`:
+    see `Report`.
     """
     pasts = {key: past_of(options.baselines / key, without=saved) for key in hardware}
     differences = {key: environment_differences(past, hardware[key].fingerprint()) for key, past in pasts.items()}
@@ -39,7 +46,9 @@ def report_of(
         sections=tuple(section_of(one, pasts.get(one.result.provenance.hardware_key, NO_PAST)) for one in told),
         saved_at=timestamp().isoformat(),
         environment={key: found for key, found in differences.items() if found},
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*(f"failed: {nodeid}" for nodeid in failed), *notes])),
+        failed=tuple(failed),
+        keys=tuple(keys),
     )
 
 

@@ -126,10 +126,12 @@ class Content:
     """What holds for all of them."""
     folders: Sequence[Path]
     """Where records and server logs are."""
+    failed: int = 0
+    """Tests that failed for another reason than a verdict."""
 
 
-def content_of(suite: Suite, width: int) -> Content:
-    """Of a session that has measured in this process; `width`: of the terminal, in characters."""
+def content_of(suite: Suite, width: int, failed: int = 0) -> Content:
+    """Of a session that has measured in this process; `width`: of the terminal; `failed`: see `Content`."""
     results = [measured.result for measured in suite.measured]
     return Content(
         hardware_key=suite.hardware.key,
@@ -137,6 +139,7 @@ def content_of(suite: Suite, width: int) -> Content:
         results=[(result, tuple(text.measurement(result, width))) for result in results],
         about=[*text.assumptions(results), *(suite.gate.spreads() if suite.gate is not None else ())],
         folders=[suite.output],
+        failed=failed,
     )
 
 
@@ -158,7 +161,7 @@ def summary(
         _write(reporter, rest, width)
     _write(reporter, _about_all(content, saved, notes), width)
     colour = _colour(text.worst(results))
-    _write(reporter, [text.closing(results, stored=bool(saved))], width, **colour)
+    _write(reporter, [text.closing(results, stored=bool(saved), failed=content.failed)], width, **colour)
 
 
 def _about_all(content: Content, saved: Sequence[Path], notes: Sequence[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Protocol
 from pytest_llmperf import units
 from pytest_llmperf.gate.files import Change
 from pytest_llmperf.judged import Judged, Provenance, Validity
+from pytest_llmperf.reports.content import GREEN, WHY_FAILED
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.results import CacheResult, Figures, PerfResult
 from pytest_llmperf.stats import Sample
@@ -111,15 +112,21 @@ def _verdict(result: Told) -> Verdict | None:
     return result.verdict if result.validity else Verdict.INVALID_RUN
 
 
-def closing(results: Sequence[Told], *, stored: bool) -> str:
-    """One line: how many of which verdict, and what to do about the worst. `stored`: whether a baseline was saved."""
+def closing(results: Sequence[Told], *, stored: bool, failed: int = 0) -> str:
+    """One line: how many of which verdict, and what to do about the worst. `stored`: whether a baseline was saved.
+
+    `failed`: how many tests failed for another reason than a verdict.
+    """
+    others = f"{failed} failed, " if failed else ""
     if not results:
-        return "llmperf: nothing was measured"
+        return f"llmperf: {others}nothing was measured"
     counts = Counter(_verdict(result) for result in results)
     parts = [f"{counts[verdict]} {verdict}" for verdict in _WORST if counts[verdict]]
     if counts[None]:
         parts.append(f"{counts[None]} not judged")
-    return f"llmperf: {', '.join(parts)}; {_next(worst(results), results, stored=stored)}"
+    verdict = worst(results)
+    next_step = WHY_FAILED if failed and verdict in GREEN else _next(verdict, results, stored=stored)
+    return f"llmperf: {others}{', '.join(parts)}; {next_step}"
 
 
 def _next(verdict: Verdict | None, results: Sequence[Told], *, stored: bool) -> str:

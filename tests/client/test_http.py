@@ -16,6 +16,8 @@ from pytest_llmperf.client import Address, Exchange, events, http, sockets
 from pytest_llmperf.clock import NS_PER_MS
 from pytest_llmperf.errors import ConfigurationError
 
+pytestmark = pytest.mark.real_time
+
 HTTP_408 = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 SLACK_NS = NS_PER_MS
 """What the kernel's wall clock and the monotonic one may differ by."""

@@ -241,6 +241,7 @@ def test_a_driver_that_fails_is_a_problem_with_a_reason(machine, found_on, lines
 
     assert found["problem"] == problem
     assert found["describe"] == f"no GPU ({problem})"
+    assert found["fingerprint"]["driver_fails"]
     assert (found["marks"], found["fingerprint"]["gpus"], found["open_sessions"]) == ([], [], 0)
 
 

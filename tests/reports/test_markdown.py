@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from report_contents import HOSTILE, before, finding, report, section
+from report_contents import HOSTILE, KEY, TEST, before, finding, report, section
 
 from pytest_llmperf.reports.content import Section
 from pytest_llmperf.reports.markdown import code, markdown, marker
@@ -104,6 +104,19 @@ def test_code_leaves_markdown_nothing_to_read():
 
 def test_a_report_of_nothing_says_so():
     assert "nothing was measured" in markdown(report())
+
+
+def test_tests_that_failed_without_a_verdict_keep_the_comment_from_being_green():
+    """An assertion, or an engine that did not start: one line of the tally, and what to do."""
+    alone = markdown(report(failed=(TEST,), keys=(KEY,)))
+    beside = markdown(report(section(), failed=(TEST,), keys=(KEY,)))
+
+    assert "### 1 failed, nothing was measured" in alone
+    assert f"<!-- pytest-llmperf report: {KEY} -->" in alone
+    assert "### 1 failed, 1 PASS" in beside
+    for one in (alone, beside):
+        assert "What to do: see the output of pytest for why tests failed<br>" in one
+        assert "nothing to do" not in one
 
 
 def test_an_invalid_measurement_says_why():

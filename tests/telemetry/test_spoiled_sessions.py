@@ -108,6 +108,7 @@ def test_other_clocks_than_the_baseline_s(session, fast):
     assert "worked at 1500 MHz and at 1980 MHz when the baseline was stored" in " ".join(said.split())
     code, said = session(fast, SLOWER, "--llmperf-tolerate", "clocks")
     assert code == 0
+    assert "doubt: tolerated: the GPUs worked at 1500 MHz and at 1980 MHz" in " ".join(said.split())
 
 
 def test_what_is_tolerated_is_still_said(session, fast):
