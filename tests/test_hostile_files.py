@@ -6,6 +6,7 @@ coverage choose what to try.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import os
@@ -180,7 +181,7 @@ def changed(draw, text, *, by_line):
         elif action == "rename" and isinstance(container, dict):
             container[draw(st.text(max_size=8))] = container.pop(key)
         else:
-            container[key] = draw(NASTY)
+            container[key] = copy.deepcopy(draw(NASTY))  # the next change may be within it
         if not any(_places(one) for one in documents):
             break
     return "\n".join(map(json.dumps, documents)).encode()
