@@ -172,9 +172,9 @@ def test_junit_files_hold_verdicts_and_metrics(run, pytester):
 
 @pytest.mark.slow
 def test_junit_files_hold_whatever_a_measurement_is_called(run, pytester):
-    tests = TESTS.replace('"<b>"', r'"<b>\x1b"')
+    tests = TESTS.replace('"<b>"', r'"<b>]]>&"')
     run("-k", "test_users", "--llmperf-save-baseline", "main", tests=tests)
     run("-k", "test_users", "--junitxml", "junit.xml", tests=tests)
 
     names = {one.get("name") for one in ElementTree.parse(pytester.path / "junit.xml").iter("property")}
-    assert "llmperf_<b>\\x1b_ttft_p50" in names
+    assert "llmperf_<b>]]>&_ttft_p50" in names
