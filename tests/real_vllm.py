@@ -13,6 +13,7 @@ START_TIMEOUT_S = 300
 
 MARKS = [
     pytest.mark.vllm,
+    pytest.mark.real_time,
     pytest.mark.skipif(
         not REQUIRED and not shutil.which(PYTHON or "-"),
         reason="LLMPERF_TEST_VLLM names no Python with vLLM; `make test` makes one",
