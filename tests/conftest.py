@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
             if item.get_closest_marker("real_time") is not None:
-                item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=1))
+                item.add_marker(pytest.mark.flaky(reruns=3, reruns_delay=3))
 
 
 @pytest.fixture(autouse=True)
