@@ -25,7 +25,8 @@ from pathlib import Path
 from attempts import Attempt, attempt
 from origin import Answer, Origin, running
 from peers import CLIENTS, Client, Job
-from table import RULES, section
+from table import RULES, row, section
+from wanted import verdicts
 
 from pytest_llmperf.engines import tiny_llama
 
@@ -53,6 +54,11 @@ def main() -> int:
             "answer": dataclasses.asdict(answer),
             "versions": versions,
             "attempts": [dataclasses.asdict(one) for one in attempts],
+            "verdicts": [
+                verdict
+                for streams in options.streams
+                for verdict in verdicts([row(name, attempts, streams, answer) for name in clients], streams, answer)
+            ],
         }
         options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
     report(options, machine, answer, versions, attempts)

@@ -1,7 +1,7 @@
 """What one client holds: long prompts, many conversations, a dense schedule, memory.
 
     python benchmarks/client/limits.py                 everything, some minutes
-    python benchmarks/client/limits.py prompts memory
+    python benchmarks/client/limits.py prompts memory --json FILE
 
 The server with a known answer has one core to itself, the client another, as in compare.py. Prints
 Markdown; each number stands beside what it should be.
@@ -10,6 +10,7 @@ Markdown; each number stands beside what it should be.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import resource
 import statistics
@@ -36,17 +37,22 @@ from pytest_llmperf.workloads import Session, multi_round, single_turn
 
 SERVER, CLIENT = {0}, {1}
 MIB = 2**20
+Verdict = dict[str, object]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], help="default: all")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     allow_open_files()
+    verdicts: list[Verdict] = []
     for name in options.sections or SECTIONS:
         with tempfile.TemporaryDirectory() as folder:
-            SECTIONS[name](Path(folder), options.repeats)
+            verdicts += SECTIONS[name](Path(folder), options.repeats)
+    if options.json:
+        options.json.write_text(json.dumps({"verdicts": verdicts}, indent=1), encoding="utf-8")
 
 
 def drive(url: str, sessions: Iterable[Session], load: Load, *, prompts: str = "ids", team: Team | None = None):
@@ -63,7 +69,7 @@ def drive(url: str, sessions: Iterable[Session], load: Load, *, prompts: str = "
     return driven.run(requests, index=0, phase=Phase.MEASURED)
 
 
-def prompts(folder: Path, repeats: int) -> None:
+def prompts(folder: Path, repeats: int) -> Iterable[Verdict]:
     """64 streams whose prompts have 50,000 tokens."""
     print("## 64 streams of 50,000-token prompts\n")
     print(
@@ -80,6 +86,9 @@ def prompts(folder: Path, repeats: int) -> None:
                 f"| {form} | {reported * 1e3:.2f} ms | {true * 1e3:.2f} ms | {(reported - true) * 1e3:+.2f} ms "
                 f"| {bound * 1e3:.2f} ms | {failed:.0f} |"
             )
+            what = f"64 streams of 50,000-token prompts as {form}: mean TTFT within 5 ms of the truth, none fails"
+            shown = f"{(reported - true) * 1e3:+.2f} ms, {failed:.0f} failed (medians of {repeats})"
+            yield {"what": what, "found": shown, "ok": abs(reported - true) < 0.005 and not failed}
     print()
 
 
@@ -91,7 +100,7 @@ def _prompt_run(origin: Origin, sessions: list[Session], form: str) -> tuple[flo
     return latency("ttft", run.requests).mean, true_s, bound, sum(not request.ok for request in run.requests)
 
 
-def conversations(folder: Path, repeats: int) -> None:
+def conversations(folder: Path, repeats: int) -> Iterable[Verdict]:
     """8,000 conversations at a time, at the pace that KubeAI published for that many: TTFT 237 ms, TPOT 80 ms."""
     print("## 8,000 concurrent conversations of 3 turns by 2 workers\n")
     print(
@@ -100,6 +109,7 @@ def conversations(folder: Path, repeats: int) -> None:
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
     )
     answer = Answer(ttft_s=0.237, itl_s=0.080, tokens=48)
+    fewest, answered = 8000, []
     with running(folder, answer, SERVER) as origin, pinned(CLIENT):
         team = ProcessTeam(2, RealClock())
         try:
@@ -109,8 +119,10 @@ def conversations(folder: Path, repeats: int) -> None:
                 run = drive(origin.url, workload, closed_loop(8000), team=team)
                 served = origin.served()
                 found = list(map(str, excesses([METRICS["ttft_p50"], METRICS["tpot_p50"]], [run])))
+                fewest = min(fewest, served.peak)
+                answered.append(sum(r.ok for r in run.requests))
                 print(
-                    f"| {served.peak} | {sum(r.ok for r in run.requests)} of {len(run.requests)} "
+                    f"| {served.peak} | {answered[-1]} of {len(run.requests)} "
                     f"| {latency('ttft', run.requests).mean * 1e3:.1f} ms | {237 + served.late_mean_s * 1e3:.1f} ms "
                     f"| {error_bounds([METRICS['ttft_mean']], run)['ttft_mean'] * 1e3:.1f} ms "
                     f"| {output_throughput(run) or 0:,.0f} | {answer.tokens_per_second(8000):,.0f} "
@@ -119,15 +131,21 @@ def conversations(folder: Path, repeats: int) -> None:
         finally:
             team.close()
     print()
+    yield {
+        "what": "8,000 conversations of 3 turns by two workers on one core: all open at once, all answered",
+        "found": f"{fewest:,} open, {min(answered):,} of 24,000 answered, at the worst of {repeats}",
+        "ok": fewest == 8000 and min(answered) == 24_000,
+    }
 
 
-def schedule(folder: Path, repeats: int) -> None:
+def schedule(folder: Path, repeats: int) -> Iterable[Verdict]:
     """10,000 Poisson arrivals at 500 per second."""
     print("## 10,000 Poisson arrivals at 500/s\n")
     print(
         "| late, mean | late, p99 | late, most | gaps as intended: Kolmogorov-Smirnov p | gaps as sent: p | failed |\n"
         "| ---: | ---: | ---: | ---: | ---: | ---: |"
     )
+    late_p99_ms, fit = [], []
     with running(folder, Answer(ttft_s=0.1, itl_s=0.01, tokens=16), SERVER) as origin, pinned(CLIENT):
         for seed in range(repeats):
             sessions = single_turn(requests=10_000, input_tokens=32, output_tokens=16)
@@ -142,11 +160,19 @@ def schedule(folder: Path, repeats: int) -> None:
                 f"| {statistics.mean(late_ms):.3f} ms | {np.quantile(late_ms, 0.99):.3f} ms | {max(late_ms):.2f} ms "
                 f"| {fits[0]:.2f} | {fits[1]:.2f} | {sum(not r.ok for r in run.requests)} |"
             )
+            late_p99_ms.append(float(np.quantile(late_ms, 0.99)))
+            fit.append(float(fits[0]))
     print()
+    yield {
+        "what": "10,000 Poisson arrivals at 500/s: p99 send lateness under 2 ms, and the schedule's gaps pass for "
+        "exponential (Kolmogorov-Smirnov, p of 0.01 and more)",
+        "found": f"{statistics.median(late_p99_ms):.2f} ms (median of {repeats}), p of {min(fit):.2f} and more",
+        "ok": statistics.median(late_p99_ms) < 2 and min(fit) >= 0.01,
+    }
 
 
-def memory(folder: Path, repeats: int) -> None:
-    """Memory of the client's process, each size in a process of its own."""
+def memory(folder: Path, repeats: int) -> Iterable[Verdict]:
+    """Memory of the client's process, each size in a process of its own; nothing is wanted of it."""
     del repeats
     print("## Memory\n\n| what | resident | each |\n| --- | ---: | ---: |")
     with running(folder, Answer(ttft_s=3.0, itl_s=0.01, tokens=2), SERVER) as origin:
@@ -154,6 +180,7 @@ def memory(folder: Path, repeats: int) -> None:
     _grow("recorded token arrival in memory", (250_000, 500_000, 1_000_000), lambda n: _record(folder, n, n))
     _grow("recorded token arrival on disk", (250_000, 500_000, 1_000_000), lambda n: _record(folder, n, 0))
     print()
+    return ()
 
 
 def _grow(what: str, sizes: tuple[int, ...], use: Callable[[int], object]) -> None:
@@ -215,7 +242,7 @@ def _record(folder: Path, arrivals: int, in_memory: int) -> tuple[RecordFile, li
     return rows, kept
 
 
-SECTIONS: dict[str, Callable[[Path, int], None]] = {
+SECTIONS: dict[str, Callable[[Path, int], Iterable[Verdict]]] = {
     "prompts": prompts,
     "conversations": conversations,
     "schedule": schedule,

@@ -120,6 +120,23 @@ def report(bench: Bench, healthy: int) -> Iterator[tuple[str, dict[str, Any]]]:
             engine.stop()
 
 
+def verdicts(sessions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was wanted of the sessions, and what they came to."""
+    healthy = [one["verdict"] for one in sessions if one["session"] == "healthy"]
+    told = [{
+        "what": f"none of {len(healthy)} healthy sessions on a real vLLM is REGRESSED",
+        "found": ", ".join(f"{number} {verdict}" for verdict, number in Counter(healthy).items()),
+        "ok": "REGRESSED" not in healthy,
+    }]  # fmt: skip
+    for one in sessions:
+        if one["session"] != "healthy":
+            changes = (f"{name} {change:+.0%}" for name, (_, change, _) in one["metrics"].items() if change is not None)
+            found = f"{one['verdict']}: {', '.join(changes)}"
+            what = f"{one['session']} is REGRESSED on a real vLLM"
+            told.append({"what": what, "found": found, "ok": one["verdict"] == "REGRESSED"})
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", required=True, help="a Python that has vLLM")
@@ -135,7 +152,7 @@ def main() -> None:
             print(name, outcome["verdict"], shown, *outcome["reasons"], flush=True)
     print(dict(Counter(one["verdict"] for one in found if one["session"] == "healthy")))
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"sessions": found, "verdicts": verdicts(found)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

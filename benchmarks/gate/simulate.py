@@ -46,6 +46,14 @@ ALIKE = {
     "stored, 30 runs, nights alike, + 10, gmean": (modes.stored(1, 30, 10, spread=0.0), "gmean"),
 }
 """What `--llmperf-night-spread 0` says of nights has to be true of them."""
+ERROR = 0.01
+WANTED = {
+    ("stored, 30 runs, nights alike, + 5", 0.0): 0.061,
+    ("stored, 30 runs, nights alike, + 10", 0.0): 0.046,
+    ("in turn, 10 + 10", 0.0): 0.062,
+    ("two tiers, 20 nights, 5, 10 + 10", 0.01): 0.056,
+}
+"""Detectable slowdowns by mode and nights, as a simulation of the plain methods had them before there was a gate."""
 _POOLS: dict[str, np.ndarray] = {}
 
 
@@ -111,6 +119,31 @@ def _shown(one: dict[str, object] | None) -> str:
     return error if detectable is None else f"{error} / {100 * float(str(detectable)):.1f}"
 
 
+def judged(cells: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The error rate of the worst cell, and what is detected in the four cells of which something was wanted."""
+    worst = max(cells, key=lambda one: float(str(one["error"])))
+    error, sessions = float(str(worst["error"])), int(str(worst["sessions"]))
+    allowed = ERROR + 2 * math.sqrt(ERROR * (1 - ERROR) / sessions)
+    where = f"{worst['mode']}, runs {worst['run']:.0%}, nights {worst['night']:.0%}"
+    verdicts: list[dict[str, object]] = [
+        {
+            "what": f"at most {ERROR:.0%} of healthy sessions fail, in the worst of {len(cells)} cells, within two "
+            "standard errors of the simulation",
+            "found": f"{error:.2%} of {sessions:,} sessions, where {allowed:.2%} is within them ({where})",
+            "ok": error <= allowed,
+        }
+    ]
+    for (mode, night), wanted in WANTED.items():
+        found = next(
+            (c.get("detectable") for c in cells if (c["mode"], c["run"], c["night"]) == (mode, MIDDLE, night)), None
+        )
+        if found is not None:
+            what = f"{mode}, runs {MIDDLE:.0%}, nights {night:.0%}: a slowdown of {wanted:.1%} is found in 80 % of sessions"
+            shown = f"one of {float(str(found)):.1%} is"
+            verdicts.append({"what": what, "found": shown, "ok": round(float(str(found)), 3) <= wanted})
+    return verdicts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=2000)
@@ -123,8 +156,10 @@ def main() -> None:
             cells.append(found)
             sys.stderr.write(f"\r{number + 1}  ")
             if arguments.json:
-                arguments.json.write_text(json.dumps(cells, indent=1) + "\n")
+                arguments.json.write_text(json.dumps({"cells": cells}, indent=1) + "\n")
     print("\n".join(table(cells)))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"cells": cells, "verdicts": judged(cells)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from pytest_llmperf.load import Load
 from pytest_llmperf.workloads import Session
 
 SIZES = (1_000, 10_000, 100_000)
+ALIKE = 1.5
+"""By what factor the time of a request may grow from the fewest to the most of them and still be called linear."""
 
 
 def cpu_s(drive: Callable[[], object]) -> float:
@@ -63,8 +65,20 @@ def growth() -> dict[str, float]:
     found = {}
     for size in SIZES:
         sessions = list(single_turn(requests=size, input_tokens=256, output_tokens=32, seed=1))
-        found[f"{size:,} requests, us each"] = on_eight(sessions, poisson(400, seed=1)) / size * 1e6
+        found[f"{size:,} requests"] = on_eight(sessions, poisson(400, seed=1)) / size * 1e6
     return found
+
+
+def judged(took: dict[str, tuple[float, float]], each: dict[str, float]) -> list[dict[str, object]]:
+    """`took`: CPU seconds, and how many are wanted; `each`: of one request, microseconds."""
+    verdicts: list[dict[str, object]] = [
+        {"what": f"{name} take less than {wanted:g} s of one core", "found": f"{found:.2f} s", "ok": found < wanted}
+        for name, (found, wanted) in took.items()
+    ]
+    ratio = each[f"{SIZES[-1]:,} requests"] / each[f"{SIZES[0]:,} requests"]
+    what = f"time is linear in requests: one of {SIZES[-1]:,} costs less than {ALIKE:g} times one of {SIZES[0]:,}"
+    shown = ", ".join(f"{found:.0f} us each of {name}" for name, found in each.items())
+    return [*verdicts, {"what": what, "found": f"{ratio:.2f} times: {shown}", "ok": ratio < ALIKE}]
 
 
 def main() -> None:
@@ -72,18 +86,18 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, default=os.environ.get("LLMPERF_TRACES"))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found: dict[str, float] = {
-        "10 users x 10 rounds, s (wanted: 0.2)": seed_case(),
-        "8,000 requests over 8 x L4, s (wanted: 5)": kubeai_case(),
+    took = {
+        "10 users with 10 rounds each": (seed_case(), 0.2),
+        "8,000 requests over eight L4": (kubeai_case(), 5.0),
     }
     if arguments.traces:
         sessions = list(mooncake(Path(arguments.traces)))
-        found["12,031 requests of the Mooncake trace, s (wanted: 10)"] = on_eight(sessions, replay())
-    found |= growth()
-    for name, value in found.items():
-        print(f"{name:58} {value:8.2f}")
+        took["12,031 requests of the Mooncake trace"] = (on_eight(sessions, replay()), 10.0)
+    verdicts = judged(took, growth())
+    for verdict in verdicts:
+        print(f"{verdict['what']}: {verdict['found']}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        arguments.json.write_text(json.dumps({"verdicts": verdicts}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,17 @@ def change(found: Sequence[dict[str, dict[str, float]]], metric: str) -> tuple[f
     return low, middle, high
 
 
+def judged(name: str, interval: tuple[float, float, float], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Whether what telemetry changes is lost in the noise from run to run."""
+    low, middle, high = interval
+    noise = statistics.stdev(math.log(pair["off"][name]) for pair in found)
+    return {
+        "what": f"sampling eight GPUs at 10 Hz changes the {name} of a vLLM beside it by less than its noise",
+        "found": f"{middle:+.1%}, 95 % of {low:+.1%} to {high:+.1%}, {len(found)} pairs; from run to run {noise:.1%}",
+        "ok": abs(math.log1p(middle)) < noise,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", required=True, help="a Python that has vLLM")
@@ -124,7 +135,9 @@ def main() -> None:
         print(f"{name}: {middle:+.2%} with telemetry, 95 % of {low:+.2%} to {high:+.2%}, {len(found)} pairs")
     print(f"sampling took {statistics.median(pair['on']['cost_share'] for pair in found):.2%} of a core")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"pairs": found, "changes": changes}, indent=1) + "\n")
+        verdicts = [judged(name, changes[name], found) for name in METRICS]
+        content = {"pairs": found, "changes": changes, "verdicts": verdicts}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
