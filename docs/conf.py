@@ -36,7 +36,7 @@ PAGES = {
         "report",
         "reliability",
     ),
-    "The project": ("extending", "design"),
+    "The project": ("numbers", "extending", "design"),
 }
 """The navigation. It stands here, so that the pages are plain Markdown wherever they are read."""
 

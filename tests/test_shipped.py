@@ -57,3 +57,11 @@ def test_the_tables_of_the_documentation_are_those_of_make_simulation():
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert 0 == finished.returncode, finished.stdout + finished.stderr
+
+
+def test_the_page_of_numbers_is_of_what_was_measured():
+    command = [sys.executable, "benchmarks/numbers/page.py", "--check"]
+
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert 0 == finished.returncode, "python benchmarks/numbers/page.py"

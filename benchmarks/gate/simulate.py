@@ -138,7 +138,7 @@ def judged(cells: list[dict[str, object]]) -> list[dict[str, object]]:
             (c.get("detectable") for c in cells if (c["mode"], c["run"], c["night"]) == (mode, MIDDLE, night)), None
         )
         if found is not None:
-            what = f"{mode}, runs {MIDDLE:.0%}, nights {night:.0%}: a slowdown of {wanted:.1%} is found in 80 % of sessions"
+            what = f"{mode}, runs {MIDDLE:.0%}, nights {night:.0%}: {wanted:.1%} is found in 80 % of sessions"
             shown = f"one of {float(str(found)):.1%} is"
             verdicts.append({"what": what, "found": shown, "ok": round(float(str(found)), 3) <= wanted})
     return verdicts

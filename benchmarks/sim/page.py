@@ -2,6 +2,7 @@
 
     python benchmarks/sim/page.py            write them
     python benchmarks/sim/page.py --check    say whether they are up to date; exit code 1 if not
+    python benchmarks/sim/page.py --check --json FILE    and how far each published figure is missed
 
 Each table stands between `<!-- NAME: made by benchmarks/sim/page.py -->` and `<!-- end -->`; what is outside is
 written by hand.
@@ -11,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import calibration
 import kubeai
 import kv_offload
 import llmperf
-from rows import comparison, table
+from rows import Row, comparison, table
 
 from pytest_llmperf.engines.sim.settings import Settings
 from pytest_llmperf.hardware import PARTS
@@ -60,19 +62,40 @@ def parts() -> str:
     return table(header, lines)
 
 
+COMPARED: dict[str, Callable[[], Sequence[Row]]] = {
+    "calibration": calibration.rows,
+    "users": kv_offload.rows,
+    "gain": kv_offload.gain_rows,
+    "kubeai": kubeai.rows,
+    "llmperf": llmperf.rows,
+}
 BLOCKS: dict[str, Callable[[], str]] = {
     "parts": parts,
     "constants": constants,
-    "calibration": lambda: comparison(calibration.rows()),
-    "users": lambda: comparison(kv_offload.rows()),
     "by_users": kv_offload.by_users,
-    "gain": lambda: comparison(kv_offload.gain_rows()),
     "by_length": kv_offload.by_length,
-    "kubeai": lambda: comparison(kubeai.rows()),
     "hits": kubeai.hit_rates,
-    "llmperf": lambda: comparison(llmperf.rows()),
     "capacities": llmperf.capacities,
+    **{name: lambda rows=rows: comparison(rows()) for name, rows in COMPARED.items()},  # type: ignore[misc]
 }
+
+
+def judged() -> list[dict[str, object]]:
+    """Of each published experiment: how many of its figures are met, and which are not."""
+    verdicts: list[dict[str, object]] = []
+    for name, rows in COMPARED.items():
+        met = {row.what: abs(row.deviation) <= row.tolerance + 1e-9 for row in rows()}
+        worst = max((row for row in rows() if row.tolerance), key=lambda row: abs(row.deviation))
+        missed = [what for what, is_met in met.items() if not is_met]
+        found = f"{sum(met.values())} of {len(met)}; the largest deviation is {worst.deviation:+.0%} ({worst.what})"
+        verdicts.append(
+            {
+                "what": f"the published figures of `{name}` are met within what is allowed of each",
+                "found": "; missed: ".join([found, *([", ".join(missed)] if missed else [])]),
+                "ok": not missed,
+            }
+        )
+    return verdicts
 
 
 def written(page: str) -> str:
@@ -106,7 +129,10 @@ def plot() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"verdicts": judged()}, indent=1), encoding="utf-8")
     before = PAGE.read_text(encoding="utf-8")
     after = written(before)
     if arguments.check:
