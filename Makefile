@@ -22,6 +22,7 @@ CHROMIUM ?= $(shell command -v chromium || command -v google-chrome)
 
 BIN := .venv/bin
 VLLM := .venv-vllm
+VLLM_HERE := LLMPERF_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python
 
 # From run to run a simulated engine differs by a percent, as a quiet machine does.
 NOISE := --llmperf-set run_noise=0.01
@@ -83,9 +84,10 @@ test-fast: .venv/complete
 	$(BIN)/pytest -n logical -m "not vllm and not exhaustive and not real_time" $(ARGS) || [ $$? -eq 5 ]
 	$(BIN)/pytest -m "real_time and not vllm and not exhaustive" $(ARGS) || [ $$? -eq 5 ]
 
-# Signals in each phase, other plugins, half a minute of load and the like: each night is often enough.
-test-exhaustive: .venv/complete
+# Signals in each phase, other plugins, half a minute of load, the real vLLM twenty times: each night is often enough.
+test-exhaustive: .venv/complete engine
 	$(BIN)/pytest -n logical -m "exhaustive and not vllm" $(ARGS)
+	$(VLLM_HERE) $(BIN)/pytest -m "exhaustive and vllm" $(ARGS) || [ $$? -eq 5 ]
 
 # With the oldest versions that pyproject.toml allows, in an environment of their own.
 test-lowest:
@@ -112,7 +114,7 @@ audit: .venv/complete
 
 # One after another: a real engine needs the processors for itself.
 test-vllm: .venv/complete engine
-	LLMPERF_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(ARGS) || [ $$? -eq 5 ]
+	$(VLLM_HERE) $(BIN)/pytest -m "vllm and not exhaustive" $(ARGS) || [ $$? -eq 5 ]
 
 test-browser: .venv/browser
 	LLMPERF_TEST_CHROMIUM="$(CHROMIUM)" LLMPERF_TEST_REQUIRE_BROWSER=1 $(BIN)/pytest tests/reports/test_in_browser.py $(ARGS)

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 STUB_CYCLES = 20
-REAL_CYCLES = int(os.environ.get("LLMPERF_TEST_CYCLES", "2"))
+REAL_CYCLES = int(os.environ.get("LLMPERF_TEST_CYCLES", "20"))
 """Of the real vLLM, which takes its time; the server and in process in turn."""
 
 
@@ -71,6 +71,7 @@ class TestReal:
 
     pytestmark = MARKS
 
+    @pytest.mark.exhaustive
     @pytest.mark.timeout(START_TIMEOUT_S * REAL_CYCLES)
     def test_again_and_again(self, tmp_path, temporary, capsys):
         """No process, port, file or shared memory is left, start after start; the last one is killed."""
