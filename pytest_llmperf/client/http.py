@@ -6,29 +6,20 @@ no proxy is ever used: a measurement through one is a measurement of it.
 
 from __future__ import annotations
 
-import os
-import socket
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import httptools
 
 from pytest_llmperf.client.address import Address
+from pytest_llmperf.client.connection import Connection, Dialer
 from pytest_llmperf.client.descriptors import check_descriptors
 from pytest_llmperf.client.exchange import MOST_ANSWER_BYTES, Exchange, failure_of
 from pytest_llmperf.client.failures import connect_failure, receive_failure
 from pytest_llmperf.client.lookout import FEW, READ, WRITE, Look, Lookout
-from pytest_llmperf.client.sockets import (
-    ANCILLARY_BYTES,
-    READ_BYTES,
-    PlainSocket,
-    Received,
-    TlsSocket,
-    wall_stamp_ns,
-)
+from pytest_llmperf.client.pool import Pool
+from pytest_llmperf.client.sockets import ANCILLARY_BYTES, READ_BYTES, wall_stamp_ns
 from pytest_llmperf.clock import NS_PER_S, Clock
 from pytest_llmperf.records import ClientStats, Failure
 from pytest_llmperf.secret import SecretBytes
@@ -49,34 +40,6 @@ class Limits:
     exchange_s: float = 3600.0
 
 
-@dataclass(slots=True, eq=False)
-class _Connection:
-    """A socket and the exchange that it carries at the moment, if any."""
-
-    socket: PlainSocket | TlsSocket
-    began_ns: int
-    """When connecting began."""
-    where: tuple[int, Any]
-    """The family and address that it is being made to."""
-    ready: bool = False
-    fresh: bool = True
-    """Made for the exchange that it carries; not idle before."""
-    exchange: Exchange | None = None
-    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
-    active_ns: int = 0
-    send_error: OSError | None = None
-    events: int = 0
-    segments: int = 0
-    """Segments with data that it has brought before this exchange."""
-    receive: Callable[[int, int], Received] = field(init=False)
-    """The socket's `recvmsg`."""
-    streaming: bool = False
-    """Watched among the streams, of which only the last token's time may become inexact."""
-
-    def __post_init__(self) -> None:
-        self.receive = self.socket.recvmsg
-
-
 class HttpClient:
     """Sends requests to one address and hands back finished exchanges.
 
@@ -93,31 +56,28 @@ class HttpClient:
         self._clock = clock
         self._head = SecretBytes("".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1"))
         self._lookout = Lookout(clock, self.stats)
-        self._connections: set[_Connection] = set()
-        self._active: set[_Connection] = set()
-        self._idle: list[_Connection] = []
+        self._dialer = Dialer(address, clock)
+        self._pool = Pool(self._lookout, self.stats)
         self._ended: list[Exchange] = []
-        self._candidates: list[tuple[int, Any]] = []
-        self._tls = ssl.create_default_context() if address.tls else None
         self._expires_ns = clock.now_ns() + _EXPIRE_EVERY_NS
 
     @property
     def in_flight(self) -> int:
         """Exchanges that have not ended."""
-        return len(self._active)
+        return len(self._pool.active)
 
     def open(self, count: int) -> None:
         """Have `count` idle connections, as far as the server accepts them; what fails shows when it is needed.
 
         Raises `ConfigurationError` if this process may not open so many.
         """
-        check_descriptors(count - len(self._connections))
+        check_descriptors(count - len(self._pool.all))
         now_ns = self._clock.now_ns()
         with suppress(OSError):
-            while len(self._connections) < count:
+            while len(self._pool.all) < count:
                 self._connect(fresh=False)
         deadline_ns = now_ns + int(CONNECT_TIMEOUT_S * NS_PER_S)
-        while any(not c.ready for c in self._connections) and self._clock.now_ns() < deadline_ns:
+        while any(not c.ready for c in self._pool.all) and self._clock.now_ns() < deadline_ns:
             self.poll(0.1)
 
     def encode(self, method: str, path: str, body: bytes = b"") -> bytes:
@@ -131,7 +91,7 @@ class HttpClient:
 
     def send(self, tag: int, request: bytes) -> None:
         """Send one encoded request, on a connection that is open where there is one."""
-        if not self._active:
+        if not self._pool.active:
             self.poll(0)  # an idle connection may have been closed while nobody looked
             self._lookout.missed_nothing()
         self._start(Exchange(tag, request, self.most_answer_bytes))
@@ -139,7 +99,7 @@ class HttpClient:
     def poll(self, timeout_s: float) -> int:
         """Wait up to `timeout_s` for sockets and serve them once; how many there were."""
         served = 0
-        for look in self._lookout.looks(timeout_s, len(self._active)):
+        for look in self._lookout.looks(timeout_s, len(self._pool.active)):
             if look.ready:
                 served += len(look.ready)
                 self._serve(look)
@@ -151,7 +111,7 @@ class HttpClient:
 
     def _serve(self, look: Look) -> None:
         oldest_ns = 0
-        connection: _Connection
+        connection: Connection
         for connection, mask in look.ready:
             try:
                 if connection.streaming and mask == READ and look.trusted:
@@ -168,7 +128,7 @@ class HttpClient:
         if oldest_ns:
             self.stats.unread.add(look.woke_ns - oldest_ns)
 
-    def _serve_one(self, connection: _Connection, mask: int, look: Look) -> int:
+    def _serve_one(self, connection: Connection, mask: int, look: Look) -> int:
         """Do what a socket is ready for; returns when what was read had come, 0 for nothing."""
         if mask & WRITE and connection.events:  # else an earlier one of these has ended it
             self._writable(connection)
@@ -187,7 +147,7 @@ class HttpClient:
         deadline_ns = self._clock.now_ns() + int(timeout_s * NS_PER_S)
         while not self._ended and (left_ns := deadline_ns - self._clock.now_ns()) > 0:
             self.poll(min(0.5, left_ns / NS_PER_S))
-        for connection in tuple(self._active):
+        for connection in tuple(self._pool.active):
             self._fail(connection, Failure("timeout", f"did not finish within {timeout_s:g} s"))
         (exchange,) = self.ended()
         exchange.settle()
@@ -195,96 +155,60 @@ class HttpClient:
 
     def close(self) -> None:
         """Close every connection; what is in flight is lost."""
-        for connection in self._connections:
-            self._close(connection)
-        self._connections.clear()
-        self._active.clear()
-        self._idle.clear()
-        self._lookout.close()
+        self._pool.close()
 
     # Making connections.
 
     def _start(self, exchange: Exchange) -> None:
         try:
-            connection = self._idle.pop() if self._idle else self._connect(fresh=True)
+            connection = self._pool.wake() or self._connect(fresh=True)
         except OSError as error:
             self._lose(exchange, error)
             return
-        connection.exchange = exchange
-        self._active.add(connection)
+        self._carry(connection, exchange)
         if connection.ready:
             self._begin(connection, exchange)
 
-    def _connect(self, *, fresh: bool, candidate: int = 0) -> _Connection:
-        """Begin to connect to an address behind the name: to this candidate, or the next one that can be tried."""
-        began_ns = self._clock.now_ns()
-        if not self._candidates:
-            found = socket.getaddrinfo(self.address.host, self.address.port, type=socket.SOCK_STREAM)
-            self._candidates = list(dict.fromkeys((family, where) for family, _, _, _, where in found))
-        where = self._candidates[candidate]
-        try:
-            connection = _Connection(self._socket(*where), began_ns, where, fresh=fresh, active_ns=began_ns)
-        except OSError:  # as for a family that this machine does not have
-            if candidate + 1 == len(self._candidates):
-                raise
-            return self._connect(fresh=fresh, candidate=candidate + 1)
-        self._connections.add(connection)
-        self._watch(connection, WRITE)
-        return connection
+    def _connect(self, *, fresh: bool) -> Connection:
+        return self._pool.take_in(self._dialer.dial(fresh=fresh))
 
-    def _socket(self, family: int, where: Any) -> PlainSocket | TlsSocket:
-        """A socket that is being connected."""
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            wrapped = TlsSocket(sock, self._tls, self.address.host) if self._tls else PlainSocket(sock)
-            with suppress(BlockingIOError):
-                sock.connect(where)
-        except OSError:
-            sock.close()
-            raise
-        return wrapped
+    def _carry(self, connection: Connection, exchange: Exchange) -> None:
+        connection.exchange = exchange
+        self._pool.active.add(connection)
 
-    def _connected(self, connection: _Connection) -> None:
+    def _connected(self, connection: Connection) -> None:
         """Go on with a connection that is being made."""
-        sock = connection.socket
         try:
-            problem = sock.raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if problem:
-                raise OSError(problem, os.strerror(problem))  # noqa: TRY301 - as connect would have raised it
-            if not sock.handshake():
-                self._watch(connection, READ)
+            if not self._dialer.is_through(connection):
+                self._pool.watch(connection, READ)
                 return
         except OSError as error:
             self._unconnected(connection, error)
             return
-        self._candidates = [connection.where]
         connection.ready = True
-        self._watch(connection, READ)
+        self._pool.watch(connection, READ)
         took_ns = self._clock.now_ns() - connection.began_ns
         self.stats.connects.add(took_ns)
         if connection.exchange is None:
-            self._idle.append(connection)
+            self._pool.rest(connection)
         else:
             connection.exchange.connect_ns = took_ns
             self._begin(connection, connection.exchange)
 
-    def _unconnected(self, connection: _Connection, error: OSError) -> None:
+    def _unconnected(self, connection: Connection, error: OSError) -> None:
         """Try the next address of the name, or give up."""
         exchange = connection.exchange
         connection.exchange = None
-        self._discard(connection)
-        following = self._candidates.index(connection.where) + 1 if connection.where in self._candidates else 0
-        if following < len(self._candidates) and not isinstance(error, ssl.SSLError):
-            try:
-                another = self._connect(fresh=connection.fresh, candidate=following)
-            except OSError as another_error:
-                error = another_error
-            else:
-                if exchange is not None:
-                    another.exchange = exchange
-                    self._active.add(another)
-                return
-        if exchange is not None:
+        self._pool.discard(connection)
+        try:
+            another = self._dialer.dial_after(connection, error)
+        except OSError as another_error:
+            another, error = None, another_error
+        if another is not None:
+            self._pool.take_in(another)
+            if exchange is not None:
+                self._carry(another, exchange)
+        elif exchange is not None:
             self._lose(exchange, error)
 
     def _lose(self, exchange: Exchange, error: OSError) -> None:
@@ -295,19 +219,19 @@ class HttpClient:
 
     # Sending.
 
-    def _begin(self, connection: _Connection, exchange: Exchange) -> None:
+    def _begin(self, connection: Connection, exchange: Exchange) -> None:
         connection.unsent, connection.send_error = memoryview(exchange.request), None
-        self._move(connection, streaming=False)
+        self._pool.move(connection, streaming=False)
         exchange.sent_ns = connection.active_ns = self._clock.now_ns()
         self._write(connection, exchange)
 
-    def _writable(self, connection: _Connection) -> None:
+    def _writable(self, connection: Connection) -> None:
         if not connection.ready:
             self._connected(connection)
         elif connection.exchange is not None:
             self._write(connection, connection.exchange)
 
-    def _write(self, connection: _Connection, exchange: Exchange) -> None:
+    def _write(self, connection: Connection, exchange: Exchange) -> None:
         sock = connection.socket
         try:
             unsent = connection.unsent
@@ -320,11 +244,11 @@ class HttpClient:
             # A server may answer early, 413 or 401, and close: what can still be read says more.
             connection.unsent, connection.send_error, done = memoryview(b""), error, True
         exchange.flushed_ns = connection.active_ns = self._clock.now_ns()
-        self._watch(connection, READ if done else READ | WRITE)
+        self._pool.watch(connection, READ if done else READ | WRITE)
 
     # Receiving.
 
-    def _read_on(self, connection: _Connection, look: Look) -> int:
+    def _read_on(self, connection: Connection, look: Look) -> int:
         """The short way of `_read` for what nearly every read is: one stamped piece of a running stream."""
         exchange = connection.exchange
         if exchange is None:
@@ -344,7 +268,7 @@ class HttpClient:
             self._read(connection, look.since_ns, trust=True)
         return at_ns
 
-    def _read(self, connection: _Connection, since_ns: int, *, trust: bool) -> int:
+    def _read(self, connection: Connection, since_ns: int, *, trust: bool) -> int:
         """Read what is there; returns when it had come, 0 for nothing.
 
         `trust` says whether the kernel's stamps can be converted. Raises what the socket and the parser raise.
@@ -387,7 +311,7 @@ class HttpClient:
         self.stats.unstamped += 1
         return self._clock.now_ns()
 
-    def _read_unasked(self, connection: _Connection) -> None:
+    def _read_unasked(self, connection: Connection) -> None:
         """Read where no answer is due: an idle connection has nothing to say but that it is closed."""
         if not connection.ready:
             self._connected(connection)
@@ -398,9 +322,9 @@ class HttpClient:
             return
         except OSError:
             pass
-        self._discard(connection)
+        self._pool.discard(connection)
 
-    def _at_end_of_stream(self, connection: _Connection, exchange: Exchange) -> None:
+    def _at_end_of_stream(self, connection: Connection, exchange: Exchange) -> None:
         try:
             exchange.parse()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -415,23 +339,20 @@ class HttpClient:
             reason = "the server closed it before the answer was complete"
             self._broken(connection, Failure("connection_closed", reason))
 
-    def _broken(self, connection: _Connection, failure: Failure) -> None:
+    def _broken(self, connection: Connection, failure: Failure) -> None:
         """End the exchange, unless the server has only closed a connection that was idle until now."""
         exchange = connection.exchange
         if exchange is None or connection.fresh or exchange.began or exchange.resent:
             self._fail(connection, failure)
             return
         connection.exchange = None
-        self._discard(connection)
+        self._pool.discard(connection)
         self.stats.resent += 1
         again = Exchange(exchange.tag, exchange.request, exchange.most_bytes, resent=True)
         try:
-            another = self._connect(fresh=True)
+            self._carry(self._connect(fresh=True), again)
         except OSError as error:
             self._lose(again, error)
-            return
-        another.exchange = again
-        self._active.add(another)
 
     # Ending.
 
@@ -439,9 +360,9 @@ class HttpClient:
         silent_ns = now_ns - int(self.limits.silence_s * NS_PER_S)
         oldest_ns = now_ns - int(self.limits.exchange_s * NS_PER_S)
         unconnected_ns = now_ns - int(CONNECT_TIMEOUT_S * NS_PER_S)
-        for connection in [c for c in self._connections if not c.ready and c.began_ns < unconnected_ns]:
+        for connection in [c for c in self._pool.all if not c.ready and c.began_ns < unconnected_ns]:
             self._unconnected(connection, TimeoutError())
-        for connection in tuple(self._active):
+        for connection in tuple(self._pool.active):
             exchange = connection.exchange
             if exchange is None or not connection.ready:
                 continue
@@ -452,7 +373,7 @@ class HttpClient:
             elif connection.active_ns < now_ns - _EXPIRE_EVERY_NS and exchange.began:
                 self._look_again(connection, exchange)
 
-    def _look_again(self, connection: _Connection, exchange: Exchange) -> None:
+    def _look_again(self, connection: Connection, exchange: Exchange) -> None:
         """A quiet stream may have ended in a way that its last bytes did not show."""
         try:
             if exchange.parse():
@@ -461,14 +382,14 @@ class HttpClient:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(connection, failure_of(error))
 
-    def _fail(self, connection: _Connection, failure: Failure) -> None:
+    def _fail(self, connection: Connection, failure: Failure) -> None:
         exchange = connection.exchange
         if exchange is not None:
             exchange.failure, exchange.reusable = failure, False
             exchange.end_ns = self._clock.now_ns()
             self._hand_back(connection, exchange)
 
-    def _finish(self, connection: _Connection, exchange: Exchange) -> None:
+    def _finish(self, connection: Connection, exchange: Exchange) -> None:
         exchange.end_ns = connection.active_ns
         segments = connection.socket.segments()
         if segments is not None:
@@ -476,53 +397,19 @@ class HttpClient:
             exchange.by_segment = exchange.stamped and not exchange.filled and came == exchange.reads
         self._hand_back(connection, exchange)
 
-    def _hand_back(self, connection: _Connection, exchange: Exchange) -> None:
+    def _hand_back(self, connection: Connection, exchange: Exchange) -> None:
         connection.exchange = None
-        self._active.discard(connection)
-        if exchange.reusable and connection.events == READ and connection.send_error is None:  # nothing is unsent
+        if exchange.reusable and self._pool.is_reusable(connection):
             connection.fresh = False
-            self._idle.append(connection)
+            self._pool.rest(connection)
             if connection.socket.hides_bytes:  # what came along with the answer must not look like the next one
                 self._read_unasked(connection)
         else:
-            self._discard(connection)
+            self._pool.discard(connection)
         exchange.request = b""
         self._ended.append(exchange)
 
-    def _discard(self, connection: _Connection) -> None:
-        self._connections.discard(connection)
-        self._active.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-        if connection.events:
-            self._lookout.forget(connection.socket.raw, streaming=connection.streaming)
-            connection.events = 0
-        self._close(connection)
-
-    def _close(self, connection: _Connection) -> None:
-        """The last moment to ask the kernel how the connection went."""
-        retransmitted, out_of_order = connection.socket.disturbances()
-        if retransmitted or out_of_order:
-            self.stats.retransmitted += retransmitted
-            self.stats.out_of_order += out_of_order
-            self.stats.disturbed_connections += 1
-        connection.socket.close()
-
-    def _watch(self, connection: _Connection, events: int) -> None:
-        if connection.events == events:
-            return
-        if connection.events:
-            self._lookout.change(connection.socket.raw, events, connection, streaming=connection.streaming)
-        else:
-            self._lookout.watch(connection.socket.raw, events, connection)
-        connection.events = events
-
-    def _let_stream(self, connection: _Connection, exchange: Exchange) -> None:
+    def _let_stream(self, connection: Connection, exchange: Exchange) -> None:
         """Once the first token is there, the connection need not be looked at before others."""
-        if len(self._active) > FEW and exchange.has_body and not connection.socket.hides_bytes:
-            self._move(connection, streaming=True)
-
-    def _move(self, connection: _Connection, *, streaming: bool) -> None:
-        if connection.streaming != streaming:
-            connection.streaming = streaming
-            self._lookout.move(connection.socket.raw, connection.events, connection, streaming=streaming)
+        if len(self._pool.active) > FEW and exchange.has_body and not connection.socket.hides_bytes:
+            self._pool.move(connection, streaming=True)

@@ -53,16 +53,15 @@ def get(serve, connect):
 @pytest.fixture
 def resolve(monkeypatch):
     """Say which addresses the name `server.test` has."""
-    from pytest_llmperf.client import http
 
-    real = http.socket.getaddrinfo
+    real = socket.getaddrinfo
 
     def names(*found):
         def getaddrinfo(host, port, *args, **options):
             if host != "server.test":
                 return real(host, port, *args, **options)
-            return [(family, http.socket.SOCK_STREAM, 6, "", where) for family, where in found]
+            return [(family, socket.SOCK_STREAM, 6, "", where) for family, where in found]
 
-        monkeypatch.setattr(http.socket, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     return names

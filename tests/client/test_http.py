@@ -298,13 +298,13 @@ class TestTimes:
 
     def test_connecting_is_timed_apart(self, serve, connect, monkeypatch):
         """Connecting, the look-up of the name included, lies before the time at which the request was sent."""
-        getaddrinfo = http.socket.getaddrinfo
+        getaddrinfo = socket.getaddrinfo
 
         def slow(*args, **options):
             time.sleep(0.05)
             return getaddrinfo(*args, **options)
 
-        monkeypatch.setattr(http.socket, "getaddrinfo", slow)
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
         client = connect(serve([Do.RECEIVE, OK, Do.RECEIVE, OK]))
         before_ns = time.monotonic_ns()
         exchanges = [client.request("GET", "/x", timeout_s=WAIT_S) for _ in range(2)]
@@ -726,7 +726,7 @@ class TestFailures:
         def fail(*_, **__):
             raise socket.gaierror(-2, "Name unknown")
 
-        monkeypatch.setattr(http.socket, "getaddrinfo", fail)
+        monkeypatch.setattr(socket, "getaddrinfo", fail)
         client = connect(Address("h", 1, False, ""))
         failure = client.request("GET", "/x", timeout_s=WAIT_S).failure
         assert http.Failure("unknown_host", "the name 'h' does not resolve: Name unknown") == failure
@@ -911,7 +911,7 @@ client.close()
         client.most_answer_bytes = sys.maxsize
         client.open(1)
         client.send(0, client.encode("GET", "/x"))
-        (connection,) = client._active
+        (connection,) = client._pool.active
         flood = (STREAM_HEAD + b"fffffff\r\n").ljust(sockets.READ_BYTES, b"x"), [], 0, None
         connection.socket.recvmsg = lambda *_: flood
         (exchange,) = wait(client)

@@ -201,12 +201,12 @@ class TestTls:
     def test_early_answer_to_an_unread_request(self, serve, connect, tls, monkeypatch, pieces):
         """A connection that TLS has still something to send on is not kept, to be found writable for ever."""
 
-        class Small(http.socket.socket):
+        class Small(socket.socket):
             def __init__(self, *args, **options):
                 super().__init__(*args, **options)
-                self.setsockopt(http.socket.SOL_SOCKET, http.socket.SO_SNDBUF, 4096)
+                self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
-        monkeypatch.setattr(http.socket, "socket", Small)
+        monkeypatch.setattr(socket, "socket", Small)
         go_on = threading.Event()
         server = serve([Do.RECEIVE_HEAD, OK, go_on, Do.HOLD], tls=tls)
         client = connect(server)
@@ -348,7 +348,7 @@ class TestTrust:
     def test_wrong_name(self, serve, connect, resolve, tls):
         """A certificate for another name is refused."""
         server = serve([Do.RECEIVE, OK], tls=tls)
-        resolve((http.socket.AF_INET, ("127.0.0.1", server.port)))
+        resolve((socket.AF_INET, ("127.0.0.1", server.port)))
         failure = connect(Address("server.test", 443, True, "")).request("GET", "/x", timeout_s=WAIT_S).failure
         assert "tls" == failure.kind
         assert [] == server.requests
