@@ -36,7 +36,7 @@ PAGES = {
         "report",
         "reliability",
     ),
-    "The project": ("numbers", "extending", "design"),
+    "The project": ("numbers", "not-yet", "extending", "design", "licences"),
 }
 """The navigation. It stands here, so that the pages are plain Markdown wherever they are read."""
 
