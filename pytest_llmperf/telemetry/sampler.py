@@ -132,10 +132,10 @@ class Sampler:
         return tuple(self._problems)
 
     def look(self) -> Sequence[GpuSample]:
-        """One sample of each GPU that is there, between runs; it is not kept."""
+        """One sample of each GPU that is there, with everything, between runs; it is not kept."""
         seen: list[GpuSample] = []
         if self._opened.is_set() or self._wait(self._opened, _OPENING_S):
-            self._ask(lambda: seen.extend(self._read_gpus(everything=False)))
+            self._ask(lambda: seen.extend(self._read_gpus(everything=True)))
         return tuple(seen)
 
     def begin(self, index: int) -> None:

@@ -124,6 +124,15 @@ def test_a_run_is_sampled_from_just_before_to_just_after(sampling):
     assert 0 < summary.cost_share < 1
 
 
+def test_between_runs_everything_is_read(sampling):
+    """Temperatures, which have to hold still before a run, are not in the frequent samples."""
+    gpu = Gpu()
+
+    (sample,) = sampling(gpu).look()
+
+    assert (sample.gpu, [everything for _, everything in gpu.reads]) == (0, [True])
+
+
 def test_links_that_lag_are_read_once_more_when_all_that_passed_can_be_seen(sampling):
     """After the sample at the run's end, which energy needs at once."""
     gpu = Gpu(lag_s=0.12)
