@@ -21,6 +21,10 @@ Told = TypeVar("Told")
 
 ANSWERING_S = 60.0
 """How long NVML may take over everything: a driver without persistence loads its firmware first, GPU by GPU."""
+DRIVER = "the GPU driver (NVML)"
+"""What is waited for, in sentences."""
+WHEN_IT_HANGS = "look at dmesg for an Xid, then reset the GPU or reboot"
+"""What to do about a driver that does not answer."""
 _MIG_ENABLED = 1
 _NODE_WORDS = 16
 """Room for 1,024 NUMA nodes, 64 in a word."""
@@ -144,9 +148,9 @@ def _uses(uuids: Sequence[str]) -> dict[str, Use]:
 
 def _within(timeout_s: float, call: Callable[[], Told]) -> Told:
     try:
-        return within(timeout_s, "NVML", call)
+        return within(timeout_s, DRIVER, call)
     except OverdueError as error:
-        raise NvmlError(f"{error}; look at dmesg for an Xid, then reset the GPU or reboot") from None
+        raise NvmlError(f"{error}; {WHEN_IT_HANGS}") from None
 
 
 def _device(nvml: ModuleType, index: int) -> Iterator[Gpu]:

@@ -100,7 +100,7 @@ _RARE_FIELDS = (
 
 
 _HEAD = "24xIi"
-"""NVML's structure of a field value: id, scope, time and latency, which are skipped; type and code. The value follows."""
+"""NVML's structure of a field value: id, scope, time and latency, which are skipped; type and code. Then its value."""
 _ROOM = 8
 """Bytes of a value."""
 _TYPES = "dILQqiH"

@@ -10,13 +10,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pytest_llmperf.clock import NS_PER_S, Clock, thread_cpu_ns
 from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.hardware.nvml import DRIVER, WHEN_IT_HANGS
 from pytest_llmperf.overdue import standing
 from pytest_llmperf.readings import GpuSample, GpuSummary, HostSample, TelemetrySummary, Xid
 from pytest_llmperf.telemetry.gpu import GpuAddress
@@ -29,6 +30,7 @@ _ANSWERING_S = 2.0
 """How long one sample may take before the run goes on without it."""
 _RARELY_NS = NS_PER_S
 """How often is read what changes slowly, and the machine around the GPUs."""
+_ADVICE = f"{DRIVER} does not answer; {WHEN_IT_HANGS}"
 
 
 class Gpu(Protocol):
@@ -105,7 +107,8 @@ class Sampler:
     ) -> None:
         """Start the thread, which opens the sensors.
 
-        `path`: the series file. Raises `OSError` if it cannot be written.
+        `path`: the series file; where the thread stands is written beside it should the driver hang. Raises `OSError`
+        if it cannot be written.
         """
         self._opening = opening
         self._gpus = tuple(gpus)
@@ -113,6 +116,7 @@ class Sampler:
         self._period_ns = round(NS_PER_S / rate_hz) if gpus else max(_RARELY_NS, round(NS_PER_S / rate_hz))
         self._clock = clock
         self._file = SeriesFile(path, header, gpus)
+        self._stack = path.with_suffix(".stack.txt")
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._sensors = Sensors()
         self._problems: dict[str, None] = {}
@@ -161,7 +165,12 @@ class Sampler:
             samples = self._file.since(run.offset)
             gpus, host = summaries(samples, addresses, span, lost, self._period_ns, watched)
         return TelemetrySummary(
-            gpus=gpus, host=host, rate_hz=self._rate_hz, cost_share=run.cost_share, problems=self.problems
+            gpus=gpus,
+            host=host,
+            rate_hz=self._rate_hz,
+            cost_share=run.cost_share,
+            problems=self.problems,
+            advice=_ADVICE if self._is_given_up else None,
         )
 
     def close(self) -> None:
@@ -189,8 +198,9 @@ class Sampler:
 
     def _give_up(self, after_s: float) -> None:
         if not self._is_given_up:
-            where = standing(self._thread)
-            self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s; it stands in {where}")
+            self._note(f"{DRIVER} did not answer for {after_s:g} s, so what the GPUs did is not known; {WHEN_IT_HANGS}")
+            with suppress(OSError):  # it is for who mends the driver, and no part of what was measured
+                self._stack.write_text(f"{standing(self._thread)}\n", encoding="utf-8")
         self._is_given_up = True
         self._requests.put(None)  # should it answer after all, nobody wants to know
 

@@ -28,8 +28,8 @@ BUSY = GPUS["h200"] | {
 }  # fmt: skip
 OFTEN = {"sm_clock_mhz", "power_w", "energy_j", "utilisation", "clock_reasons", "throttled_ns"}
 RARELY = {
-    "memory_clock_mhz", "temperature_c", "memory_used_bytes", "pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes", "pcie_generation", "pcie_width", "ecc",
-    "processes",
+    "memory_clock_mhz", "temperature_c", "memory_used_bytes", "pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes",
+    "nvlink_rx_bytes", "pcie_generation", "pcie_width", "ecc", "processes",
 }  # fmt: skip
 CALLS = (
     "clock", "temperature", "utilisation", "memory_mib", "clock_reasons", "power", "energy", "pcie_generation",
