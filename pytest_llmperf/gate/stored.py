@@ -189,7 +189,7 @@ class Gate:
             ),
             advice=_ADVICE if base is None else _ADVICE_IN_TURN,
         )
-        return replace(found, advice=found.advice or result.advice)
+        return replace(found, advice="; ".join(filter(None, (found.advice, result.advice))) or None)
 
 
 _UNJUDGED_RUNS = 5

@@ -294,15 +294,17 @@ def test_energy_that_is_absent_says_why(store):
     )
 
 
-def test_what_the_machine_needs_is_said_with_a_green_verdict(store):
+def test_what_the_machine_needs_is_said_with_each_verdict(store):
     """A driver that hangs spoils no latency, and still somebody has to look after it."""
     store.add(runs_of(0.1, 0.01))
-    measured = ttft(runs_of(0.1, 0.01))
-    measured.advice = "mend the GPU driver"
+    measured, new = ttft(runs_of(0.1, 0.01)), ttft(runs_of(0.1, 0.01), test="test_new")
+    measured.advice = new.advice = "mend the GPU driver"
 
-    judgement = store.gate().judge(measured, [TTFT])
+    first, second = (store.gate().judge(one, [TTFT]) for one in (new, measured))
 
-    assert (Verdict.PASS, "mend the GPU driver") == (judgement.verdict, judgement.advice)
+    assert (Verdict.NO_BASELINE, Verdict.PASS) == (first.verdict, second.verdict)
+    assert "store this level with --llmperf-save-baseline NAME; mend the GPU driver" == first.advice
+    assert "mend the GPU driver" == second.advice
 
 
 def test_a_value_of_zero_has_no_logarithm_and_is_never_passed(store):
