@@ -74,7 +74,7 @@ class NvmlError(LLMPerfError):
 
 
 class OverdueError(LLMPerfError):
-    """Something did not come back within its time; the text says what was waited for, how long, and where it stands."""
+    """Something did not come back within its time; the text says what was waited for, and how long."""
 
 
 def unknown(what: str, given: object, accepted: Iterable[str]) -> str:

@@ -75,6 +75,8 @@ class Judged:
         self.doubts = doubts
         self.looks = looks
         self.judgement: Judgement | None = None
+        self.advice: str | None = None
+        """What to do about the machine, also where the verdict asks for nothing."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -100,6 +102,11 @@ class Judged:
     def values(self, name: str) -> list[float | None]:
         """The metric of each run, in their order."""
         raise NotImplementedError
+
+    def why_absent(self, name: str) -> str | None:
+        """Why a run has not that metric; None where every run has it, or nobody knows."""
+        del name
+        return None
 
 
 class RatioResult(Judged):

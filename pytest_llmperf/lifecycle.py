@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.reports.content import Report
 
 _UNMET_KEY = pytest.StashKey[str]()
+_CONTRADICTION_KEY = pytest.StashKey[str]()
 _RESULTS_KEY = pytest.StashKey["list[Judged]"]()
 
 
@@ -83,6 +84,10 @@ class Lifecycle:
         planned = []
         for item in items:
             try:
+                contradiction = marks.contradiction(item)
+                if contradiction is not None:
+                    item.stash[_CONTRADICTION_KEY] = contradiction
+                    continue
                 wants_engine = "llm_engine" in getattr(item, "fixturenames", ())
                 here = self._hardware_for(item, hardware) if wants_engine else hardware
                 unmet = marks.requirement(item).unmet_by(here)
@@ -116,9 +121,11 @@ class Lifecycle:
             item.add_marker(pytest.mark.skip(reason=reason))
 
     def check_hardware(self, item: pytest.Item) -> None:
-        """Fail a test whose hardware is not there, where that was asked for."""
+        """Fail a test whose hardware is nowhere, or is not there where that was asked for."""
         self._progress.begin(item.name)
-        unmet = item.stash.get(_UNMET_KEY, None)
+        contradiction, unmet = item.stash.get(_CONTRADICTION_KEY, None), item.stash.get(_UNMET_KEY, None)
+        if contradiction is not None:
+            pytest.fail(contradiction, pytrace=False)
         if item.stash.get(_RESULTS_KEY, None):
             self._forget(item)
         if unmet is not None and self.options.require_hardware:
@@ -143,8 +150,11 @@ class Lifecycle:
 
     def complete_report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
         """Give a test's report what its measurements and its hardware make of it."""
-        if call.when == "setup" and report.failed and item.stash.get(_UNMET_KEY, None) is not None:
-            outcome.make_failure(report)
+        if call.when == "setup" and report.failed:
+            if _UNMET_KEY in item.stash or _CONTRADICTION_KEY in item.stash:
+                outcome.make_failure(report)
+            elif call.excinfo is not None and isinstance(call.excinfo.value, ConfigurationError):
+                outcome.say(report, call.excinfo)
         if report.failed:
             self._failed[item.nodeid] = None
         if call.when != "call":

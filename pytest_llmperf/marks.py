@@ -31,14 +31,20 @@ def requirement(item: pytest.Item) -> Requirement:
         if mark.args or mark.kwargs
     ]
     names = list(dict.fromkeys(mark.name for mark in parts))
-    if len(names) > 1:
-        problems.append(
-            f"is marked {' and '.join(names)}, and no GPU is both; parametrize the test with values that have a mark "
-            f"each, such as pytest.param({names[0]!r}, marks=pytest.mark.{names[0]})"
-        )
     if problems:
         raise ConfigurationError(*problems)
     return requirement_of(names, [(mark.args, mark.kwargs) for mark in item.iter_markers("gpu")])
+
+
+def contradiction(item: pytest.Item) -> str | None:
+    """Why no machine can have what the test's marks ask for; None where one can."""
+    names = list(dict.fromkeys(mark.name for mark in item.iter_markers() if mark.name in MARKS))
+    if len(names) < 2:
+        return None
+    return (
+        f"{item.nodeid} is marked {' and '.join(names)}, and no GPU is both; parametrize the test with values that "
+        f"have a mark each, such as pytest.param({names[0]!r}, marks=pytest.mark.{names[0]})"
+    )
 
 
 def engine_spec(item: pytest.Item, options: Options, *, is_head: bool = True) -> EngineSpec:

@@ -241,6 +241,26 @@ def joules_per_token(run: RunRecord) -> float | None:
     return _rate(energy_j(run), output_tokens(run))
 
 
+def why_no_energy(run: RunRecord) -> str:
+    """Why a run has no joules per token: one sentence, with what to do."""
+    if run.telemetry is None:
+        return (
+            "nothing was sampled, as --llmperf-telemetry is off, or the engine is simulated or not on this machine; "
+            "switch it on, or gate another metric"
+        )
+    gpus = run.telemetry.gpus
+    if not gpus:
+        problems = "; ".join(run.telemetry.problems)
+        return problems or "the engine uses no GPU of this machine; see pytest-llmperf doctor, or gate another metric"
+    silent = ", ".join(str(gpu.gpu) for gpu in gpus if gpu.energy_j is None)
+    if silent:
+        return (
+            f"GPU {silent} told neither energy nor power over the whole run, as a MIG slice or a lost GPU does not; "
+            "gate another metric, or use whole GPUs"
+        )
+    return "no output token was counted within the run"
+
+
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """What a number is: its name, its unit, and which way is better."""
@@ -262,6 +282,8 @@ class Metric(Quantity):
     """One number of a run."""
 
     formula: Callable[[RunRecord], float | None]
+    why_absent: Callable[[RunRecord], str] | None = None
+    """Why a run has none; None where nothing can be said of that."""
 
 
 def _latency_statistic(name: str, statistic: str, run: RunRecord) -> float | None:
@@ -280,7 +302,7 @@ _ALL = (
     Metric("output_throughput", TOKENS_PER_SECOND, True, output_throughput),
     Metric("total_throughput", TOKENS_PER_SECOND, True, total_throughput),
     Metric("cache_hit_rate", RATIO, True, cache_hit_rate),
-    Metric("joules_per_token", JOULES_PER_TOKEN, False, joules_per_token),
+    Metric("joules_per_token", JOULES_PER_TOKEN, False, joules_per_token, why_no_energy),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

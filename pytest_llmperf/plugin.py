@@ -173,6 +173,17 @@ def pytest_files_of_others(session: pytest.Session) -> Generator[None, object, o
         return None
 
 
+@pytest.hookimpl(trylast=True, specname="pytest_sessionfinish")
+def pytest_headers_of_errors(session: pytest.Session) -> None:
+    """Once all reports are counted and written, say in the terminal what is an error of a measurement."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    is_ours = LIFECYCLE_KEY in session.config.stash or MERGED_KEY in session.config.stash
+    if is_ours and reporter is not None:
+        from pytest_llmperf.reports import outcome  # noqa: PLC0415 - only for sessions with performance tests
+
+        outcome.name_phases(reporter)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take what a worker of xdist hands over at its end."""

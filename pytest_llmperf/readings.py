@@ -225,6 +225,8 @@ class TelemetrySummary:
     """CPU seconds of the sampling per second: the share of one core that it took."""
     problems: tuple[str, ...] = field(default=())
     """Why something is missing: one sentence each."""
+    advice: str | None = None
+    """What to do about that, whatever was measured; None where nothing has to be done."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what was not measured is left out."""

@@ -337,6 +337,12 @@ class Figures:
         """The metric of each run, in their order."""
         return [metric.formula(run) for run in self.records]
 
+    def why_absent(self, name: str) -> str | None:
+        """Why the first run without that metric has none; None where every run has it, or nobody knows."""
+        metric = metrics.METRICS[name]
+        without = next((run for run in self.records if metric.formula(run) is None), None)
+        return None if without is None or metric.why_absent is None else metric.why_absent(without)
+
     def _overall(self, name: str, value: float | None) -> float | None:
         """A figure over all runs, with those of each run at hand."""
         if value is None:

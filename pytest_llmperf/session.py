@@ -184,7 +184,7 @@ class Measurement:
         """What was measured so far."""
         earlier = self._setting.earlier
         resumed = () if earlier is None else earlier.told(self.records)
-        return PerfResult(
+        result = PerfResult(
             list(self.records),
             provenance=self.provenance,
             validity=self.validity,
@@ -198,6 +198,9 @@ class Measurement:
             looks=self._request.budget.looks,
             resumed=resumed,
         )
+        told = (record.telemetry.advice for record in self.records if record.telemetry is not None)
+        result.advice = next(filter(None, told), None)
+        return result
 
 
 def _check_fit(engine: Engine, request: Request) -> int:

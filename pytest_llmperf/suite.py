@@ -251,6 +251,7 @@ class Suite:
             result, base = measure(engine, request, self._setting(nodeid, engine), is_enough), None
         if hardware.driver_fails:
             result.doubts += (f"what GPUs there are is not known, nor what they did: {hardware.problem}",)
+            result.advice = f"mend the GPU driver: {hardware.problem}"
         _hold_against_roof(result, engine, request, hardware)
         criteria = self._criteria(nodeid, result, open_load=request.load.is_open)
         for one in (result, base) if base is not None else (result,):

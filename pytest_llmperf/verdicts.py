@@ -50,3 +50,8 @@ class Judgement:
     """The baseline's file."""
     doubts: tuple[str, ...] = ()
     advice: str | None = None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why nothing was compared; none where something was, also if that was then found invalid."""
+        return self.doubts if self.verdict is Verdict.INVALID_RUN and not self.findings else ()

@@ -78,13 +78,27 @@ def test_a_url_puts_the_openai_engine_in_place_and_keeps_common_words(item):
     assert "http://localhost:1" == spec.url
 
 
-def test_a_part_mark_takes_no_arguments_and_no_second_part(item):
-    """What no machine could meet, or what would be passed over, is a mistake."""
+def test_a_part_mark_takes_no_arguments(item):
+    """They would be passed over."""
     with pytest.raises(ConfigurationError) as caught:
-        marks.requirement(item("gh200(count=2)", "h100"))
+        marks.requirement(item("gh200(count=2)"))
 
-    assert "gh200 takes no arguments; say how many with gpu(count=...)" == caught.value.problems[0]
-    assert "is marked h100 and gh200, and no GPU is both" in caught.value.problems[1]
+    assert ("gh200 takes no arguments; say how many with gpu(count=...)",) == caught.value.problems
+
+
+def test_two_parts_contradict_each_other(item):
+    """What no machine could meet is said with the test's name."""
+    said = marks.contradiction(item("gh200", "h100"))
+
+    assert said.endswith(
+        "::test_it is marked h100 and gh200, and no GPU is both; parametrize the test with values that have a mark "
+        "each, such as pytest.param('h100', marks=pytest.mark.h100)"
+    )
+
+
+def test_the_same_part_twice_is_no_contradiction(item):
+    """A class and its method may both have the mark."""
+    assert marks.contradiction(item("gh200", "gh200", "gpu(count=2)")) is None
 
 
 @pytest.mark.slow

@@ -219,6 +219,28 @@ def test_energy_that_is_not_known_of_every_gpu_is_absent(joules):
     assert (metrics.energy_j(record), metrics.joules_per_token(record)) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("joules", "why"),
+    [
+        (None, "nothing was sampled, as --llmperf-telemetry is off, or "),
+        ((), "the engine uses no GPU of this machine; see pytest-llmperf doctor"),
+        ((10.0, None, None), "GPU 1, 2 told neither energy nor power over the whole run, as a MIG slice or "),
+        ((10.0,), "no output token was counted"),
+    ],
+    ids=str,
+)
+def test_why_there_is_no_energy_is_said(joules, why):
+    """With what to do: a count of runs without it would tell nobody."""
+    assert METRICS["joules_per_token"].why_absent(run(joules=joules)).startswith(why)
+
+
+def test_a_driver_s_problem_is_why_there_is_no_energy():
+    """Its own sentence."""
+    record = replace(run(), telemetry=TelemetrySummary(rate_hz=10.0, problems=("no telemetry of the GPUs: NVML: x",)))
+
+    assert METRICS["joules_per_token"].why_absent(record) == "no telemetry of the GPUs: NVML: x"
+
+
 def test_energy_over_tokens_that_nobody_counted_is_absent():
     """As is energy over none."""
     assert metrics.joules_per_token(run(request(40, 50, output_tokens=None), joules=(5.0,))) is None

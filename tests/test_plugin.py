@@ -206,7 +206,9 @@ def test_failed_requests_make_an_error_of_the_test(suite):
 
     result.assert_outcomes(errors=1)
     assert 1 == result.ret
-    result.stdout.fnmatch_lines(["*INVALID_RUN*of 8 requests failed:*http_500 (boom)*"])
+    result.stdout.fnmatch_lines(
+        ["*_ ERROR at measurement of test_rounds _*", "*INVALID_RUN*of 8 requests failed:*http_500 (boom)*"]
+    )
     assert ET.parse(suite().path / "junit.xml").find(".//testcase/error") is not None
 
 

@@ -134,7 +134,8 @@ class Gate:
         found = self._found(key, result, metric)
         usable = [value for value in values if value is not None and 0 < value < math.inf]
         if len(usable) < len(values):
-            return unusable(metric, values, None if isinstance(found, str) else found.history.runs)
+            base = None if isinstance(found, str) else found.history.runs
+            return unusable(metric, values, base, result.why_absent(metric.name))
         stored = [metric.stored(value) for value in usable]
         if isinstance(found, str):
             now = typical([math.log(value) for value in stored], metric)
@@ -177,7 +178,7 @@ class Gate:
             # Two builds may differ by where they are, and by nothing else that their words say.
             words = differences(base.provenance.engine_words, result.provenance.engine_words, ignored={"noise_seed"})
             against = f"{_IN_TURN} ({'; '.join(words) or 'the same words'})"
-        return judgement(
+        found = judgement(
             [_flag(finding) for finding in findings] if self._family.is_screen else findings,
             against=against or None,
             doubts=(
@@ -188,6 +189,7 @@ class Gate:
             ),
             advice=_ADVICE if base is None else _ADVICE_IN_TURN,
         )
+        return replace(found, advice="; ".join(filter(None, (found.advice, result.advice))) or None)
 
 
 _UNJUDGED_RUNS = 5
@@ -270,14 +272,20 @@ _ADVICE_IN_TURN = {
 }
 
 
-def unusable(metric: Quantity, values: Sequence[float | None], base: Sequence[float] | None) -> Finding:
-    """What can be said where a logarithm cannot be taken of every run's value; `base`: logarithms."""
+def unusable(
+    metric: Quantity, values: Sequence[float | None], base: Sequence[float] | None, why_absent: str | None = None
+) -> Finding:
+    """What can be said where a logarithm cannot be taken of every run's value.
+
+    `base`: logarithms. `why_absent`: why a run has no value, where that is known.
+    """
     if metric.higher_is_better and base is not None and all(value == 0 for value in values):
         level = typical(base, metric)
         note = "has fallen to 0 in every run"
         return Finding(metric=metric, verdict=Verdict.REGRESSED, baseline=level, now=0.0, change=-1.0, note=note)
     measured = sum(value is not None for value in values)
-    note = f"measured in {measured} of {len(values)} runs, so it cannot be judged"
+    why = "" if why_absent is None else f": {why_absent}"
+    note = f"measured in {measured} of {len(values)} runs, so it cannot be judged{why}"
     if measured == len(values):
         note = "is 0 in some runs, which cannot be compared by its ratio"
     return Finding(metric=metric, verdict=Verdict.INVALID_RUN, note=note)

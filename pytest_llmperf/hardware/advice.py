@@ -75,6 +75,16 @@ def narrow_link(gpu: Gpu, _: Use) -> str | None:
     return f"its PCIe link has {width} of {most} lanes; reseat it, or find out what shares the slot"
 
 
+def c2c_down(gpu: Gpu, _: Use) -> str | None:
+    """NVLink-C2C is down, on a part that has it."""
+    if gpu.nvlink_c2c is not False or gpu.part is None or not gpu.part.nvlink_c2c:
+        return None
+    return (
+        "its NVLink-C2C to the CPU is down, so that KV offload goes another, slower way; see nvidia-smi c2c -s "
+        f"-i {_IDS} and dmesg, then reset the machine or update its firmware"
+    )
+
+
 def slow_link(gpu: Gpu, _: Use) -> str | None:
     """The PCIe generation is below its maximum, which only counts under load."""
     generation, most = gpu.pcie_generation, gpu.pcie_generation_max
@@ -155,6 +165,7 @@ GPU_RULES: tuple[GpuRule, ...] = (
     in_use,
     persistence_off,
     power_limited,
+    c2c_down,
     narrow_link,
     slow_link,
     slow_slot,

@@ -79,6 +79,10 @@ def detect(timeout_s: float = nvml.ANSWERING_S) -> Hardware:
         return Hardware(cpu=cpu, cpus=cpus, problem=str(error), driver_fails=error.has_driver, key=without)
     chosen = select(found.gpus, os.environ.get(VARIABLE), os.environ.get(ORDER))
     problem, notes = None, chosen.notes
+    lost = [found.lost[gpu.index] for gpu in chosen.gpus if gpu.index in found.lost]
+    if lost:
+        remedy = [f"or leave it out with {VARIABLE}"] if len(lost) < len(chosen.gpus) else []
+        return Hardware(cpu=cpu, cpus=cpus, problem="; ".join((*lost, *remedy)), driver_fails=True, key=without)
     if not chosen.gpus:
         problem, notes = "; ".join(notes) or "NVML lists no device that this process may use", ()
     return Hardware(

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pytest_llmperf.hardware.parts import BY_NVML_NAME, Part
-from pytest_llmperf.units import GIB, size
+from pytest_llmperf.units import GIB, MIB, size
 
 MOMENTARY = frozenset({"pcie_generation"})
 """Fields of `Gpu` that change from one moment to the next on the same machine."""
+_WHOLE = 0.9
+"""Share of a part's memory that all of it shows at least: ECC takes a sixteenth of GDDR."""
 _SLICE = re.compile(r"(?P<whole>.+) MIG (?P<profile>\S+)")
 
 
@@ -64,8 +66,14 @@ class Gpu:
 
     @property
     def part(self) -> Part | None:
-        """The known part that this is; None for an unknown one and for a slice of one."""
-        return None if self.mig else _part_called(self.name)
+        """The known part that this is; None for an unknown one, and for a slice or another share of one."""
+        return None if self.mig or self.is_partial else _part_called(self.name)
+
+    @property
+    def is_partial(self) -> bool:
+        """It has the name of a known part and clearly less memory, as a share of one in a virtual machine may."""
+        part = None if self.gpu_uuid else _part_called(self.name)
+        return part is not None and self.memory_bytes is not None and self.memory_bytes < _WHOLE * part.memory_mib * MIB
 
     @property
     def nvlink(self) -> bool | None:
@@ -86,7 +94,7 @@ class Gpu:
         part = _part_called(whole)
         key = part.key if part else slug(whole)
         gib = None if self.memory_bytes is None else f"{round(self.memory_bytes / GIB)}GiB"
-        details = [gib] if part is None and not self.gpu_uuid else []
+        details = [gib] if (part is None or self.is_partial) and not self.gpu_uuid else []
         if self.mig:
             details += ["MIG", slug(found["profile"]) if found else gib if self.gpu_uuid else None]
         return "-".join([key, *filter(None, details)])
@@ -94,9 +102,16 @@ class Gpu:
     def describe(self, asked: Sequence[str] = ()) -> str:
         """Name and memory, and what it has of the fields that were `asked` for, as far as that is known."""
         said = [_SAID[field](self) for field in asked if field in _SAID and getattr(self, field) is not None]
-        details = ([] if self.memory_bytes is None else [size(self.memory_bytes)]) + said
+        details = [*filter(None, [self._memory()]), *said]
         inside = f" ({', '.join(details)})" if details else ""
         return f"{self.name}{inside}{', MIG enabled' if self.mig and not self.gpu_uuid else ''}"
+
+    def _memory(self) -> str | None:
+        """With that of the whole part where this is only some of it."""
+        part = _part_called(self.name)
+        if self.memory_bytes is None or part is None or not self.is_partial:
+            return None if self.memory_bytes is None else size(self.memory_bytes)
+        return f"{size(self.memory_bytes)} of {size(part.memory_mib * MIB)}"
 
     def settings(self) -> str:
         """All else that is known, for people, in one line."""

@@ -6,8 +6,8 @@ does not offer, or that this user may not make, gives None: one odd answer must 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeVar
@@ -21,12 +21,18 @@ Told = TypeVar("Told")
 
 ANSWERING_S = 60.0
 """How long NVML may take over everything: a driver without persistence loads its firmware first, GPU by GPU."""
+DRIVER = "the GPU driver (NVML)"
+"""What is waited for, in sentences."""
+WHEN_IT_HANGS = "look at dmesg for an Xid, then reset the GPU or reboot"
+"""What to do about a driver that does not answer."""
 _MIG_ENABLED = 1
 _NODE_WORDS = 16
 """Room for 1,024 NUMA nodes, 64 in a word."""
 _C2C_LINK_COUNT = 170
-# Uninitialised, driver not loaded, GPU lost, reset required, driver and library of different versions.
-_BROKEN = frozenset({1, 9, 15, 16, 18})
+# Uninitialised, driver not loaded, driver and library of different versions.
+_NO_DRIVER = frozenset({1, 9, 18})
+# These, and a GPU that is lost, or has to be reset.
+_BROKEN = _NO_DRIVER | {15, 16}
 _NOT_SUPPORTED, _INVALID_ARGUMENT = 3, 2
 _ATS = 2
 """The addressing mode in which GPU and CPU share page tables: the link between them is coherent."""
@@ -48,7 +54,9 @@ class Findings:
     """What NVML says of this machine, before anybody's `CUDA_VISIBLE_DEVICES`."""
 
     gpus: tuple[Gpu, ...]
-    """Slices stand in place of the GPU that they are of."""
+    """Slices stand in place of the GPU that they are of; of one in `lost` nothing is known but its number."""
+    lost: Mapping[int | None, str]
+    """By their numbers, why GPUs cannot be asked: one sentence each."""
     driver: str | None
     cuda: str | None
 
@@ -79,7 +87,8 @@ def session() -> Iterator[ModuleType]:
         try:
             yield pynvml
         finally:
-            pynvml.nvmlShutdown()
+            with suppress(pynvml.NVMLError):  # all that was asked has been answered
+                pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         raise NvmlError(said(error), has_driver=error.value != _NO_LIBRARY) from error
 
@@ -125,11 +134,12 @@ def look(timeout_s: float = ANSWERING_S) -> Findings:
 
 def _look() -> Findings:
     with session() as nvml:
-        gpus = [gpu for index in range(nvml.nvmlDeviceGetCount()) for gpu in _device(nvml, index)]
+        lost: dict[int | None, str] = {}
+        gpus = [gpu for index in range(nvml.nvmlDeviceGetCount()) for gpu in _device(nvml, index, lost)]
         driver = offered(nvml, "nvmlSystemGetDriverVersion")
         number = offered(nvml, "nvmlSystemGetCudaDriverVersion_v2")
     cuda = None if number is None else f"{number // 1000}.{number % 1000 // 10}"
-    return Findings(gpus=tuple(gpus), driver=driver, cuda=cuda)
+    return Findings(gpus=tuple(gpus), lost=lost, driver=driver, cuda=cuda)
 
 
 def uses(uuids: Sequence[str], timeout_s: float = ANSWERING_S) -> dict[str, Use]:
@@ -144,13 +154,16 @@ def _uses(uuids: Sequence[str]) -> dict[str, Use]:
 
 def _within(timeout_s: float, call: Callable[[], Told]) -> Told:
     try:
-        return within(timeout_s, "NVML", call)
+        return within(timeout_s, DRIVER, call)
     except OverdueError as error:
-        raise NvmlError(f"{error}; look at dmesg for an Xid, then reset the GPU or reboot") from None
+        raise NvmlError(f"{error}; {WHEN_IT_HANGS}") from None
 
 
-def _device(nvml: ModuleType, index: int) -> Iterator[Gpu]:
-    """The GPU of this number, or its slices; nothing where a container withholds it, which NVML counts too."""
+def _device(nvml: ModuleType, index: int, lost: dict[int | None, str]) -> Iterator[Gpu]:
+    """The GPU of this number, or its slices; nothing where a container withholds it, which NVML counts too.
+
+    One that fails by itself is noted as `lost`: the others may be all that is asked for.
+    """
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         gpu = _gpu(nvml, handle, index)
@@ -158,7 +171,10 @@ def _device(nvml: ModuleType, index: int) -> Iterator[Gpu]:
     except nvml.NVMLError_NoPermission:
         return
     except nvml.NVMLError as error:
-        raise NvmlError(said(error, index)) from error
+        if error.value in _NO_DRIVER:
+            raise
+        lost[index] = said(error, index)
+        yield Gpu(name="", index=index)
 
 
 def _gpu(nvml: ModuleType, handle: object, index: int) -> Gpu:

@@ -122,10 +122,10 @@ def _flag(value: object) -> bool:
 
 
 def _capability(value: object) -> tuple[int, int]:
-    """`9.0`, `"9.0"` and `9` are (9, 0)."""
-    found = re.fullmatch(r"([1-9]\d?)(?:\.(\d))?", str(value))
+    """`9.0`, `"9.0"` and `9` are (9, 0); 90, as compilers write it (sm_90), is none: no GPU would ever have it."""
+    found = re.fullmatch(r"([1-9]|[12]\d)(?:\.(\d))?", str(value))
     if not isinstance(value, (int, float, str)) or isinstance(value, bool) or found is None:
-        raise ValueError("a version such as 9.0")
+        raise ValueError('a version such as 9.0 or "9.0", which compilers call sm_90')
     return int(found[1]), int(found[2] or 0)
 
 

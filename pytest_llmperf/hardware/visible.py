@@ -7,7 +7,7 @@ NVML does not list in the first place.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llmperf.hardware.gpu import Gpu
@@ -16,6 +16,8 @@ from pytest_llmperf.units import count
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
 _PCI_ORDER = "PCI_BUS_ID"
+_NUMBER = re.compile(r"\+?\d+")
+"""CUDA reads the number that an entry begins with, as C's strtoul does."""
 # How one writes that no GPU is wanted; the last is Slurm's.
 _NOTHING = ("", "-1", "NoDevFiles")
 
@@ -38,11 +40,11 @@ def select(gpus: Sequence[Gpu], devices: str | None, order: str | None = None) -
         return Selection(gpus=tuple(gpus))
     chosen, problem = _chosen(gpus, devices)
     hidden = len(gpus) - len(chosen)
-    if not hidden and problem is None:
-        return Selection(gpus=tuple(chosen))
-    fact = problem or f"hides {hidden} of {count(len(gpus), 'GPU')}"
-    notes = [f"{fact}; unset it to use all"]
-    if _depends_on_order(gpus, devices, order):
+    notes = list(_read_in_part(devices))
+    if hidden or problem is not None:
+        fact = problem or f"hides {hidden} of {count(len(gpus), 'GPU')}"
+        notes.append(f"{fact}; unset it to use all")
+    if hidden and _depends_on_order(gpus, devices, order):
         notes.append(
             f"is read in the order of the PCI bus, while CUDA counts the fastest GPU first; set {ORDER}={_PCI_ORDER}"
         )
@@ -69,9 +71,22 @@ def _named(entry: str, gpus: Sequence[Gpu]) -> list[Gpu]:
     wholes = _wholes(gpus)
     if entry.startswith("GPU-"):
         return _only([whole for whole in wholes if (whole[0].gpu_uuid or whole[0].uuid or "").startswith(entry)])
-    number = re.match(r"\+?\d+", entry)  # CUDA reads the number that an entry begins with
+    number = _NUMBER.match(entry)
     index = int(number[0]) if number else len(wholes)
     return wholes[index] if index < len(wholes) else []
+
+
+def _read_in_part(devices: str) -> Iterator[str]:
+    """What CUDA passes over without a word: `0:1`, which container tools take for a slice, is 0 to it."""
+    for entry in map(str.strip, devices.split(",")):
+        number = _NUMBER.match(entry)
+        if number is None:
+            return
+        if number.end() < len(entry):
+            yield (
+                f"has {entry!r}, of which CUDA reads {number[0]!r} alone; write the number, or for a slice its UUID "
+                "(MIG-..., see nvidia-smi -L)"
+            )
 
 
 def _is_slice(gpu: Gpu, entry: str) -> bool:
@@ -94,4 +109,4 @@ def _wholes(gpus: Sequence[Gpu]) -> list[list[Gpu]]:
 
 def _depends_on_order(gpus: Sequence[Gpu], devices: str, order: str | None) -> bool:
     """Whether numbers mean other GPUs in CUDA's own order, which is unknown to NVML."""
-    return order != _PCI_ORDER and bool(re.match(r"\s*\d", devices)) and len({gpu.name for gpu in gpus}) > 1
+    return order != _PCI_ORDER and bool(re.match(r"\s*\d", devices)) and len({gpu.name for gpu in gpus if gpu.name}) > 1

@@ -136,11 +136,12 @@ class Report:
         """What to do about the worst of the verdicts."""
         if not self.sections:
             return WHY_FAILED if self.failed else "run pytest -rs to see why nothing was measured"
-        worst = self.by_severity[0]
-        if worst.verdict in GREEN:
-            return WHY_FAILED if self.failed else "nothing to do"
-        said = (one.judgement.advice for one in self.sections if one.verdict is worst.verdict and one.judgement)
-        own = {Verdict.REGRESSED: _SEARCH, None: _JUDGE}.get(worst.verdict, _MEND)
+        worst = self.by_severity[0].verdict
+        if worst in GREEN and self.failed:
+            return WHY_FAILED
+        alike = GREEN if worst in GREEN else (worst,)
+        said = (one.judgement.advice for one in self.sections if one.verdict in alike and one.judgement)
+        own = "nothing to do" if worst in GREEN else {Verdict.REGRESSED: _SEARCH, None: _JUDGE}.get(worst, _MEND)
         return next((advice for advice in said if advice), own)
 
     def tally(self) -> str:

@@ -115,12 +115,13 @@ def _section(
     entry = entries[0]
     figures = file.results.get(entry.measurement, {})
     quantities = {one.metric: one.quantity for one in entries}
+    judgement = judgement_of(entry.judgement, quantities) if entry.judgement else judged
     section = Section(
         name=entry.measurement,
         test=entry.test,
         hardware_key=file.hardware_key,
-        judgement=judgement_of(entry.judgement, quantities) if entry.judgement else judged,
-        invalid=_texts(figures.get("validity")),
+        judgement=judgement,
+        invalid=_texts(figures.get("validity")) or (judgement.reasons if judgement is not None else ()),
         doubts=_texts(figures.get("doubts")),
         values={one.quantity: tuple(map(one.quantity.stored, one.stored_values)) for one in entries},
         figures=figures,

@@ -37,7 +37,7 @@ def section_of(told: Told, past: Past) -> Section:
         test=about.test,
         hardware_key=about.hardware_key,
         judgement=result.judgement,
-        invalid=result.validity.reasons,
+        invalid=result.validity.reasons or (result.judgement.reasons if result.judgement is not None else ()),
         doubts=result.doubts,
         values=dict(_values(result, name) for name in told.metrics),
         figures=ratio_json(cast("RatioResult", result)) if is_ratio else figures_json(cast("PerfResult", result)),

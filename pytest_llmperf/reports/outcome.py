@@ -73,7 +73,7 @@ def apply(
             report.sections.append(("the test itself then failed", report.longreprtext))
         make_error(report, _texts(invalid))
     elif isinstance(error, ConfigurationError) and excinfo is not None:
-        report.longrepr = _plain(f"{_line_of(report, excinfo)}: {type(error).__name__}: {error}")
+        say(report, excinfo)
     elif failing and not report.skipped:
         if report.failed:
             report.sections.append(("the test itself failed, too", report.longreprtext))
@@ -112,11 +112,29 @@ def _line_of(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseExcept
     return f"{file}:{lines[-1]}" if lines else file
 
 
+def say(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Have a report show what an error of ours says, and where the test or its fixture asked for it."""
+    error = excinfo.value
+    report.longrepr = _plain(f"{_line_of(report, excinfo)}: {type(error).__name__}: {error}")
+
+
+_MEASURED = "llmperf_measured"
+"""Attribute of reports that are errors of a measurement, and not of a fixture."""
+
+
 def make_error(report: pytest.TestReport, reason: str) -> None:
     """Make an error of a call's report; pytest counts a failure outside the call as one."""
     report.outcome = "failed"
     report.when = "setup"
     report.longrepr = reason
+    setattr(report, _MEASURED, True)
+
+
+def name_phases(reporter: pytest.TerminalReporter) -> None:
+    """Have the headers of errors say that they come from the measurement; all that counts them has done so before."""
+    for report in reporter.stats.get("error", []):
+        if getattr(report, _MEASURED, False):
+            report.when = "measurement"
 
 
 def make_failure(report: pytest.TestReport) -> None:

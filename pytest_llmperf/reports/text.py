@@ -38,7 +38,7 @@ def measurement(result: Judged, width: int = CHARACTERS) -> Iterator[str]:
 def _measurement(result: Judged, width: int) -> Iterator[str]:
     yield verdict_line(result)
     found = result.judgement
-    doubts = found.doubts if found is not None and result.validity else ()
+    doubts = found.doubts if found is not None and result.validity and not found.reasons else ()
     if found is not None:
         yield from (f"  {line}" for line in findings_table(found.findings, doubts, width - 2))
     if isinstance(result, PerfResult):
@@ -53,8 +53,9 @@ def _measurement(result: Judged, width: int) -> Iterator[str]:
 def judged(name: str, judgement: Judgement, width: int = CHARACTERS) -> Iterator[str]:
     """A judgement of which nothing but itself is known, such as that of two files."""
     lines = [_judged_line(name, judgement)]
-    lines += [f"  {line}" for line in findings_table(judgement.findings, judgement.doubts, width - 2)]
-    lines += [f"  {line}" for line in _remarks(judgement, doubts=judgement.doubts)]
+    doubts = () if judgement.reasons else judgement.doubts
+    lines += [f"  {line}" for line in findings_table(judgement.findings, doubts, width - 2)]
+    lines += [f"  {line}" for line in _remarks(judgement, doubts=doubts)]
     return map(plain, lines)
 
 
@@ -130,14 +131,15 @@ def closing(results: Sequence[Told], *, stored: bool, failed: int = 0) -> str:
 
 
 def _next(verdict: Verdict | None, results: Sequence[Told], *, stored: bool) -> str:
-    if verdict in (Verdict.PASS, Verdict.IMPROVED):
-        return "nothing to do"
     if verdict in (Verdict.NO_BASELINE, None) and stored:
         return "the next session is judged by what was stored"
     if verdict is None:
         return "judge them by leaving out --llmperf-gate off, once a level is stored with --llmperf-save-baseline NAME"
-    judgements = (result.judgement for result in results if _verdict(result) is verdict)
+    alike = GREEN if verdict in GREEN else (verdict,)
+    judgements = (result.judgement for result in results if _verdict(result) in alike)
     advice = next((one.advice for one in judgements if one is not None and one.advice is not None), None)
+    if verdict in GREEN and advice is None:
+        return "nothing to do"
     return f"what to do: {advice or _MEND}"
 
 
@@ -178,12 +180,14 @@ def verdict_line(result: Judged) -> str:
         return f"INVALID_RUN {name}: {result.validity}"
     if judgement is None:
         return f"not judged {name} ({units.count(len(result), 'run')})"
-    if judgement.against is None:
+    if judgement.against is None and not judgement.reasons:
         return f"{judgement.verdict} {name} ({units.count(len(result), 'run')})"
     return _judged_line(name, judgement)
 
 
 def _judged_line(name: str, judgement: Judgement) -> str:
+    if judgement.reasons:
+        return f"{judgement.verdict} {name}: {'; '.join(judgement.reasons)}"
     counts = next((f" ({f.base_runs} + {f.new_runs} runs)" for f in judgement.findings if f.base_runs), "")
     return f"{judgement.verdict} {name}, against {judgement.against}{counts}"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -24,16 +24,7 @@ _Reader = Callable[[ModuleType, Any], Any]
 
 _CALLS: dict[str, tuple[_Reader, ...]] = {
     "sm_clock_mhz": (lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),),
-    "memory_clock_mhz": (lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),),
-    "temperature_c": (
-        lambda nvml, gpu: nvml.nvmlDeviceGetTemperatureV(gpu, nvml.NVML_TEMPERATURE_GPU),
-        lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
-    ),
     "utilisation": (lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,),
-    "memory_used_bytes": (
-        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu, version=nvml.nvmlMemory_v2).used,
-        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used,
-    ),
     "clock_reasons": (
         lambda nvml, gpu: nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu),
         lambda nvml, gpu: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu),
@@ -44,6 +35,15 @@ _CALLS: dict[str, tuple[_Reader, ...]] = {
 """Calls by what they tell, the preferred one first; made where no field value tells it."""
 
 _RARE_CALLS: dict[str, tuple[_Reader, ...]] = {
+    "temperature_c": (
+        lambda nvml, gpu: nvml.nvmlDeviceGetTemperatureV(gpu, nvml.NVML_TEMPERATURE_GPU),
+        lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+    ),
+    "memory_clock_mhz": (lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),),
+    "memory_used_bytes": (
+        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu, version=nvml.nvmlMemory_v2).used,
+        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used,
+    ),
     "pcie_generation": (lambda nvml, gpu: nvml.nvmlDeviceGetCurrPcieLinkGeneration(gpu),),
     "pcie_width": (lambda nvml, gpu: nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu),),
     "processes": (
@@ -99,29 +99,46 @@ _RARE_FIELDS = (
 )
 
 
-_ONE = "IIqqII8s"
-"""NVML's structure of a field value: id, scope, time, latency, type, code, value."""
-_NUMBER = tuple(map(struct.Struct, ("d", "I", "L", "Q", "q", "i", "H")))
+_HEAD = "24xIi"
+"""NVML's structure of a field value: id, scope, time and latency, which are skipped; type and code. Then its value."""
+_ROOM = 8
+"""Bytes of a value."""
+_TYPES = "dILQqiH"
 """How a value is read, by its type."""
 
 
 class FieldBlock:
-    """Field values that are asked for together, in memory that is used again.
+    """Field values that are asked for together, in memory that is used again, and read all at once.
 
-    The binding makes a new array for each call and one object for each value, which takes five times as long.
+    The binding makes a new array for each call and one object for each value, which takes ten times as long.
     """
 
     def __init__(self, nvml: ModuleType, fields: Sequence[_Field]) -> None:
         """`nvml`: the binding, within a session."""
         self.fields = tuple(fields)
+        self._error: Callable[[int], Exception] = nvml.NVMLError
+        self._gone = _codes_of_loss(nvml)
         self._function = getattr(nvml.nvmlLib, "nvmlDeviceGetFieldValues", None)
         self._not_found: int = nvml.NVML_ERROR_FUNCTION_NOT_FOUND
-        self._not_supported: int = nvml.NVML_ERROR_NOT_SUPPORTED
         self._memory = (nvml.c_nvmlFieldValue_t * len(self.fields))()
-        self._layout = struct.Struct(_ONE * len(self.fields))
+        self._lay_out((0,) * len(self.fields))
         assert self._layout.size == ctypes.sizeof(self._memory), "NVML's field values have another form"
         for value, field in zip(self._memory, self.fields, strict=True):
             value.fieldId, value.scopeId = field.number, field.scope
+
+    def read(self, handle: Any) -> Sequence[float | None]:
+        """Of each field its value, None where it has none now; raises `NVMLError` if the GPU is gone."""
+        code = self.ask(handle)
+        if code in self._gone:
+            raise self._error(code)
+        if code != 0:
+            return (None,) * len(self.fields)
+        told = self._layout.unpack_from(self._memory)
+        if told[::3] != self._types:
+            self._lay_out(told[::3])
+            told = self._layout.unpack_from(self._memory)
+        codes, values = told[1::3], told[2::3]
+        return self._without_refused(codes, values) if self._has_unknown or any(codes) else values
 
     def ask(self, handle: Any) -> int:
         """Have the driver write the values; returns the call's code. Nothing is asked where nothing is wanted."""
@@ -132,12 +149,25 @@ class FieldBlock:
         code: int = self._function(handle, len(self.fields), self._memory)
         return code
 
-    def answers(self) -> Iterator[tuple[int, float]]:
-        """Of each field its own code, and the value, which means something if that is 0."""
-        read = self._layout.unpack_from(self._memory)
-        for kind, code, value in zip(read[4::7], read[5::7], read[6::7], strict=True):
-            is_known = kind < len(_NUMBER)
-            yield code if is_known else self._not_supported, _NUMBER[kind].unpack_from(value)[0] if is_known else 0
+    def _lay_out(self, types: tuple[int, ...]) -> None:
+        """From now on read values of these types, which a driver hardly ever changes."""
+        self._types = types
+        self._has_unknown = any(kind >= len(_TYPES) for kind in types)
+        self._layout = struct.Struct("".join(map(_form, types)))
+
+    def _without_refused(self, codes: Sequence[int], values: Sequence[float | None]) -> Sequence[float | None]:
+        for code in codes:
+            if code in self._gone:
+                raise self._error(code)
+        is_known = (code == 0 and not isinstance(value, bytes) for code, value in zip(codes, values, strict=True))
+        return [value if known else None for known, value in zip(is_known, values, strict=True)]
+
+
+def _form(kind: int) -> str:
+    """Of one field value, for `struct`; bytes where its type is not known: a driver newer than we are."""
+    if kind >= len(_TYPES):
+        return f"{_HEAD}{_ROOM}s"
+    return f"{_HEAD}{_TYPES[kind]}{_ROOM - struct.calcsize(_TYPES[kind])}x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +196,7 @@ class GpuSensor:
         self._rare_calls: dict[str, _Reader] = {}
         self._fields = self._all_fields = FieldBlock(nvml, ())
         self._links: LinkMeter | None = None
-        self._gone = (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED)
+        self._gone = _codes_of_loss(nvml)
         try:
             self.handle = _handle(nvml, address)
             self._find_what_is_offered()
@@ -224,7 +254,8 @@ class GpuSensor:
 
     def _offered_fields(self, fields: Sequence[_Field]) -> list[_Field]:
         """Asked together; one by one where that comes to nothing, as one that a driver does not know may spoil all."""
-        offered = [field for field, _ in self._answered(FieldBlock(self._nvml, fields))]
+        values = FieldBlock(self._nvml, fields).read(self.handle)
+        offered = [field for field, value in zip(fields, values, strict=True) if value is not None]
         if offered or len(fields) == 1:
             return offered
         return [found for field in fields for found in self._offered_fields([field])]
@@ -257,24 +288,13 @@ class GpuSensor:
         return True
 
     def _read_fields(self, values: dict[str, Any], block: FieldBlock) -> None:
-        for field, number in self._answered(block):
-            if field.part is None:
-                values[field.name] = number * field.scale
+        for (_, name, part, scale, _), number in zip(block.fields, block.read(self.handle), strict=True):
+            if number is None:
+                continue
+            if part is None:
+                values[name] = number * scale
             else:
-                values.setdefault(field.name, {})[field.part] = number * field.scale
-
-    def _answered(self, block: FieldBlock) -> Iterator[tuple[_Field, float]]:
-        """The fields that have a value now; raises if the GPU is gone."""
-        code = block.ask(self.handle)
-        if code in self._gone:
-            raise self._nvml.NVMLError(code)
-        if code != 0:
-            return
-        for field, (own_code, number) in zip(block.fields, block.answers(), strict=True):
-            if own_code == 0:
-                yield field, number
-            elif own_code in self._gone:
-                raise self._nvml.NVMLError(own_code)
+                values.setdefault(name, {})[part] = number * scale
 
     def _read_calls(self, values: dict[str, Any], calls: Mapping[str, _Reader]) -> None:
         for name, call in calls.items():
@@ -283,6 +303,11 @@ class GpuSensor:
             except self._nvml.NVMLError as error:
                 if error.value in self._gone:
                     raise
+
+
+def _codes_of_loss(nvml: ModuleType) -> tuple[int, ...]:
+    """With which NVML says that a GPU is gone."""
+    return (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED)
 
 
 def _memory_by_pid(processes: Iterable[Any]) -> dict[int, int | None]:

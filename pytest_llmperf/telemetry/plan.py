@@ -78,7 +78,7 @@ def _wanted(spec: EngineSpec) -> set[str] | None:
 def _shown_by(devices: str) -> Sequence[Gpu]:
     """What a value of `CUDA_VISIBLE_DEVICES` leaves of all GPUs of this machine."""
     try:
-        return select(look().gpus, devices).gpus
+        return select(look().gpus, devices).gpus  # one that is lost is sampled as lost
     except NvmlError:
         return ()
 

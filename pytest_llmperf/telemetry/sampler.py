@@ -10,15 +10,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pytest_llmperf.clock import NS_PER_S, Clock, thread_cpu_ns
 from pytest_llmperf.errors import LLMPerfError
+from pytest_llmperf.hardware.nvml import DRIVER, WHEN_IT_HANGS
 from pytest_llmperf.overdue import standing
 from pytest_llmperf.readings import GpuSample, GpuSummary, HostSample, TelemetrySummary, Xid
+from pytest_llmperf.telemetry.beat import RARELY_NS, Beat
 from pytest_llmperf.telemetry.gpu import GpuAddress
 from pytest_llmperf.telemetry.series import SeriesFile
 from pytest_llmperf.telemetry.summary import summaries
@@ -27,8 +29,7 @@ _OPENING_S = 10.0
 """How long NVML may take to begin with: a driver without persistence loads its firmware first."""
 _ANSWERING_S = 2.0
 """How long one sample may take before the run goes on without it."""
-_RARELY_NS = NS_PER_S
-"""How often is read what changes slowly, and the machine around the GPUs."""
+_ADVICE = f"{DRIVER} does not answer; {WHEN_IT_HANGS}"
 
 
 class Gpu(Protocol):
@@ -105,20 +106,22 @@ class Sampler:
     ) -> None:
         """Start the thread, which opens the sensors.
 
-        `path`: the series file. Raises `OSError` if it cannot be written.
+        `path`: the series file; where the thread stands is written beside it should the driver hang. Raises `OSError`
+        if it cannot be written.
         """
         self._opening = opening
         self._gpus = tuple(gpus)
         self._rate_hz = rate_hz
-        self._period_ns = round(NS_PER_S / rate_hz) if gpus else max(_RARELY_NS, round(NS_PER_S / rate_hz))
+        self._period_ns = round(NS_PER_S / rate_hz) if gpus else max(RARELY_NS, round(NS_PER_S / rate_hz))
         self._clock = clock
         self._file = SeriesFile(path, header, gpus)
+        self._stack = path.with_suffix(".stack.txt")
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._sensors = Sensors()
         self._problems: dict[str, None] = {}
         self._run = _Run()
-        self._deadline_ns: int | None = None
-        self._rarely_ns = 0
+        self._beat: Beat | None = None
+        """None between runs."""
         self._is_given_up = False
         self._has_ended = False
         self._ending = threading.Lock()
@@ -132,10 +135,10 @@ class Sampler:
         return tuple(self._problems)
 
     def look(self) -> Sequence[GpuSample]:
-        """One sample of each GPU that is there, between runs; it is not kept."""
+        """One sample of each GPU that is there, with everything, between runs; it is not kept."""
         seen: list[GpuSample] = []
         if self._opened.is_set() or self._wait(self._opened, _OPENING_S):
-            self._ask(lambda: seen.extend(self._read_gpus(everything=False)))
+            self._ask(lambda: seen.extend(self._read_gpus(everything=True)))
         return tuple(seen)
 
     def begin(self, index: int) -> None:
@@ -161,7 +164,12 @@ class Sampler:
             samples = self._file.since(run.offset)
             gpus, host = summaries(samples, addresses, span, lost, self._period_ns, watched)
         return TelemetrySummary(
-            gpus=gpus, host=host, rate_hz=self._rate_hz, cost_share=run.cost_share, problems=self.problems
+            gpus=gpus,
+            host=host,
+            rate_hz=self._rate_hz,
+            cost_share=run.cost_share,
+            problems=self.problems,
+            advice=_ADVICE if self._is_given_up else None,
         )
 
     def close(self) -> None:
@@ -189,8 +197,9 @@ class Sampler:
 
     def _give_up(self, after_s: float) -> None:
         if not self._is_given_up:
-            where = standing(self._thread)
-            self._note(f"telemetry stopped: NVML had not answered for {after_s:g} s; it stands in {where}")
+            self._note(f"{DRIVER} did not answer for {after_s:g} s, so what the GPUs did is not known; {WHEN_IT_HANGS}")
+            with suppress(OSError):  # it is for who mends the driver, and no part of what was measured
+                self._stack.write_text(f"{standing(self._thread)}\n", encoding="utf-8")
         self._is_given_up = True
         self._requests.put(None)  # should it answer after all, nobody wants to know
 
@@ -230,13 +239,12 @@ class Sampler:
     def _asked(self) -> Iterator[_Request]:
         """Requests as they come; samples are taken while none does."""
         while True:
-            left_s = None
-            if self._deadline_ns is not None:
-                left_s = max(0.0, (self._deadline_ns - self._clock.now_ns()) / NS_PER_S)
+            beat = self._beat
             try:
-                request = self._requests.get(timeout=left_s)
+                request = self._requests.get(timeout=None if beat is None else beat.left_s(self._clock.now_ns()))
             except queue.Empty:
-                self._tick()
+                assert beat is not None, "nothing is due between runs"
+                self._tick(beat)
                 continue
             if request is None:
                 return
@@ -247,11 +255,10 @@ class Sampler:
         self._sample(everything=True)
         now_ns = self._clock.now_ns()
         self._run.began(now_ns)
-        self._deadline_ns = now_ns + self._period_ns
-        self._rarely_ns = now_ns + _RARELY_NS
+        self._beat = Beat(now_ns, self._period_ns)
 
     def _end(self) -> None:
-        self._deadline_ns = None
+        self._beat = None
         self._sample(everything=True)
         lag_s = max((gpu.lag_s for gpu in self._sensors.gpus), default=0.0)
         if lag_s > 0:
@@ -260,14 +267,9 @@ class Sampler:
         self._file.flush()
         self._run.ended(self._clock.now_ns())
 
-    def _tick(self) -> None:
-        assert self._deadline_ns is not None, "nothing is due between runs"
-        is_rare = self._deadline_ns >= self._rarely_ns
-        if is_rare:
-            self._rarely_ns = self._deadline_ns + _RARELY_NS
-        self._sample(everything=is_rare)
-        late_ns = max(0, self._clock.now_ns() - self._deadline_ns)
-        self._deadline_ns += self._period_ns * (1 + late_ns // self._period_ns)  # what was missed is left out
+    def _tick(self, beat: Beat) -> None:
+        self._sample(everything=beat.is_rare)
+        beat.taken(self._clock.now_ns())
 
     def _sample(self, *, everything: bool) -> None:
         for sample in self._read_gpus(everything=everything):

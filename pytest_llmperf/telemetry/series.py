@@ -6,7 +6,8 @@ It also takes the samples from memory: what a run came to is worked out by readi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ _BATCH = 256
 _AS_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
 
 Sample = GpuSample | HostSample | Xid
-_ROW_OF: dict[type, str] = {GpuSample: "gpu", HostSample: "host", Xid: "xid"}
+_ROW_OF: dict[type[Sample], str] = {GpuSample: "gpu", HostSample: "host", Xid: "xid"}
+_NAMES_OF = {kind: [field.name for field in fields(kind)] for kind in _ROW_OF}
+_VALUES_OF = {kind: attrgetter(*names) for kind, names in _NAMES_OF.items()}
+"""All fields at once: one by one takes twice as long, ten times a second of each GPU."""
 
 
 class SeriesFile:
@@ -116,8 +120,9 @@ def _gpu_sample(row: dict[str, Any]) -> GpuSample:
 def _row(one: Sample | dict[str, Any]) -> dict[str, Any]:
     if isinstance(one, dict):
         return one
-    values = ((name, getattr(one, name)) for name in one.__slots__)
-    return {_ROW_OF[type(one)]: {name: value for name, value in values if value is not None}}
+    kind = type(one)
+    values = zip(_NAMES_OF[kind], _VALUES_OF[kind](one), strict=True)
+    return {_ROW_OF[kind]: {name: value for name, value in values if value is not None}}
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -189,9 +189,9 @@ def _between(before: tuple[int, float], after: tuple[int, float], at_ns: int) ->
     return before[1] + (after[1] - before[1]) * (at_ns - before[0]) / (after[0] - before[0])
 
 
-_VALUES = ("sm_clock_mhz", "memory_clock_mhz", "power_w", "temperature_c", "utilisation")
-_WHENEVER = ("memory_used_bytes", "pcie_generation", "pcie_width")
-"""What is taken of all samples, also those just before and after the part that counts."""
+_VALUES = ("sm_clock_mhz", "memory_clock_mhz", "power_w", "utilisation")
+_WHENEVER = ("temperature_c", "memory_used_bytes", "pcie_generation", "pcie_width")
+"""What is taken of all samples, also those just before and after the part that counts: it is read but once a second."""
 
 
 class _GpuFold:

@@ -283,6 +283,30 @@ def test_a_metric_that_some_runs_did_not_measure_is_not_judged(store, values):
     assert f"measured in {measured} of 3 runs, so it cannot be judged" == finding.note
 
 
+def test_energy_that_is_absent_says_why(store):
+    """Whoever gates it has switched telemetry off, or has no GPU: a count of runs does not tell that."""
+    judgement = store.gate().judge(ttft([0.1, 0.1]), [Criterion("joules_per_token")])
+
+    (finding,) = judgement.findings
+    assert Verdict.INVALID_RUN is finding.verdict
+    assert finding.note.startswith(
+        "measured in 0 of 2 runs, so it cannot be judged: nothing was sampled, as --llmperf-telemetry is off, or "
+    )
+
+
+def test_what_the_machine_needs_is_said_with_each_verdict(store):
+    """A driver that hangs spoils no latency, and still somebody has to look after it."""
+    store.add(runs_of(0.1, 0.01))
+    measured, new = ttft(runs_of(0.1, 0.01)), ttft(runs_of(0.1, 0.01), test="test_new")
+    measured.advice = new.advice = "mend the GPU driver"
+
+    first, second = (store.gate().judge(one, [TTFT]) for one in (new, measured))
+
+    assert (Verdict.NO_BASELINE, Verdict.PASS) == (first.verdict, second.verdict)
+    assert "store this level with --llmperf-save-baseline NAME; mend the GPU driver" == first.advice
+    assert "mend the GPU driver" == second.advice
+
+
 def test_a_value_of_zero_has_no_logarithm_and_is_never_passed(store):
     """A hit rate that has fallen to 0 in one run cannot be compared, and that is not green."""
     store.add([0.5, 0.5], "cache_hit_rate")

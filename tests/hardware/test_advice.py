@@ -9,7 +9,7 @@ import pytest
 from pytest_llmperf.hardware import Gpu, Hardware, Host, Use, advise
 from pytest_llmperf.hardware.advice import GPU_RULES, HOST_RULES
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 GOOD = Gpu(
     name="NVIDIA H100 80GB HBM3",
     uuid="GPU-0",
@@ -37,6 +37,20 @@ def advice_on(gpu=GOOD, use=IDLE, host=KEPT_WELL):
 def test_nothing_is_said_of_a_machine_that_is_kept_well():
     """Advice that is always there is read by nobody."""
     assert advice_on() == []
+
+
+def test_c2c_that_is_down_is_said_of_parts_that_have_it():
+    """Where the driver says so: without that link offload is another thing. Others never had one."""
+    grace = replace(GOOD, name="NVIDIA GH200 480GB", memory_bytes=97871 * MIB)
+
+    (sentence,) = advice_on(replace(grace, nvlink_c2c=False))
+
+    assert sentence == (
+        "GPU 0: its NVLink-C2C to the CPU is down, so that KV offload goes another, slower way; see nvidia-smi c2c -s "
+        "-i 0 and dmesg, then reset the machine or update its firmware"
+    )
+    for fine in (replace(grace, nvlink_c2c=True), replace(grace, nvlink_c2c=None), replace(GOOD, nvlink_c2c=False)):
+        assert advice_on(fine) == []
 
 
 def test_nothing_is_said_of_what_is_unknown():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from nvml import GPUS, LOST, NO_PERMISSION, NOT_SUPPORTED, error
+from nvml import GPUS, LOST, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, error
 
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.hardware import MARKS, PARTS, Requirement, declared, simulated_part
@@ -228,10 +228,6 @@ def test_cuda_is_read_from_its_number(machine, found_on, number, version):
             {"count_error": 999},
             "NVML: Unknown Error; look at dmesg; in a container that once had its GPUs, start it anew",
         ),
-        (
-            {"shutdown_error": 999},
-            "NVML: Unknown Error; look at dmesg; in a container that once had its GPUs, start it anew",
-        ),
     ],
     ids=str,
 )
@@ -245,14 +241,41 @@ def test_a_driver_that_fails_is_a_problem_with_a_reason(machine, found_on, lines
     assert (found["marks"], found["fingerprint"]["gpus"], found["open_sessions"]) == ([], [], 0)
 
 
-def test_a_lost_gpu_is_a_problem_with_a_reason(machine, found_on):
+def test_an_error_at_the_very_end_costs_nothing(machine, found_on):
+    """What NVML has said before it failed to shut down stands."""
+    found = found_on(machine("h200", shutdown_error=999))
+
+    assert (found["key"], found["problem"]) == ("NVIDIA-H200", None)
+
+
+LOST_GPUS = ("lost", {"name": "NVIDIA H200", "memory_mib": error(LOST)}, {"name": error(UNKNOWN)})
+
+
+@pytest.mark.parametrize("lost", LOST_GPUS[:2], ids=["at once", "in between"])
+def test_a_lost_gpu_is_a_problem_with_a_reason(machine, found_on, lost):
     """A GPU that fell off the bus is said, not passed over, and NVML is shut down all the same."""
     problem = "NVML: GPU is lost (GPU 1); it fell off the bus: look for an Xid in dmesg, then reset it or reboot"
 
-    for lost in ("lost", {"name": "NVIDIA H200", "memory_mib": error(LOST)}):
-        found = found_on(machine("h200", lost))
+    found = found_on(machine("h200", lost))
 
-        assert (found["problem"], found["marks"], found["open_sessions"]) == (problem, [], 0)
+    assert found["problem"] == f"{problem}; or leave it out with CUDA_VISIBLE_DEVICES"
+    assert (found["marks"], found["open_sessions"]) == ([], 0)
+    assert found["fingerprint"]["driver_fails"]
+    alone = found_on(machine("h200", lost) | {"CUDA_VISIBLE_DEVICES": "1"})
+    assert (alone["problem"], alone["marks"]) == (problem, [])
+
+
+@pytest.mark.parametrize("lost", LOST_GPUS, ids=["at once", "in between", "by another error"])
+def test_a_lost_gpu_that_is_not_selected_does_not_matter(machine, found_on, lost):
+    """The healthy one is measured on, by its number and by its UUID; the numbers stay as they were."""
+    for devices in ("1", "GPU-1"):
+        found = found_on(machine(lost, "h200") | {"CUDA_VISIBLE_DEVICES": devices})
+
+        assert (found["key"], found["problem"], found["marks"]) == ("NVIDIA-H200", None, ["h200"])
+        assert [gpu["index"] for gpu in found["fingerprint"]["gpus"]] == [1]
+        assert found["fingerprint"]["notes"] == [
+            f"CUDA_VISIBLE_DEVICES={devices!r} hides 1 of 2 GPUs; unset it to use all"
+        ]
 
 
 def test_a_withheld_gpu_does_not_hide_the_others(machine, found_on):

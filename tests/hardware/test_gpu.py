@@ -54,6 +54,31 @@ def test_a_key_depends_on_the_part_alone(part, uuid, index, bus_id, power_w, res
         assert (gpu.key, gpu.part) == (part.key, part)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "key", "told"),
+    [
+        (
+            Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=40 * GIB),
+            "NVIDIA-H100-80GB-HBM3-40GiB",
+            "NVIDIA H100 80GB HBM3 (40.0 GiB of 79.6 GiB)",
+        ),
+        (replace(L4, memory_bytes=12 * GIB), "NVIDIA-L4-12GiB", "NVIDIA L4 (12.0 GiB of 22.5 GiB)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_share_of_a_part_is_not_the_part(gpu, key, told):
+    """Less memory than the part has: a key of its own, no mark, and both sizes for people."""
+    assert (gpu.key, gpu.part, str(gpu)) == (key, None, told)
+
+
+def test_memory_that_ecc_takes_leaves_the_part_what_it_is():
+    """A sixteenth of an RTX 4090's; and where nothing is told of the memory, the name stands."""
+    whole = Gpu(name="NVIDIA GeForce RTX 4090", memory_bytes=24564 * 2**20 * 15 // 16)
+
+    assert (whole.key, whole.part.mark) == ("NVIDIA-RTX-4090", "rtx4090")
+    assert not Gpu(name="NVIDIA L4").is_partial
+
+
 def test_a_name_without_the_maker_is_the_same_part():
     """Drivers before 470 called the part so: an update does not make it another one."""
     assert Gpu(name="A100-SXM4-40GB").key == Gpu(name="NVIDIA A100-SXM4-40GB").key

@@ -208,6 +208,58 @@ def test_mistakes_in_marks_stop_the_run_before_any_test(no_driver, run_on):
     )
 
 
+CONTRADICTION = """
+import pytest
+
+@pytest.mark.h200
+@pytest.mark.l4
+def test_both():
+    pass
+
+@pytest.mark.h200
+def test_one():
+    pass
+
+def test_plain():
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_two_parts_on_one_test_are_its_own_mistake(machine, run_on):
+    """It fails with its name and what to do; the others run, and so does all where it is not selected."""
+    result = run_on(machine("h200"), tests=CONTRADICTION)
+
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*_ test_both _*", "test_it.py::test_both is marked l4 and h200, and no GPU is both; parametrize the test *"]
+    )
+    run_on(machine("h200"), "-k", "not both", tests=CONTRADICTION).assert_outcomes(passed=2, deselected=1)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_fixture_is_a_sentence(machine, run_on):
+    """Where it was made, and none of our frames."""
+    result = run_on(
+        machine("h200"),
+        tests="""
+            import pytest
+
+            @pytest.fixture
+            def engine(llm_engine_factory):
+                return llm_engine_factory("sim", model="llama-3.1-8b", part="h300")
+
+            def test_it(engine):
+                pass
+        """,
+    )
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["test_it.py:5: ConfigurationError: unknown part 'h300'; did you mean 'h200'?*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*pytest_llmperf/*.py:*")
+
+
 def test_a_run_without_marked_tests_asks_no_hardware(machine, run_on):
     """A session with none of our tests does not so much as import what could ask NVML."""
     result = run_on(

@@ -8,6 +8,7 @@ from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.hardware import Gpu, Hardware, Requirement, declared, requirement_of
 
 MIB = 2**20
+CAPABILITY = 'expected a version such as 9.0 or "9.0", which compilers call sm_90'
 WORDS = "count, memory_gib, nvlink_c2c, compute_capability, nvlink"
 
 GH200 = Gpu(name="NVIDIA GH200 480GB", memory_bytes=97871 * MIB, nvlink_c2c=True)
@@ -211,13 +212,15 @@ def test_hardware_without_a_stated_problem_has_no_gpu():
         ({"nvlink_c2c": None}, "gpu(nvlink_c2c=None): expected True or False"),
         ({"memory_gib": float("inf")}, "gpu(memory_gib=inf): expected a positive number"),
         ({"nvlink": "yes"}, "gpu(nvlink='yes'): expected True or False"),
-        ({"compute_capability": True}, "gpu(compute_capability=True): expected a version such as 9.0"),
-        ({"compute_capability": (9, 0)}, "gpu(compute_capability=(9, 0)): expected a version such as 9.0"),
-        ({"compute_capability": 0}, "gpu(compute_capability=0): expected a version such as 9.0"),
-        ({"compute_capability": -9.0}, "gpu(compute_capability=-9.0): expected a version such as 9.0"),
-        ({"compute_capability": 8.95}, "gpu(compute_capability=8.95): expected a version such as 9.0"),
-        ({"compute_capability": "sm_90"}, "gpu(compute_capability='sm_90'): expected a version such as 9.0"),
-        ({"compute_capability": float("nan")}, "gpu(compute_capability=nan): expected a version such as 9.0"),
+        ({"compute_capability": True}, f"gpu(compute_capability=True): {CAPABILITY}"),
+        ({"compute_capability": (9, 0)}, f"gpu(compute_capability=(9, 0)): {CAPABILITY}"),
+        ({"compute_capability": 0}, f"gpu(compute_capability=0): {CAPABILITY}"),
+        ({"compute_capability": -9.0}, f"gpu(compute_capability=-9.0): {CAPABILITY}"),
+        ({"compute_capability": 8.95}, f"gpu(compute_capability=8.95): {CAPABILITY}"),
+        ({"compute_capability": 90}, f"gpu(compute_capability=90): {CAPABILITY}"),
+        ({"compute_capability": "90"}, f"gpu(compute_capability='90'): {CAPABILITY}"),
+        ({"compute_capability": "sm_90"}, f"gpu(compute_capability='sm_90'): {CAPABILITY}"),
+        ({"compute_capability": float("nan")}, f"gpu(compute_capability=nan): {CAPABILITY}"),
         ({"cout": 2}, f"gpu(cout=...): unknown word; accepted: {WORDS}"),
     ],
     ids=str,
@@ -275,5 +278,5 @@ def test_all_unusable_arguments_are_reported_together():
         "gpu(count=0): expected a whole number of at least 1",
         f"gpu(memory=...): unknown word; accepted: {WORDS}",
         "gpu(nvlink_c2c='yes'): expected True or False",
-        "gpu(compute_capability='hopper'): expected a version such as 9.0",
+        f"gpu(compute_capability='hopper'): {CAPABILITY}",
     )

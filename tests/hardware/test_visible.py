@@ -80,6 +80,20 @@ def test_what_is_hidden_is_said(devices, note):
     assert select(GPUS, devices).notes == (f"CUDA_VISIBLE_DEVICES={devices!r} {note}; unset it to use all",)
 
 
+@pytest.mark.parametrize(("devices", "left"), [("2:1", SLICES), ("2:1,0", [*SLICES, H200]), ("0x1", [H200])])
+def test_an_entry_that_is_read_in_part_is_said(devices, left):
+    """CUDA takes the number that it begins with, where container tools mean a slice of that GPU."""
+    found = select(GPUS, devices, "PCI_BUS_ID")
+    entry = devices.partition(",")[0]
+
+    assert found.gpus == tuple(left)
+    assert found.notes[0] == (
+        f"CUDA_VISIBLE_DEVICES={devices!r} has {entry!r}, of which CUDA reads {entry[0]!r} alone; write the number, or "
+        "for a slice its UUID (MIG-..., see nvidia-smi -L)"
+    )
+    assert select(SLICES, "0:1").notes[0].startswith("CUDA_VISIBLE_DEVICES='0:1' has '0:1', of which CUDA reads '0'")
+
+
 def test_nothing_is_said_where_nothing_is_hidden():
     """A variable that names all GPUs changes nothing."""
     assert select(GPUS, "2,0,1").notes == ()

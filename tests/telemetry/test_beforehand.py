@@ -17,8 +17,6 @@ from pytest_llmperf.telemetry.gpu import GpuAddress
 from pytest_llmperf.telemetry.processes import GpuProcesses
 from pytest_llmperf.units import GIB
 
-pytestmark = pytest.mark.real_time
-
 OURS, THEIRS = 100, 200
 ALONE = GpuProcesses(frozenset({OURS}), may_hold_memory=False)
 WITH_AN_ENGINE = GpuProcesses(frozenset({OURS}), may_hold_memory=True)
@@ -170,6 +168,7 @@ def session(pytester, python, nvml_here, monkeypatch):
     return go
 
 
+@pytest.mark.real_time
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_memory_that_is_taken_invalidates_every_run_on_that_engine(session, pytester):
@@ -187,6 +186,7 @@ def test_memory_that_is_taken_invalidates_every_run_on_that_engine(session, pyte
     ) in said
 
 
+@pytest.mark.real_time
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_memory_that_the_engine_itself_takes_is_its_own(session, pytester):

@@ -26,13 +26,10 @@ BUSY = GPUS["h200"] | {
         "3": 10, "4": 11, "5": 12, "6": 13, "142": 14, "143": 15, "144": 1, "145": 0,
     },
 }  # fmt: skip
-OFTEN = {
-    "sm_clock_mhz", "memory_clock_mhz", "power_w", "energy_j", "temperature_c", "utilisation", "memory_used_bytes",
-    "clock_reasons", "throttled_ns",
-}  # fmt: skip
+OFTEN = {"sm_clock_mhz", "power_w", "energy_j", "utilisation", "clock_reasons", "throttled_ns"}
 RARELY = {
-    "pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes", "pcie_generation", "pcie_width", "ecc",
-    "processes",
+    "memory_clock_mhz", "temperature_c", "memory_used_bytes", "pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes",
+    "nvlink_rx_bytes", "pcie_generation", "pcie_width", "ecc", "processes",
 }  # fmt: skip
 CALLS = (
     "clock", "temperature", "utilisation", "memory_mib", "clock_reasons", "power", "energy", "pcie_generation",
@@ -98,14 +95,17 @@ def test_a_sample_has_every_field_in_our_units(sensor):
 
 
 def test_what_changes_slowly_is_read_only_when_everything_is(sensor):
-    """Links, ECC and processes are left out of the frequent samples."""
+    """Temperature, memory, links, ECC and processes are neither in the frequent samples nor asked for."""
+    rare = ("temperature", "memory_mib", "pcie_width")
     gpu, stub = sensor(BUSY)
-    before = stub.asked("processes")
+    before = [stub.asked(key) for key in rare]
 
     sample = gpu.read(0, everything=False)
 
     assert known(sample) == OFTEN
-    assert stub.asked("processes") == before
+    assert [stub.asked(key) for key in rare] == before
+    assert known(gpu.read(0, everything=True)) == OFTEN | RARELY
+    assert [stub.asked(key) - asked for key, asked in zip(rare, before, strict=True)] == [1] * len(rare)
 
 
 @pytest.mark.parametrize("code", [NOT_SUPPORTED, NO_PERMISSION, UNKNOWN])
@@ -222,7 +222,7 @@ def test_values_are_those_of_the_moment(sensor):
 
     seen = []
     for _ in range(3):
-        sample = gpu.read(0, everything=False)
+        sample = gpu.read(0, everything=True)
         seen.append((sample.temperature_c, sample.clock_reasons))
         stub.advance(5)
 
@@ -238,7 +238,7 @@ def test_a_value_that_fails_once_is_absent_once(sensor):
 
     seen = []
     for _ in range(3):
-        sample = gpu.read(0, everything=False)
+        sample = gpu.read(0, everything=True)
         seen.append((sample.temperature_c, sample.throttled_ns.get("sw_power_cap")))
         stub.advance(1)
 
@@ -308,7 +308,7 @@ def test_an_older_binding_is_enough(sensor, monkeypatch):
     monkeypatch.delattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons")
     gpu, _ = sensor(BUSY)
 
-    sample = gpu.read(0, everything=False)
+    sample = gpu.read(0, everything=True)
 
     assert (sample.temperature_c, sample.clock_reasons) == (64, 0x24)
 

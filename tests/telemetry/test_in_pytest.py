@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from nvml import GPUS
 from servers import CompletionsServer
 
 from pytest_llmperf.telemetry import read_samples
@@ -28,8 +29,8 @@ def test_energy(llm_engine, llm_perf):
 def session(pytester, machine, monkeypatch):
     """`session(*arguments)`: the run's output, and the rows of its result file; the server has two GPUs."""
 
-    def run(*arguments):
-        for name, value in machine("h200", "h200").items():
+    def run(*arguments, gpu="h200"):
+        for name, value in machine(gpu, "h200").items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         pytester.makepyfile(test_it=TEST)
@@ -66,7 +67,22 @@ def test_switched_off_nothing_is_sampled(session, pytester):
     """Neither in the result nor on disk; a test that gates energy cannot be judged, and says so."""
     done, found = session("--llmperf-telemetry", "off")
 
-    done.stdout.fnmatch_lines(["*GPU: None*", "*joules_per_token: measured in 0 of 2 runs, so it cannot be judged*"])
+    why = "measured in 0 of 2 runs, so it cannot be judged: nothing was sampled, as --llmperf-telemetry is off, or"
+    done.stdout.fnmatch_lines(["*GPU: None*", f"*joules_per_token: {why}*"])
     done.assert_outcomes(errors=1)
     assert found == []
     assert not list(pytester.path.glob(".llmperf/*/records/*.telemetry.ndjson"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_driver_that_hangs_in_mid_run_is_said_in_the_end(session, pytester):
+    """In the table, why there is no energy; in the last line, what to do; our frames only beside the records."""
+    done, _ = session("--llmperf-gate", "fail", gpu=GPUS["h200"] | {"hangs_at": 2.5})
+
+    why = "the GPU driver (NVML) did not answer for 2 s, so what the GPUs did is not known; look at dmesg for an Xid, *"
+    done.stdout.fnmatch_lines([f"*joules_per_token: measured in * of 2 runs, so it cannot be judged: {why}"])
+    done.stdout.fnmatch_lines(["llmperf: 1 INVALID_RUN; what to do: *the GPU driver (NVML) does not answer; look at *"])
+    done.stdout.no_fnmatch_line("*pynvml.py*")
+    (stack,) = pytester.path.glob(".llmperf/*/records/*.telemetry.stack.txt")
+    assert "read (gpu.py:" in stack.read_text(encoding="utf-8")

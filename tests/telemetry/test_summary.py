@@ -29,16 +29,15 @@ def summed(*samples, span=(1.0, 3.0), lost=None, period_ns=TENTH):
 def test_values_are_those_within_the_part_that_counts():
     """Idle clocks before and after are not in mean, least and most."""
     gpu = summed(
-        at(0.9, sm_clock_mhz=345, power_w=70, temperature_c=30, utilisation=0.0, clock_reasons=1),
-        at(1.0, sm_clock_mhz=1500, power_w=500, temperature_c=50, utilisation=0.5, clock_reasons=4),
-        at(2.0, sm_clock_mhz=1800, power_w=700, temperature_c=70, utilisation=1.0, clock_reasons=0x24),
-        at(3.0, sm_clock_mhz=1200, power_w=600, temperature_c=60, utilisation=0.9, clock_reasons=0),
-        at(3.1, sm_clock_mhz=345, power_w=70, temperature_c=99, utilisation=0.0, clock_reasons=1),
+        at(0.9, sm_clock_mhz=345, power_w=70, utilisation=0.0, clock_reasons=1),
+        at(1.0, sm_clock_mhz=1500, power_w=500, utilisation=0.5, clock_reasons=4),
+        at(2.0, sm_clock_mhz=1800, power_w=700, utilisation=1.0, clock_reasons=0x24),
+        at(3.0, sm_clock_mhz=1200, power_w=600, utilisation=0.9, clock_reasons=0),
+        at(3.1, sm_clock_mhz=345, power_w=70, utilisation=0.0, clock_reasons=1),
     )
 
     assert gpu.sm_clock_mhz == Spread(1500, 1200, 1800)
     assert gpu.power_w == Spread(600, 500, 700)
-    assert gpu.temperature_c == Course(50, 60, 70)
     assert gpu.utilisation == pytest.approx(0.8)
     assert (gpu.samples, gpu.duration_s, gpu.uuid, gpu.name) == (3, 2.0, "GPU-0", "H200")
     assert gpu.clock_reasons == 0x24
@@ -51,6 +50,22 @@ def test_memory_before_is_that_of_the_sample_before_the_run():
     gpu = summed(at(0.5, memory_used_bytes=10), at(2, memory_used_bytes=90), at(3.5, memory_used_bytes=40))
 
     assert (gpu.memory_before_bytes, gpu.memory_max_bytes) == (10, 90)
+
+
+def test_temperature_is_also_that_of_the_samples_just_before_and_after():
+    """It is read once a second: in a run of less than that there would be none."""
+    assert summed(at(0.9, temperature_c=50), at(3.1, temperature_c=61)).temperature_c == Course(50, 61, 61)
+    assert summed(
+        at(0.9, temperature_c=50), at(2, temperature_c=70), at(3.1, temperature_c=61)
+    ).temperature_c == Course(50, 61, 70)
+
+
+def test_the_memory_clock_is_only_that_of_the_part_that_counts():
+    """Idle parts lower it: what it was before and after the run says nothing of the run."""
+    gpu = summed(at(0.9, memory_clock_mhz=405), at(2, memory_clock_mhz=6251), at(3.1, memory_clock_mhz=405))
+
+    assert gpu.memory_clock_mhz == Spread(6251, 6251, 6251)
+    assert summed(at(0.9, memory_clock_mhz=405), at(3.1, memory_clock_mhz=405)).memory_clock_mhz is None
 
 
 def test_nothing_sampled_is_absent_throughout():
