@@ -274,13 +274,19 @@ def test_it_hangs(name, tmp_path, monkeypatch):
 @pytest.mark.slow
 @stubs
 def test_words_that_it_does_not_know(name, tmp_path):
-    """The engine's own complaint is quoted, and it is not tried again."""
-    wrong = ['{"no_such_flag": 1}'] if name == "tensorrt_llm-in-process" else ["--no-such-flag"]
+    """The engine's own complaint is quoted, with its log's place, and again where it is not tried any more."""
+    has_usage = name != "tensorrt_llm-in-process"  # which gets a TypeError, as anything might be
+    wrong = ["--no-such-flag"] if has_usage else ['{"no_such_flag": 1}']
+    said = r"unrecognized arguments: --no-such-flag|no_such_flag'"
     with made(name, tmp_path, args=wrong) as engine:
-        with pytest.raises(EngineStartError, match=r"unrecognized arguments: --no-such-flag|no_such_flag'"):
+        for _ in range(1 if has_usage else 2):
+            with pytest.raises(EngineStartError, match=said):
+                engine.start()
+        logs = len(list((tmp_path / "log").glob("*.log")))
+        again = rf"not tried again after (its first start|2 starts) failed: (.|\n)*last lines of .*\.log(.|\n)*({said})"
+        with pytest.raises(EngineStartError, match=again):
             engine.start()
-        with pytest.raises(EngineStartError, match="not tried again"):
-            engine.start()
+        assert logs == len(list((tmp_path / "log").glob("*.log")))
 
 
 @pytest.mark.slow
@@ -295,10 +301,10 @@ def test_out_of_memory_at_start(name, tmp_path):
 @pytest.mark.slow
 @stubs
 def test_it_hangs_at_start(name, tmp_path, monkeypatch):
-    """It is given up after the limit, which can be set, and stopped."""
+    """It is given up after the limit, which can be set, says where it stood, and is gone."""
     monkeypatch.setattr(process, "GRACE_S", 0.5)
-    around = surroundings(tmp_path, start_timeout_s=0.3)
-    said = r"not ready after 0\.3 s and was stopped; --llmperf-start-timeout"
+    around = surroundings(tmp_path, start_timeout_s=2)
+    said = r"not ready after 2 s and was stopped; --llmperf-start-timeout(.|\n)*Aborted(.|\n)* in fault"
     with (
         made(name, tmp_path, around, env={"STUB_FAULT": "hang"}) as engine,
         pytest.raises(EngineStartError, match=said),

@@ -106,12 +106,20 @@ def test_other_engines_have_one_way_only():
 @pytest.mark.parametrize(
     ("facts", "backend", "lack"),
     [
-        ({"vllm": "0.32.0", "cpu": True, "lmcache": False}, "native", "vLLM 0.32.0 is built for CPUs; .*='disk' keeps"),
-        ({"vllm": "0.32.0", "cpu": False, "lmcache": False}, "native", None),
-        ({"vllm": "0.32.0", "cpu": True, "lmcache": False}, "disk", None),
-        ({"vllm": "0.32.0", "cpu": True, "lmcache": False}, "lmcache", "pip install lmcache there"),
-        ({"vllm": "0.32.0", "cpu": True, "lmcache": True}, "lmcache", None),
-        ({"vllm": None, "cpu": True, "lmcache": False}, "native", None),
+        (
+            {"vllm": "0.32.0", "cpu": True, "lmcache": False, "lmcache_version": None},
+            "native",
+            "vLLM 0.32.0 is built for CPUs; .*='disk' keeps",
+        ),
+        ({"vllm": "0.32.0", "cpu": False, "lmcache": False, "lmcache_version": None}, "native", None),
+        ({"vllm": "0.32.0", "cpu": True, "lmcache": False, "lmcache_version": None}, "disk", None),
+        (
+            {"vllm": "0.32.0", "cpu": True, "lmcache": False, "lmcache_version": None},
+            "lmcache",
+            "pip install lmcache there",
+        ),
+        ({"vllm": "0.32.0", "cpu": True, "lmcache": True, "lmcache_version": "0.5.6"}, "lmcache", None),
+        ({"vllm": None, "cpu": True, "lmcache": False, "lmcache_version": None}, "native", None),
         ("no JSON", "native", None),
     ],
 )
