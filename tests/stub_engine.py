@@ -4,8 +4,8 @@
 cached in blocks of 16 tokens until they are flushed; an answer takes no time, unless it is a long one. The environment
 variable STUB_FAULT makes a start fail as real ones do, `once:FILE` for as long as there is no such file; STUB_UNCACHED
 leaves the prefix cache off, whatever was asked for; STUB_HANGS is how many prompts it takes before it stands still for
-ever; STUB_HANG names a moment, such as `answer:3` or `reset:2`, at which the server makes a file `hanging` in its folder,
-and does nothing until there is a file `go`.
+ever; STUB_HANG names a moment, such as `answer:3` or `reset:2`, at which the server makes a file `hanging` in its
+folder, and does nothing until there is a file `go`.
 """
 
 from __future__ import annotations

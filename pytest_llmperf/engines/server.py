@@ -477,7 +477,8 @@ class StartedEngine(ABC, Generic[ServerT]):
         self._failed_starts: list[str] = []
         """What was said of those since it last ran."""
         self._is_given_up = False
-        self._recovered_from: str | None = None
+        self.recovered_from: str | None = None
+        """What was said of a start that failed before the one that it runs since; None: there was none."""
         self._launched_ns = 0
         self.ready_ns: int | None = None
         """When it was last ready for requests, on `clock`; None before its first start."""
@@ -501,7 +502,7 @@ class StartedEngine(ABC, Generic[ServerT]):
         self._launched, self._connected = None, server
         self.ready_ns = self.clock.now_ns()
         if self._failed_starts:
-            self._recovered_from = self._failed_starts[-1].splitlines()[0]
+            self.recovered_from = self._failed_starts[-1].splitlines()[0]
             self._failed_starts.clear()
 
     def _note_failure(self, error: LLMPerfError) -> None:
@@ -626,8 +627,8 @@ class StartedEngine(ABC, Generic[ServerT]):
         return told | ({"doubts": list(dict.fromkeys(doubts))} if doubts else {})
 
     def _restarted(self) -> Iterator[str]:
-        if self._recovered_from is not None:
-            yield f"the engine runs since a second start, the first one failed: {self._recovered_from}"
+        if self.recovered_from is not None:
+            yield f"the engine runs since a second start, the first one failed: {self.recovered_from}"
 
     def _started_in(self) -> dict[str, Any]:
         """How long the last start took, of what we start."""

@@ -46,7 +46,9 @@ class FleetEngine(ServedEngine):
         about = self.host.describe()
         replicas: list[dict[str, Any]] = about["replicas"]
         known = {name: value for name, value in replicas[0].items() if name not in ("command", "doubts")}
-        doubts = dict.fromkeys([*(one for each in replicas for one in each.get("doubts", ())), *self._restarted()])
+        doubts = dict.fromkeys(one for each in replicas for one in each.get("doubts", ()))
+        if all(replica.recovered_from is None for replica in self.replicas):  # else it is told of that one
+            doubts |= dict.fromkeys(self._restarted())
         of_all = {"kv_capacity_tokens": self.kv_capacity_tokens, "doubts": list(doubts) or None}
         return known | {name: value for name, value in of_all.items() if value is not None} | about
 
