@@ -13,14 +13,20 @@ import time
 
 import pytest
 from engine_cases import CASES, answer, as_text, cases, made, prompt, surroundings
+from fakes import no_progress
 from stub_engine import LONG
 
 from pytest_llmperf.client import Limits
+from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import process
 from pytest_llmperf.engines.base import Generation
 from pytest_llmperf.engines.in_process import channel as in_process_channel
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
+from pytest_llmperf.load import round_robin
 from pytest_llmperf.records import EngineTimings
+from pytest_llmperf.request import checked_request
+from pytest_llmperf.session import Setting, measure
+from pytest_llmperf.workloads import multi_round
 
 pytestmark = pytest.mark.real_time
 
@@ -147,6 +153,14 @@ class TestAsking:
         assert [0 if case.empties else (BLOCKS - 1) * block_of(engine)] * case.replicas == hits
         if case.counts:
             assert sum(hits) == engine.cache_counters().since(before).hit_tokens
+
+    @pytest.mark.slow
+    def test_primed(self, engine, folder, request):
+        """Contexts that were sent ahead are found, in whole blocks, by each first turn."""
+        block = block_of(engine)
+        result = primed(engine, folder, request.node.name, block)
+        assert () == result.validity.reasons
+        assert [4 * block] * 2 == [one.cached_tokens for one in result.records[0].requests]
 
     def test_cancelled(self, engine, case, ids):
         """A request whose channel is closed ends in the engine, too: a cache in use would refuse to be emptied."""
@@ -301,15 +315,37 @@ def test_out_of_memory_at_start(name, tmp_path):
 @pytest.mark.slow
 @stubs
 def test_it_hangs_at_start(name, tmp_path, monkeypatch):
-    """It is given up after the limit, which can be set, says where it stood, and is gone."""
+    """It is given up after the limit, which can be set, and stopped."""
     monkeypatch.setattr(process, "GRACE_S", 0.5)
-    around = surroundings(tmp_path, start_timeout_s=2)
-    said = r"not ready after 2 s and was stopped; --llmperf-start-timeout(.|\n)*Aborted(.|\n)* in fault"
+    around = surroundings(tmp_path, start_timeout_s=0.3)
+    said = r"not ready after 0\.3 s and was stopped; --llmperf-start-timeout"
     with (
         made(name, tmp_path, around, env={"STUB_FAULT": "hang"}) as engine,
         pytest.raises(EngineStartError, match=said),
     ):
         engine.start()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vllm", "fleet"])
+def test_a_cache_that_is_off_is_not_primed(name, tmp_path):
+    """Whatever was asked for: the run is invalid by the engine's counters, and what it says of itself is a doubt."""
+    with made(name, tmp_path, env={"STUB_UNCACHED": "1"}) as engine:
+        result = primed(engine, tmp_path, "off", block_of(engine))
+    (reason,) = result.validity.reasons
+    assert reason.startswith("the cache was declared primed, but the engine found nothing of the contexts")
+    assert "prefix_caching=True was asked for, and the engine says that it is False" in result.doubts
+
+
+def primed(engine, folder, test, block):
+    """One run with two users whose contexts have been sent ahead."""
+    workload = multi_round(users=2, rounds=1, context_tokens=4 * block, input_tokens=block, output_tokens=2, seed=1)
+    words = {"load": round_robin(), "runs": 1, "warmup_runs": 0, "prefill_context": False, "slo": None, "name": None}
+    setting = Setting(
+        test=test, hardware_key="test", clock=engine.clock, record_dir=folder / "records", progress=no_progress,
+        team=LocalTeam(engine.clock),
+    )  # fmt: skip
+    return measure(engine, checked_request(workload, cache="primed", **words), setting)
 
 
 def ended(channel):
