@@ -55,6 +55,11 @@ class EngineError(LLMPerfError):
 class EngineStartError(EngineError):
     """An engine never became ready, or a server could not be reached."""
 
+    def __init__(self, text: str, *, is_final: bool = False) -> None:
+        """`is_final`: the same start would fail in the same way, or cost as much time as this one did."""
+        super().__init__(text)
+        self.is_final = is_final
+
 
 class EngineDiedError(EngineError):
     """The engine's process ended while it was needed."""

@@ -118,7 +118,9 @@ class Runs:
             *driven.unaccounted(requests),
             *_failures(requests, "failed"),
             *_shed(driven),
+            *self._not_ours_to_start(requests),
             *self._wrong_cache(requests, workload),
+            *self._not_primed(requests, workload, cache),
             *self._wrong_lengths(requests),
             *self._no_offload(cache),
         )
@@ -223,6 +225,29 @@ class Runs:
                 f"{len(warm)} first turns from it"
             )
 
+    def _not_primed(
+        self, requests: Sequence[RequestRecord], sessions: Iterable[Session], cache: CacheCounters
+    ) -> Iterator[str]:
+        """Contexts that were sent ahead, of which the engine found none."""
+        answered = [request for request in requests if request.ok]
+        if self._request.cache != "primed" or not answered:
+            return
+        if primed_found(answered, sessions, cache, self._engine.prompt_overhead):
+            return
+        yield (
+            "the cache was declared primed, but the engine found nothing of the contexts that were sent ahead: its "
+            "prefix caching is off, its cache was emptied or is too small for them, each is shorter than a block, or a "
+            "router took them elsewhere"
+        )
+
+    def _not_ours_to_start(self, requests: Sequence[RequestRecord]) -> Iterator[str]:
+        """What to do about a server that is gone, where it is somebody else's."""
+        if not self._engine.is_ours and any(r.failure is not None and r.failure.kind in _GONE for r in requests):
+            yield (
+                f"the server at {self._engine.url} was not started here, nor will it be again: where it has ended, its "
+                "own log says why; start it again where it runs, and repeat the test"
+            )
+
     def _wrong_lengths(self, requests: Sequence[RequestRecord]) -> Iterator[str]:
         """Prompts, and answers that the model could not end, whose real lengths are not those asked for."""
         answered = [request for request in requests if request.ok]
@@ -274,6 +299,8 @@ class _Told:
         return f"{requests}, {units.quantity(self._tokens / passed_s, units.TOKENS_PER_SECOND)}"
 
 
+_GONE = ("connection_refused", "connection_reset", "connection_closed", "truncated", "peer_gone")
+"""How requests fail whose server ends."""
 _IDS_AS_THEY_ARE = (
     "the server changes token ids that it is sent; see that it neither cuts prompts nor adds to them, and that the "
     "workload's token_ids are in its vocabulary"
@@ -320,6 +347,27 @@ def by_kind(events: Sequence[Failure | Remark]) -> str:
     examples = {event.kind: event.detail for event in reversed(events)}
     counts = Counter(event.kind for event in events)
     return "; ".join(f"{count} {kind} ({examples[kind]})" for kind, count in counts.most_common())
+
+
+def primed_found(
+    requests: Sequence[RequestRecord], sessions: Iterable[Session], cache: CacheCounters, overhead: int
+) -> bool:
+    """Whether anything that was sent ahead was found, as far as the engine tells; True where it does not.
+
+    `requests`: answered ones; `overhead`: tokens with which every prompt begins. What sessions share proves it for
+    the first one at each replica only: the others find what that one has left.
+    """
+    told = [r for r in requests if r.turn == 0 and r.sent_ns is not None and r.cached_tokens is not None]
+    if not told:
+        return cache.hit_tokens is None or cache.hit_tokens > 0
+    shared = [session.shared_tokens for session in sessions]
+    begun: set[int | None] = set()
+    for one in sorted(told, key=lambda request: request.sent_ns or 0):
+        proves_nothing = overhead + (shared[one.session] if one.replica in begun else 0)
+        if (one.cached_tokens or 0) > proves_nothing:
+            return True
+        begun.add(one.replica)
+    return False
 
 
 def is_verified(engine: Engine, request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""What must not be read by others: keys, and the values of environment variables.
+"""What must not be read by others: keys and passwords, by the names that they go by and by their form.
 
 A secret is a string that does not show itself: tracebacks with locals, assertions and messages that quote
 it have `***` in its place. What was written by somebody else is searched for secrets before it is quoted.
@@ -22,8 +22,11 @@ _USER = re.compile(r"//[^/?#\s]*@")
 _QUERY = re.compile(r"[?#][^\s'\"]*")
 _SHORTEST = 6
 """Shorter values are no secrets: replacing each `1` or `true` would make a log unreadable."""
-_SHORTEST_UNNAMED = 12
-"""The same where no name says that it is one: a log also says `FLASHINFER` and `memory`."""
+# What services call their keys, a URL with a password, a private key in a file's form.
+_KEY = re.compile(r"\b(hf_|sk-|gh[opsu]_|github_pat_|glpat-|nvapi-|xox[a-z]-|AKIA|eyJ)[\w.-]{8}|//[^/\s]+@|-----BEGIN")
+_OPAQUE = re.compile(r"(?![/~.])(?=[^A-Za-z]*[A-Za-z])(?=\D*\d)(?![A-Z0-9_]*\Z)[\w.+/=-]{16,}", re.ASCII)
+"""Letters and digits without a break: no path, and no constant such as `TRITON_ATTN_VLLM_V1`."""
+_PIECES = re.compile(r"[\s,:;|]+")
 
 
 class Secret(str):
@@ -63,9 +66,19 @@ def is_secret_flag(argument: str) -> bool:
     return _FLAG.fullmatch(argument) is not None
 
 
+def is_secret_value(value: str) -> bool:
+    """Whether this has the form of a key, whatever it is called: rather once too often than too seldom."""
+    text = str.__str__(value)
+    return _KEY.search(text) is not None or any(_OPAQUE.fullmatch(piece) for piece in _PIECES.split(text))
+
+
 def shown(name: str, value: str) -> str:
-    """The value of an environment variable as it may be shown: neither that of a secret nor one that a user gave."""
-    return HIDDEN if isinstance(value, Secret) or is_secret_name(name) else value
+    """The value of an environment variable as it may be shown, so that a command can be repeated; not that of a secret.
+
+    Of those that a user gave, also none that looks like one.
+    """
+    is_secret = is_secret_name(name) or (isinstance(value, Secret) and is_secret_value(value))
+    return HIDDEN if is_secret else str.__str__(value)
 
 
 def fingerprint(name: str, value: str) -> str:
@@ -88,7 +101,7 @@ def concealed(text: str, secrets: Iterable[str]) -> str:
 
 
 def secrets_of(added: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> tuple[Secret, ...]:
-    """What a process knows that nobody else should: values that a user gave it, and what it inherits by its name."""
+    """What a process knows that nobody else should: by their names, and by their form what a user gave it."""
     named = [value for around in (added, environment) for name, value in around.items() if is_secret_name(name)]
-    others = [value for value in added.values() if isinstance(value, Secret) and len(value) >= _SHORTEST_UNNAMED]
+    others = [value for value in added.values() if isinstance(value, Secret) and is_secret_value(value)]
     return tuple(Secret(value) for value in dict.fromkeys([*named, *others]) if len(value) >= _SHORTEST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pytest_llmperf.judged import Provenance, Validity, measurement_name
 from pytest_llmperf.load import Extent
 from pytest_llmperf.record_file import RecordFile
 from pytest_llmperf.records import Phase, RunRecord
-from pytest_llmperf.request import Request
+from pytest_llmperf.request import Request, check_engine
 from pytest_llmperf.results import PerfResult
 from pytest_llmperf.resume import Kept
 from pytest_llmperf.resume import doubts as resumed_doubts
@@ -42,6 +42,7 @@ def measure(
     A run that is spoiled ends the measurement: the others could not mend it. Raises `EngineError` if the
     engine cannot be started, dies or hangs, `ConfigurationError` if the workload does not fit it.
     """
+    check_engine(request, engine.spec)
     with Measurement(engine, request, setting, kept_of(engine, request, setting)) as measurement:
 
         def is_done() -> bool:
@@ -190,7 +191,7 @@ class Measurement:
             validity=self.validity,
             slo=self._request.slo,
             doubts=(
-                *_doubts(self.engine, self._request, self.records),
+                *_doubts(self.engine, self._request, self.records, self.provenance.engine),
                 *self._watch.doubts,
                 *resumed_doubts(resumed, len(self.records)),
                 *filter(None, [self._rows.problem]),
@@ -235,16 +236,18 @@ def _check_fit(engine: Engine, request: Request) -> int:
     return turns
 
 
-def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """What a reader should know about the figures although they stand."""
+def _doubts(
+    engine: Engine, request: Request, records: Sequence[RunRecord], about: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What a reader should know about the figures although they stand. `about`: what the engine has told of itself."""
     requests = [r for record in records for r in record.requests if r.ok]
-    doubts = []
+    doubts: list[str] = list(about.get("doubts", ()))
     restored = [record.cache.restored_bytes for record in records]
     if request.cache == "evicted" and engine.spec.kv_offload_gib is not None and restored and not any(restored):
         doubts.append("nothing came back from an outer tier: what was evicted is gone from there, too, and is computed")
     elif request.cache == "evicted" and not (is_verified(engine, request) or _left_the_device(records)):
         doubts.append("with KV offload an evicted context may come back from an outer tier, so eviction is unverified")
-    elif request.cache in ("cold", "evicted") and all(r.cached_tokens is None for r in requests):
+    elif request.cache != "as_is" and all(r.cached_tokens is None for r in requests):
         doubts.append(f"the engine does not say per request what it cached: that it was {request.cache} is unverified")
     other = sum(r.output_tokens is not None and r.output_tokens != r.output_tokens_asked for r in requests)
     if other:
@@ -260,7 +263,7 @@ def _doubts(engine: Engine, request: Request, records: Sequence[RunRecord]) -> t
     if remarks:
         doubts.append(f"odd answers among {len(requests)}: {by_kind(remarks)}")
     told = (problem for record in records if record.telemetry is not None for problem in record.telemetry.problems)
-    return (*doubts, *_client_doubts(records), *dict.fromkeys(told))
+    return (*doubts, *(_client_doubts(records) if requests else ()), *dict.fromkeys(told))
 
 
 def _client_doubts(records: Sequence[RunRecord]) -> Iterator[str]:

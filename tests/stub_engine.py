@@ -2,8 +2,9 @@
 
 `installed` puts them where a Python finds them, so that the code that starts the real ones starts these. Prompts are
 cached in blocks of 16 tokens until they are flushed; an answer takes no time, unless it is a long one. The environment
-variable STUB_FAULT makes a start fail as real ones do; STUB_HANGS is how many prompts it takes before it stands still
-for ever; STUB_HANG names a moment, such as `answer:3` or `reset:2`, at which the server makes a file `hanging` in its
+variable STUB_FAULT makes a start fail as real ones do, `once:FILE` for as long as there is no such file; STUB_UNCACHED
+leaves the prefix cache off, whatever was asked for; STUB_HANGS is how many prompts it takes before it stands still for
+ever; STUB_HANG names a moment, such as `answer:3` or `reset:2`, at which the server makes a file `hanging` in its
 folder, and does nothing until there is a file `go`.
 """
 
@@ -94,6 +95,11 @@ def fault() -> None:
         case "tell":
             _tell()
             sys.exit(3)
+        case str(words) if words.startswith("once:"):
+            marker = Path(words.removeprefix("once:"))
+            if not marker.exists():
+                marker.touch()
+                raise ConnectionError("the neighbour took the port")
 
 
 def _tell() -> None:
@@ -228,7 +234,7 @@ class Vllm(Stub):
         super().setup()
         self.names = tuple(self.options.served_model_name)
         self.model["id"] = self.names[0]
-        self.caches = self.options.enable_prefix_caching
+        self.caches = self.options.enable_prefix_caching and "STUB_UNCACHED" not in os.environ
         if self.options.enable_per_request_metrics:
             self.metrics = {"metrics": {"time_to_first_token_ms": 1.5, "queue_time_ms": 0.25, "mean_itl_ms": None}}
 

@@ -29,7 +29,9 @@ from pytest_llmperf.secret import (
     concealed,
     fingerprint,
     is_secret_flag,
+    is_secret_value,
     secrets_of,
+    shown,
     without_credentials,
 )
 
@@ -240,16 +242,40 @@ def test_two_values_are_told_apart_without_telling_them():
     assert "***" == fingerprint("MY_TOKEN", "1") == fingerprint("MY_TOKEN", "2")
 
 
+@pytest.mark.parametrize(
+    ("value", "is_secret"),
+    [
+        ("hf_abcdefghijkl", True),
+        ("sk-proj-abcdefghijkl", True),
+        ("http://user:password@proxy:3128", True),
+        ("9f86d081884c7d659a2feaa0c55ad015", True),
+        ("-----BEGIN PRIVATE KEY-----", True),
+        ("http://proxy.example.com:3128", False),
+        ("expandable_segments:True,max_split_size_mb:512", False),
+        ("TRITON_ATTN_VLLM_V1", False),
+        ("/models/llama-3.1-8b-instruct", False),
+        ("0,1,2,3", False),
+        ("1", False),
+    ],
+)
+def test_values_that_have_the_form_of_a_secret(value, is_secret):
+    """They are not shown, however they are called; the others are, so that a command can be repeated."""
+    assert is_secret is is_secret_value(value)
+    assert ("***" if is_secret else value) == shown("PLAIN", Secret(value))
+    assert value == shown("PLAIN", value)  # what we have set ourselves
+    assert "***" == shown("MY_TOKEN", Secret(value))
+
+
 def test_what_is_concealed():
     """Longer secrets first, so that one within another leaves no rest; short values are none, and words of a log are
     only where their name says so."""
-    added = {"A": Secret("0123-4567-89"), "B": Secret("1"), "C": Secret("FLASHINFER"), "MY_KEY": "abcdef"}
+    added = {"A": Secret("k-0123-4567-89ab"), "B": Secret("1"), "C": Secret("FLASHINFER"), "MY_KEY": "abcdef"}
     environment = {"X_TOKEN": "abcdefgh", "PATH": "/usr/bin/python"}
 
     found = secrets_of(added, environment)
 
-    assert {"0123-4567-89", "abcdef", "abcdefgh"} == set(found)
-    text = "a abcdefgh, abcdef 1 and 0123-4567-89 by FLASHINFER in /usr/bin/python"
+    assert {"k-0123-4567-89ab", "abcdef", "abcdefgh"} == set(found)
+    text = "a abcdefgh, abcdef 1 and k-0123-4567-89ab by FLASHINFER in /usr/bin/python"
     assert "a ***, *** 1 and *** by FLASHINFER in /usr/bin/python" == concealed(text, found)
 
 

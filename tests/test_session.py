@@ -654,10 +654,100 @@ def test_an_eviction_into_an_outer_tier_is_verified_by_where_tokens_came_from(ru
     assert result.validity
 
 
-@pytest.mark.parametrize("cache", ["as_is", "primed"])
-def test_a_cache_that_was_not_declared_empty_is_not_doubted(run, cache):
+def test_a_cache_that_was_not_declared_is_not_doubted(run):
     """There is nothing to verify."""
-    assert () == run(Silent(), cache=cache).doubts
+    assert () == run(Silent(), cache="as_is").doubts
+
+
+NOT_PRIMED = "the cache was declared primed, but the engine found nothing of the contexts that were sent ahead"
+
+
+class Flushing(VirtualEngine):
+    """Forgets all once the contexts have been sent ahead, as an engine does that somebody empties."""
+
+    def cache_counters(self):
+        self.cached.clear()
+        return super().cache_counters()
+
+
+class Counting(VirtualEngine):
+    """Says in all, and not per request, what it found."""
+
+    def finished(self, answer):
+        return replace(answer, cached_tokens=None)
+
+
+def without_prefix_caching():
+    return VirtualEngine(Script(prefix_caching=False))
+
+
+SHARED = shared_prefix(prefixes=1, requests_per_prefix=4, prefix_tokens=64, input_tokens=16, output_tokens=4)
+PARTLY_SHARED = multi_round(
+    users=3, rounds=2, context_tokens=64, shared_context_tokens=32, input_tokens=16, output_tokens=4
+)
+
+
+@pytest.mark.parametrize("workload", [ROUNDS, ONE_ROUND, SHARED, PARTLY_SHARED])
+@pytest.mark.parametrize("make", [without_prefix_caching, Flushing])
+def test_a_primed_run_that_found_nothing_primed_is_invalid(run, make, workload):
+    """Whatever later turns, and others that begin alike, find of what the run itself has left."""
+    result = run(make(), workload, runs=2, cache="primed")
+    (reason,) = result.validity.reasons
+    assert reason.startswith(NOT_PRIMED)
+    assert 1 == len(result.records)
+
+
+@pytest.mark.parametrize("workload", [ROUNDS, ONE_ROUND, SHARED, PARTLY_SHARED])
+def test_a_primed_run_that_found_its_contexts_is_valid(run, workload):
+    """So that the test above can fail."""
+    result = run(VirtualEngine(), workload, runs=2, cache="primed")
+    assert (True, ()) == (bool(result.validity), result.doubts)
+
+
+@pytest.mark.parametrize(("caches", "reasons"), [(True, 0), (False, 1)])
+def test_a_primed_cache_by_the_engine_s_counters(run, caches, reasons):
+    """Where no request says what it found, the sums do."""
+    result = run(Counting(Script(prefix_caching=caches)), ONE_ROUND, cache="primed")
+    assert reasons == sum(reason.startswith(NOT_PRIMED) for reason in result.validity.reasons)
+
+
+@pytest.mark.parametrize("cache", ["primed", "cold"])
+def test_a_state_that_an_engine_is_told_not_to_have(run, cache):
+    """Before it is started; other states need no prefix cache."""
+    engine = VirtualEngine(spec=EngineSpec(kind="vllm", model="m", prefix_caching=False))
+    if cache == "cold":
+        assert run(engine, cache=cache).validity
+        return
+    with pytest.raises(
+        ConfigurationError, match="cache='primed' with prefix_caching=False: nothing that is sent ahead"
+    ):
+        run(engine, cache=cache)
+    assert (0, []) == (engine.started, engine.sent)
+
+
+def test_what_an_engine_doubts_of_itself(run):
+    """It is in what it tells, and beside each of its measurements."""
+
+    class Doubting(VirtualEngine):
+        def describe(self):
+            return {**super().describe(), "doubts": ["it is newer than is known"]}
+
+    assert ("it is newer than is known",) == run(Doubting()).doubts
+
+
+@pytest.mark.parametrize("kind", ["connection_refused", "connection_closed", "timeout"])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_server_that_is_gone_and_was_not_started_here(run, kind, is_ours):
+    """Whose it is to start again; of more workers, or of what else its figures might suggest, nothing is said."""
+    result = run(VirtualEngine(failing(*range(100), kind=kind), is_ours=is_ours, concurrent=True))
+    advised = [reason for reason in result.validity.reasons if "was not started here" in reason]
+    if is_ours or kind == "timeout":
+        assert [] == advised
+    else:
+        (advice,) = advised
+        assert "http://virtual was not started here, nor will it be again" in advice
+        assert "start it again where it runs, and repeat the test" in advice
+    assert () == result.doubts
 
 
 @pytest.mark.parametrize(
@@ -807,6 +897,15 @@ def test_a_client_that_is_busy_all_the_time_is_doubted(run, monkeypatch):
         "(--llmperf-workers)",
     ) == busy.doubts
     assert (1.0, 0.8, ()) == (busy.client.cpu_share, idle.client.cpu_share, idle.doubts)
+
+
+def test_a_client_to_which_nothing_was_answered_is_not_doubted(run, monkeypatch):
+    """More workers would help nobody."""
+    readings = iter(range(0, 10**12, 10**9))
+    engine = VirtualEngine(replace(failing(*range(100)), ttft_s=lambda computed, number: 0.25, itl_s=0.0))
+    monkeypatch.setattr(engine.clock, "cpu_ns", lambda: next(readings))
+
+    assert () == run(engine, single_turn(requests=4, input_tokens=4, output_tokens=2)).doubts
 
 
 def test_a_wall_clock_that_was_set_is_doubted(run):

@@ -7,6 +7,7 @@ cannot tell is None, never a guess.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -182,6 +183,12 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def _path(value: object) -> str:
+    """A name, or a path: what a shell would make of `~` is no business of the engine's."""
+    text = _text(value)
+    return os.path.expanduser(text) if text.startswith("~") else text
+
+
 def _switch(value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError
@@ -288,7 +295,7 @@ def _constants(value: object) -> tuple[tuple[str, object], ...]:
 
 
 WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
-    "model": ("a model's name or folder", _text),
+    "model": ("a model's name or folder", _path),
     "dtype": ("a name such as 'bfloat16'", _text),
     "kv_cache_dtype": ("a name such as 'fp8'", _text),
     "prefix_caching": ("True or False", _switch),
@@ -300,13 +307,13 @@ WORDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "env": ("a dict of environment variables", _environment),
     "url": ("http://HOST:PORT or https://HOST/PREFIX", _address),
     "prompts": ("one of " + ", ".join(PROMPTS), _prompts),
-    "tokenizer": ("the path of a tokenizer.json or of its folder", _text),
-    "executable": ("the path of a Python", _text),
+    "tokenizer": ("the path of a tokenizer.json or of its folder", _path),
+    "executable": ("the path of a Python", _path),
     "in_process": ("True or False", _off),
     "gpu_memory_fraction": ("a share of at most 1, such as 0.45", _share),
     "engine": ("an engine such as 'vllm'", _text),
     "replicas": ("a whole number of engines, at least 1", _group),
-    "router": ("a program such as 'vllm-router', its path, or a URL", _text),
+    "router": ("a program such as 'vllm-router', its path, or a URL", _path),
     "router_args": ("a list of command-line arguments", _arguments),
     "gpus": ("GPU numbers for each replica, such as '0,1|2,3' or ['0,1', '2,3']", _groups),
     "cpus": ("processors for each replica, such as '0-7|8-15' or ['0-7', '8-15']", _groups),

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,14 +29,21 @@ from pytest_llmperf.engines.process import ServerProcess, free_port
 from pytest_llmperf.engines.server import ServedEngine
 from pytest_llmperf.errors import ConfigurationError, EngineStartError
 from pytest_llmperf.records import CacheCounters
+from pytest_llmperf.secret import concealed, secrets_of
 
 WORDS = COMMON_WORDS | {"executable", "gpu_memory_fraction"}
 """What every engine whose server we start accepts."""
 REQUIRED = {"model": "give model=... in the mark or --llmperf-model MODEL"}
 
+OWN_FLAGS = {
+    "--host": "a server that is started here listens on loopback only",
+    "--port": "it gets a free one, in a fleet the one that ports=[...] says",
+}
+"""What the command of every server has."""
 _RESET_ATTEMPTS = 20
 _RESET_PAUSE_S = 0.1
 _FIND_TIMEOUT_S = 60.0
+_SAID_LINES = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,18 @@ class Recipe:
     environment: Mapping[str, str] = field(default_factory=dict)
     oldest: tuple[int, int] | None = None
     """The first version whose options we speak."""
+    newest: tuple[int, int] | None = None
+    """The last one."""
+    tried: str = ""
+    """Which versions have been run, or read, in a few words."""
+    own_flags: Mapping[str, str] = field(default_factory=dict)
+    """Options that each of its commands has, with what there is in place of them; `_` is written `-`."""
+    words: Callable[[EngineSpec], Sequence[str]] = lambda spec: ()
+    """The options that a specification's words become."""
+    word_flags: Mapping[str, str] = field(default_factory=dict)
+    """Which word becomes an option."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of options, and those that say the opposite."""
     litters: bool = False
     """Whether it leaves files in the folder for temporary ones, and gets one that is removed with it."""
     names_models: bool = True
@@ -79,6 +98,8 @@ class Recipe:
     """Asks the server once to empty its cache, outer tiers included; None: it has no way to."""
     lack: Callable[[EngineSpec, str], str | None] = lambda spec, python: None
     """What the engine of a Python lacks for a specification, in a sentence."""
+    doubts: Callable[[EngineSpec, str], Iterable[str]] = lambda spec, python: ()
+    """What of a specification it will do otherwise, or cannot be checked, a sentence each."""
     outer_tier: Callable[[Launch], OuterTier | None] = lambda launch: None
     """What has to be looked after beside the server."""
 
@@ -97,6 +118,7 @@ class ProcessHost:
         self._place = place or Place()
         self._process: ServerProcess | None = None
         self._package: dict[str, str] = {}
+        self._doubts: tuple[str, ...] = ()
         self._outer_tier: OuterTier | None = None
 
     @property
@@ -157,6 +179,9 @@ class ProcessHost:
     def end_hung(self) -> str:
         return "" if self._process is None else self._process.end_hung()
 
+    def report(self) -> str:
+        return "" if self._process is None else self._process.report()
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.stop()
@@ -189,6 +214,7 @@ class ProcessHost:
             "package": " ".join(package.values()) or None,
             "commit": self._package.get("commit"),
             "model_digest": None if folder is None else model_files.digest(folder),
+            "doubts": list(self._doubts) or None,
         }
         return {name: value for name, value in told.items() if value is not None}
 
@@ -234,6 +260,7 @@ class ProcessHost:
         lack = recipe.lack(self._spec, self._python)
         if lack is not None:
             raise ConfigurationError(f"{recipe.kind}: {lack}")
+        self._doubts = (*_unknown_version(recipe, version), *recipe.doubts(self._spec, self._python))
         return found
 
 
@@ -254,20 +281,32 @@ def _build(kind: str, package: str, python: str) -> dict[str, str]:
 
 
 def _installed(kind: str, package: str, python: str) -> dict[str, str] | None:
-    """What a Python has of a package; None if it has it not, or cannot tell."""
+    """What a Python has of a package; None if it has it not. Raises `ConfigurationError` if it cannot even tell."""
     if python == sys.executable:
         return installed.about(package)
     command = [python, installed.__file__, package]
     try:
-        found = subprocess.run(command, timeout=_FIND_TIMEOUT_S, check=False, stdout=subprocess.PIPE)
+        found = subprocess.run(command, timeout=_FIND_TIMEOUT_S, check=False, capture_output=True)
     except (OSError, subprocess.TimeoutExpired) as error:
         msg = f"{kind}: executable={python!r} cannot be run: {error}"
         raise ConfigurationError(msg) from None
+    lines = found.stdout.splitlines()
     try:
-        told = json.loads(found.stdout) if found.returncode == 0 else None
+        told = json.loads(lines[-1] if found.returncode == 0 and lines else b"")  # a site's own words come before
     except ValueError:
-        return None
+        raise ConfigurationError(_broken(kind, python, found)) from None
     return told if isinstance(told, dict) else None
+
+
+def _broken(kind: str, python: str, found: subprocess.CompletedProcess[bytes]) -> str:
+    """What a Python said that should have told of a package, and did something else."""
+    said = (found.stderr or found.stdout).decode(errors="replace")
+    tail = [f"  | {line}" for line in concealed(said, secrets_of({})).splitlines()[-_SAID_LINES:]]
+    msg = (
+        f"{kind}: executable={python!r} did not say what it has installed (exit code {found.returncode}); it has to "
+        "be a Python that runs, such as the bin/python of an environment"
+    )
+    return "\n".join([msg, *tail])
 
 
 def _scratch_folder() -> Path:
@@ -287,14 +326,55 @@ def _check_port(port: int) -> None:
 
 def _is_older(version: str, oldest: tuple[int, int]) -> bool:
     """False for what is no released version: a build from source may call itself anything."""
+    number = _number(version)
+    return number is not None and "dev" not in version and number < oldest
+
+
+def _unknown_version(recipe: Recipe, version: str) -> Iterator[str]:
+    """A doubt about what has come since; flags and metrics change from one version to the next."""
+    number = _number(version)
+    if recipe.newest is not None and number is not None and number > recipe.newest:
+        yield (
+            f"{recipe.package} {version} is newer than the versions that its options and metrics are known of "
+            f"({recipe.tried}): what it does otherwise is not seen"
+        )
+
+
+def _number(version: str) -> tuple[int, int] | None:
     match = re.match(r"(\d+)\.(\d+)", version)
-    return match is not None and "dev" not in version and (int(match[1]), int(match[2])) < oldest
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def served_by(recipe: Recipe, spec: EngineSpec, surroundings: Surroundings, place: Place | None = None) -> ServedEngine:
     """An engine whose server follows the recipe, not yet started."""
     model = served_name(spec) if recipe.names_models else None
     return ServedEngine(spec, ProcessHost(recipe, spec, surroundings, place), model, surroundings)
+
+
+def flag_problems(recipe: Recipe, spec: EngineSpec) -> Iterator[str]:
+    """Options in `args` that a start sets itself: the last one of a command wins, and the result would not say so."""
+    set_by_words = {_canonical(recipe, option) for option in recipe.words(spec)}
+    for argument in spec.args:
+        flag = _canonical(recipe, argument)
+        if flag in recipe.own_flags:
+            yield f"args has {argument.partition('=')[0]}, which is set here; {recipe.own_flags[flag]}"
+        elif flag in set_by_words and flag in recipe.word_flags:
+            word = recipe.word_flags[flag]
+            yield (
+                f"args has {argument.partition('=')[0]}, which {word}={getattr(spec, word)!r} sets, too; say it by "
+                f"{word}=... only, which the result then tells"
+            )
+
+
+def _canonical(recipe: Recipe, argument: str) -> str:
+    option = option_of(argument)
+    return recipe.aliases.get(option, option)
+
+
+def option_of(argument: str) -> str:
+    """The option of an argument such as `--max_model_len=8`, as it is told from others: `--max-model-len`."""
+    name = argument.partition("=")[0]
+    return name.replace("_", "-") if name.startswith("--") else name
 
 
 def served_name(spec: EngineSpec) -> str:

@@ -12,6 +12,10 @@ from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.records import CacheCounters
 
 WORDS = COMMON_WORDS | {"url", "prompts", "tokenizer"}
+_SAID = (
+    "dtype", "kv_cache_dtype", "prefix_caching", "kv_offload_gib", "max_model_len", "tensor_parallel", "args", "env",
+)  # fmt: skip
+"""Words about how a server was started."""
 REQUIRED = {"url": "give url=... in the mark or --llmperf-url URL"}
 
 
@@ -27,7 +31,22 @@ def check(spec: EngineSpec) -> None:
 def make(spec: EngineSpec, surroundings: Surroundings) -> Engine:
     """An engine at `spec.url`, not yet connected."""
     assert spec.url is not None, "REQUIRED has been checked"
-    return ServedEngine(spec, ForeignHost(Address.parse(spec.url), surroundings), spec.model, surroundings)
+    return ForeignEngine(spec, ForeignHost(Address.parse(spec.url), surroundings), spec.model, surroundings)
+
+
+class ForeignEngine(ServedEngine):
+    """A server of which the test says what it is, and only some of that can be seen."""
+
+    def describe(self) -> dict[str, Any]:
+        told = super().describe()
+        unseen = [word for word in _SAID if getattr(self.spec, word) not in (None, ()) and word not in told]
+        if not unseen:
+            return told
+        doubt = (
+            f"{', '.join(unseen)}: as the test says; the server at {self.url} was not started here and does not tell "
+            "whether it is so"
+        )
+        return {**told, "unverified": unseen, "doubts": [*told.get("doubts", ()), doubt]}
 
 
 class ForeignHost:
@@ -54,6 +73,10 @@ class ForeignHost:
 
     def end_hung(self) -> str:
         """It is not ours to end."""
+        return ""
+
+    def report(self) -> str:
+        """Its log is somebody else's, too."""
         return ""
 
     def stop(self) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.errors import ConfigurationError
 
+_PINNING = "taskset"
+_MOST_PROCESSORS = 8192
+"""As many as Linux can be built for."""
+_MOST_LISTED = 8
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -57,6 +64,45 @@ def placement_problems(spec: EngineSpec) -> Iterator[str]:
         )
 
 
+def check_processors(spec: EngineSpec) -> None:
+    """Raise `ConfigurationError` for processors that this machine, or its container, does not have."""
+    if not spec.cpus:
+        return
+    if shutil.which(_PINNING) is None:
+        raise ConfigurationError(
+            f"fleet: cpus needs {_PINNING!r} (of util-linux), which is not on PATH; or leave cpus out"
+        )
+    asked = sorted({int(number) for group in spec.cpus for number in _numbers(group)})
+    usable = _usable_processors()
+    missing = [str(number) for number in asked if number not in usable]
+    if missing:
+        raise ConfigurationError(
+            f"fleet: cpus={'|'.join(spec.cpus)!r}: there is no processor {', '.join(missing[:_MOST_LISTED])} here; "
+            f"those that may be used are {_ranges(sorted(usable))}"
+        )
+
+
+def _usable_processors() -> frozenset[int]:
+    """Those that a process of ours may be put on, whatever pytest itself was put on.
+
+    Asked for in a thread, whose affinity ends with it: the kernel leaves of a mask what there is.
+    """
+
+    def widest() -> frozenset[int]:
+        os.sched_setaffinity(0, range(_MOST_PROCESSORS))
+        return frozenset(os.sched_getaffinity(0))
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(widest).result()
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers in the form of the word: `0-7,16`."""
+    firsts = [number for number in numbers if number - 1 not in numbers]
+    lasts = [number for number in numbers if number + 1 not in numbers]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
+
+
 def places(spec: EngineSpec) -> list[Place]:
     """One for each replica. Numbers of GPUs count those that this process may see."""
     replicas = spec.replicas or 1
@@ -64,7 +110,7 @@ def places(spec: EngineSpec) -> list[Place]:
     ports = spec.ports or (None,) * replicas
     return [
         Place(
-            prefix=("taskset", "--cpu-list", processors) if processors else (),
+            prefix=(_PINNING, "--cpu-list", processors) if processors else (),
             env=((_VISIBLE, ",".join(_seen(group))),),
             port=port,
             number=number,

@@ -35,6 +35,8 @@ _STARTING_S = 60.0
 _DYING_S = 5.0
 """How long a process may take to be gone that was killed, or that writes its stacks before it ends."""
 _POLL_S = 0.25
+_USAGE = 2
+"""The exit code of a program that was given options which it does not know."""
 _given_out: deque[int] = deque(maxlen=64)
 _GUARD = Path(__file__).with_name("guard.py")
 
@@ -137,9 +139,9 @@ class ServerProcess:
 
     @property
     def command_line(self) -> str:
-        """The command as one could type it, with the environment that was added."""
+        """The command as one could type it, with the environment that was added, secrets left out."""
         added = [f"{name}={shlex.quote(shown(name, value))}" for name, value in self._added_env.items()]
-        return " ".join([*added, shlex.join(self.command)])
+        return concealed(" ".join([*added, shlex.join(self.command)]), self._secrets)
 
     @property
     def returncode(self) -> int | None:
@@ -152,20 +154,19 @@ class ServerProcess:
         """Return when `is_ready()` says so.
 
         Raises `EngineStartError`, with the command, the exit code and the log's last lines, if the
-        server ends first or `timeout_s` passes; in the latter case it is stopped.
+        server ends first or `timeout_s` passes; in the latter case it is ended, and says where it stands.
         """
         while not is_ready():
             waited_s = seconds_between(self._started_ns, self._clock.now_ns())
             if self.returncode is not None:
                 msg = f"the server ended before it was ready: {self.ending()}\n{self.report()}"
-                raise EngineStartError(msg)
+                raise EngineStartError(msg, is_final=self.returncode == _USAGE)
             if waited_s >= timeout_s:
-                self.stop()
                 msg = (
                     f"the server was not ready after {timeout_s:g} s and was stopped; "
-                    f"--llmperf-start-timeout sets the limit\n{self.report()}"
+                    f"--llmperf-start-timeout sets the limit\n{self.end_hung()}"
                 )
-                raise EngineStartError(msg)
+                raise EngineStartError(msg, is_final=True)
             progress("waiting for the server", f"{waited_s:.0f} s, log: {self.log}")
             self._clock.sleep(_POLL_S)
         self._note_shared()
@@ -236,7 +237,7 @@ class ServerProcess:
                 text = stream.read().decode(errors="replace")
         except OSError as error:
             text = self._unlogged or f"{self.log} cannot be read: {error.strerror}"
-        text = concealed(text, self._secrets)
+        text = concealed(text, self._secrets).removeprefix(f"$ {self.command_line}\n")  # quoted beside the command
         return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
 
     def _conceal_log(self) -> None:

@@ -7,7 +7,7 @@ takes and whose metrics it has. What it cannot tell stays unknown.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -36,7 +36,14 @@ from pytest_llmperf.engines.server_metrics import CACHE_ROUTES, SETTLE_S, TIMING
 from pytest_llmperf.engines.server_metrics import PATHS as METRICS_PATHS
 from pytest_llmperf.engines.tokenizer import load_tokenizer
 from pytest_llmperf.engines.wording import Count, settled
-from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineDiedError, EngineStartError, LLMPerfError
+from pytest_llmperf.errors import (
+    ConfigurationError,
+    EngineAnswerError,
+    EngineDiedError,
+    EngineError,
+    EngineStartError,
+    LLMPerfError,
+)
 from pytest_llmperf.records import CacheCounters, EngineTimings
 
 CONTROL_TIMEOUT_S = 10.0
@@ -55,6 +62,12 @@ _LESSER_DIALECTS: tuple[dict[str, Any], ...] = ({"ids_word": "detokenize"}, {"ex
 _LONGEST_CONTEXT = 2**31 - 1
 _LONGEST_NAME = 1000
 _MOST_LISTED = 20
+MOST_STARTS = 2
+"""So many in a row may fail before an engine is given up: what was chance seldom comes twice, and a start is dear."""
+_TOLD = ("prefix_caching", "max_model_len")
+"""Words of which engines say what became of them."""
+_QUOTED_LINES = 5
+"""Of a log, where the same failure is told again."""
 UNKNOWN_LEN = 4096
 """Tokens that a server is taken to accept if it does not say, while lengths are found out."""
 
@@ -320,6 +333,21 @@ def _list(models: dict[str, dict[str, Any]]) -> str:
     return names if len(models) <= _MOST_LISTED else f"{names} and {len(models) - _MOST_LISTED} more"
 
 
+def contradictions(spec: EngineSpec, told: Mapping[str, Any]) -> Iterator[str]:
+    """What an engine says of itself that is not what was asked for, a sentence each."""
+    for word in _TOLD:
+        asked, found = getattr(spec, word), told.get(word)
+        if asked is not None and found is not None and asked != found:
+            yield f"{word}={asked!r} was asked for, and the engine says that it is {found!r}"
+
+
+def abridged(failure: str) -> str:
+    """What was said of a failure, of the log that it quotes the last lines only."""
+    lines = failure.splitlines()
+    quoted = [line for line in lines if line.startswith("  | ")]
+    return "\n".join([*(line for line in lines if line not in quoted), *quoted[-_QUOTED_LINES:]])
+
+
 class Server(Protocol):
     """What a `StartedEngine` asks: a connection to something that runs."""
 
@@ -408,6 +436,10 @@ class Host(Protocol):
         """End what does not answer any more; returns what it had to say, its stacks if it has any."""
         ...
 
+    def report(self) -> str:
+        """The command of a process of ours and its log's last lines; empty where there is none."""
+        ...
+
     def stop(self) -> None:
         """End what we have started. Idempotent."""
         ...
@@ -442,7 +474,11 @@ class StartedEngine(ABC, Generic[ServerT]):
         self._surroundings = surroundings
         self._launched: ServerT | None = None
         self._connected: ServerT | None = None
-        self._refusal: str | None = None
+        self._failed_starts: list[str] = []
+        """What was said of those since it last ran."""
+        self._is_given_up = False
+        self.recovered_from: str | None = None
+        """What was said of a start that failed before the one that it runs since; None: there was none."""
         self._launched_ns = 0
         self.ready_ns: int | None = None
         """When it was last ready for requests, on `clock`; None before its first start."""
@@ -450,19 +486,41 @@ class StartedEngine(ABC, Generic[ServerT]):
     def start(self) -> None:
         if self._connected is not None and self.host.is_running():
             return
-        if self._refusal is not None:
-            raise EngineStartError(f"not tried again after the first failure: {self._refusal.splitlines()[0]}")
+        if self._is_given_up:
+            times = "its first start" if len(self._failed_starts) == 1 else f"{len(self._failed_starts)} starts"
+            told = abridged(self._failed_starts[-1])
+            raise EngineStartError(f"not tried again after {times} failed: {told}", is_final=True)
         try:
             server = self._launched or self.launch()
             self.host.wait_until_ready(partial(self._is_ready, server))
-            self._connect(server)
+            self._try_out(server)
         except BaseException as error:
             self.stop()
-            if isinstance(error, LLMPerfError) and self.host.is_ours:  # the same command will fail again
-                self._refusal = str(error)
+            if isinstance(error, LLMPerfError) and self.host.is_ours:
+                self._note_failure(error)
             raise
         self._launched, self._connected = None, server
         self.ready_ns = self.clock.now_ns()
+        if self._failed_starts:
+            self.recovered_from = self._failed_starts[-1].splitlines()[0]
+            self._failed_starts.clear()
+
+    def _note_failure(self, error: LLMPerfError) -> None:
+        """A start that may have failed by chance is tried once more, for the next test that needs the engine."""
+        self._failed_starts.append(str(error))
+        by_chance = isinstance(error, EngineError) and not (isinstance(error, EngineStartError) and error.is_final)
+        self._is_given_up = not by_chance or len(self._failed_starts) >= MOST_STARTS
+
+    def _try_out(self, server: ServerT) -> None:
+        """Connect. Where a process of ours does not do what it should, what it says of that is told, too."""
+        try:
+            self._connect(server)
+        except EngineStartError as error:
+            if not self.host.is_ours:
+                raise
+            is_hung = self.host.is_running() and not server.is_answering()
+            told = self.host.end_hung() if is_hung else self.host.report()
+            raise EngineStartError("\n".join(filter(None, [str(error), told])), is_final=error.is_final) from error
 
     def launch(self) -> ServerT:
         """Start the server without waiting until it is ready, which `start` then does."""
@@ -564,7 +622,13 @@ class StartedEngine(ABC, Generic[ServerT]):
         return self.host.reset_cache(self.server)
 
     def describe(self) -> dict[str, Any]:
-        return self.server.describe() | self.host.describe() | self._started_in()
+        told = self.server.describe() | self.host.describe() | self._started_in()
+        doubts = (*told.get("doubts", ()), *contradictions(self.spec, told), *self._restarted())
+        return told | ({"doubts": list(dict.fromkeys(doubts))} if doubts else {})
+
+    def _restarted(self) -> Iterator[str]:
+        if self.recovered_from is not None:
+            yield f"the engine runs since a second start, the first one failed: {self.recovered_from}"
 
     def _started_in(self) -> dict[str, Any]:
         """How long the last start took, of what we start."""

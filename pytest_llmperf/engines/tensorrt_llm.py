@@ -25,6 +25,15 @@ REQUIRED = host.REQUIRED
 
 _TIMED_REQUESTS = 100_000
 """Of so many requests of a run the server keeps its times until they are asked for."""
+_ARGUMENT_WORDS = {
+    "model": "model=...",
+    "tokenizer": "tokenizer=...",
+    "dtype": "dtype=...",
+    "max_seq_len": "max_model_len=...",
+    "tensor_parallel_size": "tensor_parallel=...",
+    "kv_cache_config": "prefix_caching=..., kv_offload_gib=..., kv_cache_dtype=... and gpu_memory_fraction=...",
+}
+"""Arguments of `LLM` that are words here."""
 _BUILT_IN = ("dtype", "kv_cache_dtype", "tensor_parallel")
 """What is settled when a TensorRT engine is built."""
 
@@ -62,8 +71,22 @@ def _problems(spec: EngineSpec) -> Iterator[str]:
             yield f"tokenizer is missing: {spec.model!r} holds built engines and no tokenizer; give the model's folder"
     elif spec.tokenizer is not None:
         yield f"tokenizer={spec.tokenizer!r} is for a folder of built engines; {spec.model!r} has its own"
-    if spec.in_process and spec.args and _as_object(spec.args) is None:
+    if not spec.in_process:
+        yield from host.flag_problems(RECIPE, spec)
+    elif spec.args:
+        yield from _argument_problems(spec)
+
+
+def _argument_problems(spec: EngineSpec) -> Iterator[str]:
+    """What is wrong with arguments of `LLM`, which would take the place of ours."""
+    given = _as_object(spec.args)
+    if given is None:
         yield f"args={list(spec.args)!r}: with in_process=True they are one JSON object with arguments of LLM"
+        return
+    own = llm_arguments(replace(spec, args=()), str(spec.model))
+    for name, words in _ARGUMENT_WORDS.items():
+        if name in given and name in own:
+            yield f"args has {name!r}, which is set here; say it by {words} only"
 
 
 def is_engine_folder(spec: EngineSpec) -> bool:
@@ -77,10 +100,15 @@ def _command(launch: Launch) -> list[str]:
     return [
         *(beside(launch.python, "trtllm-serve"), launch.model),
         *("--host", "127.0.0.1", "--port", str(launch.port)),
-        *flags({**built, "--max_seq_len": spec.max_model_len, "--tp_size": spec.tensor_parallel}),
+        *flags(built),
+        *_words(spec),
         *("--extra_llm_api_options", str(_options_file(launch))),
         *spec.args,
     ]
+
+
+def _words(spec: EngineSpec) -> list[str]:
+    return flags({"--max_seq_len": spec.max_model_len, "--tp_size": spec.tensor_parallel})
 
 
 def _in_process(launch: Launch) -> list[str]:
@@ -150,7 +178,13 @@ RECIPE = Recipe(
     package="tensorrt_llm",
     install="pip install tensorrt-llm, as NVIDIA's installation guide says",
     oldest=(1, 0),
+    newest=(1, 2),
+    tried="1.2 and the main branch after it, read and not run",
     command=_command,
+    own_flags={**host.OWN_FLAGS, "--model": "say model=..."},
+    words=_words,
+    word_flags={"--max-seq-len": "max_model_len", "--tp-size": "tensor_parallel"},
+    aliases={"--tensor-parallel-size": "--tp-size"},
     names_models=False,
 )
 IN_PROCESS = replace(RECIPE, command=_in_process)

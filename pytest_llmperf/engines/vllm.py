@@ -10,7 +10,13 @@ from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
 from pytest_llmperf.engines.host import Launch, Recipe, flags
 from pytest_llmperf.engines.in_process import in_process, worker_command
 from pytest_llmperf.engines.server import OpenAIServer
-from pytest_llmperf.engines.vllm_offload import offload_arguments, offload_lack, offload_problems, outer_tier
+from pytest_llmperf.engines.vllm_offload import (
+    offload_arguments,
+    offload_doubts,
+    offload_lack,
+    offload_problems,
+    outer_tier,
+)
 from pytest_llmperf.errors import ConfigurationError
 
 WORDS = host.WORDS | {"in_process", "kv_offload_backend", "prompts", "tokenizer"}
@@ -23,7 +29,7 @@ _MODULE = "vllm.entrypoints.openai.api_server"
 
 def check(spec: EngineSpec) -> None:
     """Raise `ConfigurationError` listing the words that do not go together."""
-    problems = list(offload_problems(spec))
+    problems = [*offload_problems(spec), *host.flag_problems(RECIPE, spec)]
     if spec.in_process and spec.prompts == "chat":
         problems.append("in_process=True takes prompts='ids' or 'text'; a chat is the server's business")
     if spec.tokenizer is not None and (spec.prompts is None or spec.in_process):
@@ -96,6 +102,12 @@ def _words(spec: EngineSpec) -> list[str]:
     return given
 
 
+def _word_flags(spec: EngineSpec) -> list[str]:
+    """Those of the default offload, too; what other backends become is no option that one would repeat."""
+    native = spec.kv_offload_gib is not None and spec.kv_offload_backend is None
+    return [*_words(spec), *(["--kv-offloading-size"] if native else [])]
+
+
 def _empty(server: OpenAIServer) -> bool:
     exchange = server.control("POST", "/reset_prefix_cache?reset_external=true")
     return exchange.status == 200 and _says_success(exchange.body)
@@ -114,6 +126,8 @@ RECIPE = Recipe(
     package="vllm",
     install="pip install 'vllm>=0.26'",
     oldest=(0, 26),
+    newest=(0, 33),
+    tried="0.26 to 0.33, of which 0.32 has run",
     litters=True,  # 0.32: a file and some sockets for each start
     command=_command,
     environment={
@@ -121,9 +135,31 @@ RECIPE = Recipe(
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     },
+    own_flags={
+        **host.OWN_FLAGS,
+        "--model": "say model=...",
+        "--served-model-name": "requests go by the name of model=...",
+    },
+    words=_word_flags,
+    word_flags={
+        "--dtype": "dtype",
+        "--quantization": "dtype",
+        "--kv-cache-dtype": "kv_cache_dtype",
+        "--max-model-len": "max_model_len",
+        "--tensor-parallel-size": "tensor_parallel",
+        "--gpu-memory-utilization": "gpu_memory_fraction",
+        "--enable-prefix-caching": "prefix_caching",
+        "--kv-offloading-size": "kv_offload_gib",
+    },
+    aliases={
+        "-q": "--quantization",
+        "-tp": "--tensor-parallel-size",
+        "--no-enable-prefix-caching": "--enable-prefix-caching",
+    },
     names_itself=True,
     empty=_empty,
     lack=offload_lack,
+    doubts=offload_doubts,
     outer_tier=outer_tier,
 )
 IN_PROCESS = replace(RECIPE, command=_in_process)

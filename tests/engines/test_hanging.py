@@ -63,6 +63,20 @@ def test_a_server_that_hangs_says_where_it_stands(launch, is_stopped):
     assert hung.returncode == -signal.SIGABRT
 
 
+def test_a_server_that_hangs_at_its_start_says_where_it_stands(launch):
+    """The limit is over while it still loads, or waits for something that does not come."""
+    hung = launch(HANGING)
+
+    with pytest.raises(
+        EngineStartError, match="not ready after 0 s and was stopped; --llmperf-start-timeout"
+    ) as caught:
+        hung.wait_until(lambda: False, 0.0, no_progress)
+
+    assert " in waiting_for_the_gpu" in str(caught.value)
+    assert caught.value.is_final
+    assert hung.returncode == -signal.SIGABRT
+
+
 @pytest.mark.slow
 def test_no_core_file_is_written(launch):
     """That of an engine is as large as its memory. A limit of 1 keeps collectors from getting one, too."""

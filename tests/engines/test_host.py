@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -58,13 +59,67 @@ class TestBeforeAStart:
     def test_an_engine_that_is_not_installed(self, kind, form, around, tmp_path):
         """How to get it, and how to name the Python that has it."""
         bare = tmp_path / "python"
-        bare.write_text("#!/bin/sh\nexit 1\n")
+        bare.write_text("#!/bin/sh\necho null\n")
         bare.chmod(0o755)
         engine = make_engine(make_spec(kind, {"model": "m", "executable": str(bare), **form}), around)
         with pytest.raises(ConfigurationError) as caught:
             engine.start()
         assert f"{kind} is not installed for {bare}; install it there (pip install " in str(caught.value)
         assert not around.log_dir.exists()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("script", "said"),
+        [
+            ("echo 'ImportError: libtorch.so: cannot open shared object file' >&2; exit 1", "code 1.*\n.*libtorch.so"),
+            ("echo 'command not found'", r"code 0.*\n  \| command not found"),
+            ("exit 3", "exit code 3"),
+        ],
+    )
+    def test_a_python_that_is_broken(self, kind, script, said, around, tmp_path):
+        """Its own words; that a package is missing is not known."""
+        broken = tmp_path / "python"
+        broken.write_text(f"#!/bin/sh\n{script}\n")
+        broken.chmod(0o755)
+        engine = make_engine(make_spec(kind, {"model": "m", "executable": str(broken)}), around)
+        with pytest.raises(ConfigurationError, match=f"^{kind}: executable='{broken}' did not say what it .*{said}"):
+            engine.start()
+
+    def test_a_python_that_says_more_than_it_was_asked(self, around, tmp_path, python):
+        """A site's own words come before the answer."""
+        chatty = tmp_path / "python"
+        chatty.write_text(f'#!/bin/sh\necho welcome\nexec {python} "$@"\n')
+        chatty.chmod(0o755)
+        engine = make_engine(make_spec("vllm", {"model": "/nowhere", "executable": str(chatty)}), around)
+        with pytest.raises(ConfigurationError, match="there is no model"):
+            engine.start()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("kind", "version", "tried"),
+        [
+            ("vllm", "0.41.0", "0.26 to 0.33, of which 0.32 has run"),
+            ("sglang", "0.6.1", "0.5.23"),
+            ("tensorrt_llm", "1.3.0", "1.2"),
+            ("vllm", "0.33.1", None),
+        ],
+    )
+    def test_an_engine_that_is_newer_than_is_known(self, kind, version, tried, around, python):
+        """It starts, with a doubt that names what was tried."""
+        distribution(Path(python), kind, version)
+        with contextlib.ExitStack() as stack:
+            stack.callback(distribution, Path(python), kind, None)
+            engine = make_engine(make_spec(kind, {"model": "m", "executable": python}), around)
+            stack.callback(engine.stop)
+            doubts = engine.describe().get("doubts", [])
+        if tried is None:
+            assert [] == doubts
+        else:
+            (doubt,) = doubts
+            assert doubt.startswith(
+                f"{kind} {version} is newer than the versions that its options and metrics are known"
+            )
+            assert tried in doubt
 
     @pytest.mark.parametrize(
         ("kind", "version", "wanted"),
@@ -101,9 +156,8 @@ class TestBeforeAStart:
     def test_a_model_that_is_not_there(self, model, form, around, python):
         """A path is not looked for on a hub."""
         engine = make_engine(make_spec("vllm", {"model": model, "executable": python, **form}), around)
-        with pytest.raises(
-            ConfigurationError, match=f"there is no model at '{model}'; give the folder of a checkpoint"
-        ):
+        path = os.path.expanduser(model)
+        with pytest.raises(ConfigurationError, match=f"there is no model at '{path}'; give the folder of a checkpoint"):
             engine.start()
 
     def test_a_port_that_is_taken(self, around, python):

@@ -709,6 +709,28 @@ class TestDescribe:
             "url": server.url,
         } == engine_at(server.url).describe()
 
+    def test_words_that_nobody_has_verified(self, server):
+        """What the test says of a server that was not started here, and the server does not."""
+        words = {"url": server.url, "prefix_caching": True, "max_model_len": 4096, "dtype": "bfloat16", "args": ["-x"]}
+        told = make_engine(make_spec("openai", words), surroundings()).describe()
+        assert ["dtype", "args"] == told["unverified"]
+        (doubt,) = told["doubts"]
+        assert f"dtype, args: as the test says; the server at {server.url} was not started here" in doubt
+
+    def test_nothing_is_known_of_its_cache(self, server):
+        """Then the word for it is unverified, too."""
+        server.metrics = None
+        words = {"url": server.url, "prefix_caching": True}
+        assert ["prefix_caching"] == make_engine(make_spec("openai", words), surroundings()).describe()["unverified"]
+
+    @pytest.mark.parametrize(("word", "asked", "is_"), [("prefix_caching", False, True), ("max_model_len", 2048, 4096)])
+    def test_words_that_it_contradicts(self, server, word, asked, is_):
+        """Both are told."""
+        told = make_engine(make_spec("openai", {"url": server.url, word: asked}), surroundings()).describe()
+        assert [f"{word}={asked!r} was asked for, and the engine says that it is {is_!r}"] == told["doubts"]
+        assert is_ == told[word]
+        assert "unverified" not in told
+
     def test_little(self, server):
         """What is not known is left out."""
         server.metrics, server.models = None, [{"id": "tiny"}]

@@ -17,7 +17,7 @@ from pytest_llmperf.engines import make_engine, make_spec
 from pytest_llmperf.engines.base import Surroundings
 from pytest_llmperf.engines.host import Launch
 from pytest_llmperf.engines.vllm import RECIPE
-from pytest_llmperf.engines.vllm_offload import offload_lack
+from pytest_llmperf.engines.vllm_offload import offload_doubts, offload_lack
 from pytest_llmperf.errors import ConfigurationError
 
 
@@ -47,6 +47,7 @@ def test_a_tier_on_disk(tmp_path):
     arguments = command(tmp_path, kv_offload_gib=4, kv_offload_backend="disk", args=["--last"])
     assert ["--no-enable-chunked-prefill", "--kv-transfer-config"] == arguments[1:3]
     assert "--last" == arguments[-1]
+    assert not list(tmp_path.iterdir()), "it is made with the server, once its lease is on file"
     assert {
         "kv_connector": "ExampleConnector",
         "kv_role": "kv_both",
@@ -106,12 +107,20 @@ def test_other_engines_have_one_way_only():
 @pytest.mark.parametrize(
     ("facts", "backend", "lack"),
     [
-        ({"vllm": "0.32.0", "cpu": True, "lmcache": False}, "native", "vLLM 0.32.0 is built for CPUs; .*='disk' keeps"),
-        ({"vllm": "0.32.0", "cpu": False, "lmcache": False}, "native", None),
-        ({"vllm": "0.32.0", "cpu": True, "lmcache": False}, "disk", None),
-        ({"vllm": "0.32.0", "cpu": True, "lmcache": False}, "lmcache", "pip install lmcache there"),
-        ({"vllm": "0.32.0", "cpu": True, "lmcache": True}, "lmcache", None),
-        ({"vllm": None, "cpu": True, "lmcache": False}, "native", None),
+        (
+            {"vllm": "0.32.0", "cpu": True, "lmcache": False, "lmcache_version": None},
+            "native",
+            "vLLM 0.32.0 is built for CPUs; .*='disk' keeps",
+        ),
+        ({"vllm": "0.32.0", "cpu": False, "lmcache": False, "lmcache_version": None}, "native", None),
+        ({"vllm": "0.32.0", "cpu": True, "lmcache": False, "lmcache_version": None}, "disk", None),
+        (
+            {"vllm": "0.32.0", "cpu": True, "lmcache": False, "lmcache_version": None},
+            "lmcache",
+            "pip install lmcache there",
+        ),
+        ({"vllm": "0.32.0", "cpu": True, "lmcache": True, "lmcache_version": "0.5.6"}, "lmcache", None),
+        ({"vllm": None, "cpu": True, "lmcache": False, "lmcache_version": None}, "native", None),
         ("no JSON", "native", None),
     ],
 )
@@ -127,6 +136,46 @@ def test_what_an_installation_lacks(tmp_path, facts, backend, lack):
 def test_without_offload_nothing_is_looked_up(tmp_path):
     """The Python is not even run."""
     assert offload_lack(spec(), str(tmp_path / "gone")) is None
+    assert [] == list(offload_doubts(spec(), str(tmp_path / "gone")))
+
+
+@pytest.mark.parametrize(
+    ("vllm", "lmcache", "backend", "doubt"),
+    [
+        ("0.32.0", "0.5.6", "lmcache", None),
+        ("0.32.0", "0.5.9", "lmcache", None),
+        (
+            "0.32.0",
+            None,
+            "lmcache",
+            "LMCache has no metadata of its package, so its version was not checked; 0.5.6 was",
+        ),
+        ("0.32.0", "0.7.0", "lmcache", "this LMCache is 0.7.0, and 0.5.6 was tried"),
+        (None, "0.5.6", "native", "this vLLM has no metadata of its package, so whether it is built for GPUs was not"),
+        ("0.32.0", None, "native", None),
+        (None, None, "disk", None),
+    ],
+)
+def test_what_of_an_installation_was_not_checked(tmp_path, vllm, lmcache, backend, doubt):
+    """It is said, not passed over."""
+    python = tmp_path / "python"
+    facts = {"vllm": vllm, "cpu": False, "lmcache": True, "lmcache_version": lmcache}
+    python.write_text(f"#!/bin/sh\necho {shlex.quote(json.dumps(facts))}\n")
+    python.chmod(0o755)
+    found = list(offload_doubts(spec(kv_offload_gib=1, kv_offload_backend=backend), str(python)))
+    assert ([] == found) if doubt is None else found[0].startswith(f"kv_offload_backend={backend!r}: {doubt}")
+
+
+def test_a_python_that_tells_nothing_of_its_offload(tmp_path):
+    (found,) = offload_doubts(spec(kv_offload_gib=1, kv_offload_backend="lmcache"), str(tmp_path / "gone"))
+    assert "does not tell what it has of it, so nothing of that was checked" in found
+
+
+def test_pieces_of_prompts_do_not_go_with_files(tmp_path):
+    """The connector would store a prompt short, and end the engine when it is loaded."""
+    words = {"kv_offload_gib": 1, "kv_offload_backend": "disk", "args": ["--enable_chunked_prefill"]}
+    with pytest.raises(ConfigurationError, match="it stores prompts in one piece, and args has --enable-chunked-pref"):
+        spec(**words)
 
 
 @pytest.mark.slow

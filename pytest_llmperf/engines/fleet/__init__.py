@@ -23,7 +23,11 @@ RECIPES: dict[str, Recipe] = {recipe.kind: recipe for recipe in (vllm.RECIPE, sg
 """What a replica can be, by its kind."""
 
 
-CHECKS: dict[str, Callable[[EngineSpec], None]] = {"vllm": vllm.check, "tensorrt_llm": tensorrt_llm.check}
+CHECKS: dict[str, Callable[[EngineSpec], None]] = {
+    "vllm": vllm.check,
+    "sglang": sglang.check,
+    "tensorrt_llm": tensorrt_llm.check,
+}
 """What a replica's own words are checked by."""
 
 
@@ -31,6 +35,11 @@ def check(spec: EngineSpec) -> None:
     """Raise `ConfigurationError` listing what is wrong with engine, router and placement."""
     problems = [*placement_problems(spec), *router_problems(spec)]
     kind = spec.engine or DEFAULT_ENGINE
+    if spec.in_process:
+        problems.append(
+            "in_process=True: what stands behind a router is a server; leave it out, or take the engine by itself "
+            f"(llm_engine({kind!r}, in_process=True, ...))"
+        )
     if kind not in RECIPES:
         problems.append(f"engine: {unknown('engine of a fleet', kind, RECIPES)}")
     elif kind != "vllm" and spec.kv_offload_backend is not None:

@@ -41,10 +41,16 @@ class FleetEngine(ServedEngine):
         return tuple(timings for replica in self._started() for timings in replica.request_timings())
 
     def describe(self) -> dict[str, Any]:
-        first = self._started()[0]
-        known = {name: value for name, value in first.describe().items() if name != "command"}
-        capacity = self.kv_capacity_tokens
-        return known | ({} if capacity is None else {"kv_capacity_tokens": capacity}) | self.host.describe()
+        """What the replicas have in common, and each by itself."""
+        self._started()
+        about = self.host.describe()
+        replicas: list[dict[str, Any]] = about["replicas"]
+        known = {name: value for name, value in replicas[0].items() if name not in ("command", "doubts")}
+        doubts = dict.fromkeys(one for each in replicas for one in each.get("doubts", ()))
+        if all(replica.recovered_from is None for replica in self.replicas):  # else it is told of that one
+            doubts |= dict.fromkeys(self._restarted())
+        of_all = {"kv_capacity_tokens": self.kv_capacity_tokens, "doubts": list(doubts) or None}
+        return known | {name: value for name, value in of_all.items() if value is not None} | about
 
     def _started(self) -> tuple[ServedEngine, ...]:
         """The replicas, started with all that belongs to them if need be; one that has died is not replaced here."""

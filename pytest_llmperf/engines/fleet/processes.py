@@ -8,9 +8,16 @@ from typing import Any
 
 from pytest_llmperf.client import Address
 from pytest_llmperf.engines.base import EngineSpec, Surroundings
-from pytest_llmperf.engines.fleet.routers import DEFAULT_POLICY, DEFAULT_ROUTER, is_url, router_command, router_program
+from pytest_llmperf.engines.fleet.routers import (
+    DEFAULT_POLICY,
+    DEFAULT_ROUTER,
+    check_router_url,
+    is_url,
+    router_command,
+    router_program,
+)
 from pytest_llmperf.engines.host import unused_path
-from pytest_llmperf.engines.placement import sharers
+from pytest_llmperf.engines.placement import check_processors, sharers
 from pytest_llmperf.engines.process import ServerProcess, free_port
 from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
@@ -31,7 +38,10 @@ class FleetHost:
 
     def launch(self) -> Address:
         """The replicas are ready when this returns: a router looks for them when it starts."""
-        if not is_url(self._name):
+        check_processors(self._spec)
+        if is_url(self._name):
+            check_router_url(self._name, self._surroundings.clock)
+        else:
             router_program(self._name)  # before half a minute of starts
         if sharers(self._spec) == 1:  # else each would find the memory gone that the others are just taking
             self._each(ServedEngine.launch)
@@ -66,6 +76,10 @@ class FleetHost:
         """A replica that hangs is named; if all answer, it is the router."""
         self._each(ServedEngine.check_answers)
         return "" if self._router is None else f"the router {self._name}\n{self._router.end_hung()}"
+
+    def report(self) -> str:
+        """The router's: replicas have told their own when they were started."""
+        return "" if self._router is None else f"the router {self._name}\n{self._router.report()}"
 
     def stop(self) -> None:
         """The router first, so that it does not see its replicas go. Each is stopped, whatever becomes of others."""
@@ -103,5 +117,7 @@ def _naming(who: str) -> Iterator[None]:
     """Say in an engine's error whose it is."""
     try:
         yield
-    except (EngineDiedError, EngineStartError) as error:
-        raise type(error)(f"{who}: {error}") from error
+    except EngineStartError as error:
+        raise EngineStartError(f"{who}: {error}", is_final=error.is_final) from error
+    except EngineDiedError as error:
+        raise EngineDiedError(f"{who}: {error}") from error

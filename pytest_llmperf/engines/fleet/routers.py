@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_llmperf.client import Address, HttpClient, Limits
+from pytest_llmperf.clock import Clock
 from pytest_llmperf.engines.base import EngineSpec
-from pytest_llmperf.engines.host import beside
-from pytest_llmperf.errors import ConfigurationError, unknown
+from pytest_llmperf.engines.host import beside, option_of
+from pytest_llmperf.errors import ConfigurationError, EngineStartError, unknown
 
 DEFAULT_ROUTER = "vllm-router"
 DEFAULT_POLICY = "round_robin"
+_LISTENS_S = 5.0
+_ABSENT = ("connection_refused", "connect_timeout", "connect_failed", "unknown_host", "tls", "peer_gone")
+"""How a request fails where there is no server."""
+_OWN_FLAGS = {
+    "--worker-urls": "it is told of the fleet's own replicas (replicas=..., engine=...)",
+    "--policy": "say policy=...",
+    "--host": "a router that is started here listens on loopback only",
+    "--port": "it gets a free one",
+    "--prometheus-host": "its metrics are on loopback only",
+    "--prometheus-port": "it gets a free one",
+}
+"""Options that each of its commands has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +64,14 @@ def router_problems(spec: EngineSpec) -> list[str]:
     if is_url(name):
         return _url_problems(spec)
     router = ROUTERS.get(Path(name).name)
+    if router is None and Path(name).name != name:
+        return [
+            f"router={name!r}: by its file's name it is told which options it takes, so that has to be "
+            f"{' or '.join(ROUTERS)}; a link of that name will do"
+        ]
     if router is None:
-        return [f"router: {unknown('router', Path(name).name, ROUTERS)}, the path of one, or the URL of any"]
-    problems = []
+        return [f"router: {unknown('router', name, ROUTERS)}, the path of one, or the URL of any"]
+    problems = list(_flag_problems(spec))
     if spec.policy is not None and spec.policy not in router.policies:
         problems.append(f"policy: {unknown(f'policy of {Path(name).name}', spec.policy, router.policies)}")
     if not router.takes_token_ids and spec.prompts is None:
@@ -82,13 +101,39 @@ def router_command(spec: EngineSpec, workers: Sequence[str], port: int, metrics_
 def router_program(name: str) -> str:
     """Where it is installed. Raises `ConfigurationError` if nowhere."""
     found = shutil.which(beside(sys.executable, name))
-    if found is None:
-        program = Path(name).name
+    if found is not None:
+        return found
+    if Path(name).name != name:
+        what = "is no program that may be run" if Path(name).exists() else "is not there"
         raise ConfigurationError(
-            f"fleet: the router {name!r} is not installed; pip install {program}, or give its path with router=... in "
-            "the mark or --llmperf-set router=PATH"
+            f"fleet: router={name!r} {what}; give the path of one, or its name alone ({Path(name).name!r}), which is "
+            "then looked for beside this Python and on PATH"
         )
-    return found
+    raise ConfigurationError(
+        f"fleet: the router {name!r} is not installed; pip install {name}, or give its path with router=... in "
+        "the mark or --llmperf-set router=PATH"
+    )
+
+
+def check_router_url(url: str, clock: Clock) -> None:
+    """Raise `EngineStartError` where nothing listens, before the replicas take their minutes."""
+    client = HttpClient(Address.parse(url), clock, headers={}, limits=Limits(silence_s=_LISTENS_S))
+    try:
+        failure = client.request("GET", "/health", b"", timeout_s=_LISTENS_S).failure
+    finally:
+        client.close()
+    if failure is not None and failure.kind in _ABSENT:
+        raise EngineStartError(
+            f"router={url!r} is to run already, and {failure.detail}; start it first, or give the name or path of one "
+            f"that is started here ({' or '.join(ROUTERS)}): vllm-router listens only when its replicas do"
+        )
+
+
+def _flag_problems(spec: EngineSpec) -> Iterator[str]:
+    for argument in spec.router_args:
+        flag = option_of(argument)
+        if flag in _OWN_FLAGS:
+            yield f"router_args has {argument.partition('=')[0]}, which is set here; {_OWN_FLAGS[flag]}"
 
 
 def _url_problems(spec: EngineSpec) -> list[str]:

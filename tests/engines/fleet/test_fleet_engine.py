@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -186,9 +187,44 @@ def test_a_router_that_does_not_start(fleet):
 
 def test_a_router_that_is_not_there(fleet, tmp_path):
     """How to get it, before any replica starts."""
-    engine = fleet(router=str(tmp_path / "vllm-router"))
+    path = tmp_path / "vllm-router"
+    with pytest.raises(ConfigurationError, match=rf"router='{path}' is not there; give the path of one, or its name"):
+        fleet(router=str(path)).start()
+    path.touch()
+    with pytest.raises(ConfigurationError, match=rf"router='{path}' is no program that may be run; give the path"):
+        fleet(router=str(path)).start()
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_router_that_is_not_installed(fleet, tmp_path, monkeypatch):
+    """How to get it, or to say where it is."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(ConfigurationError, match=r"is not installed; pip install vllm-router, or give its path"):
+        fleet(router="vllm-router").start()
+
+
+def test_a_router_at_a_url_where_nothing_is(fleet, tmp_path):
+    """Before any replica starts."""
+    port = free_port()
+    engine = fleet(router=f"http://127.0.0.1:{port}", ports=[free_port(), free_port()])
+    said = (
+        f"router='http://127.0.0.1:{port}' is to run already, and nothing listens at http://127.0.0.1:{port}; start it"
+    )
+    with pytest.raises(EngineStartError, match=said):
         engine.start()
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("cpus", ["0|7999", "0-7999", "7998|7999"])
+def test_processors_that_are_not_there(fleet, tmp_path, cpus):
+    """Before any replica starts, with those that are."""
+    with pytest.raises(
+        ConfigurationError, match=r"there is no processor .*7999|there is no processor [0-9, ]+ here"
+    ) as e:
+        fleet(cpus=cpus).start()
+    assert f"fleet: cpus={cpus!r}: there is no processor" in str(e.value)
+    assert "those that may be used are 0" in str(e.value)
     assert not (tmp_path / "log").exists()
 
 
@@ -241,14 +277,32 @@ def test_each_replica_has_an_outer_tier_of_its_own(fleet, tmp_path):
 
 
 @pytest.mark.slow
-def test_behind_a_router_at_a_url(fleet):
-    """Replicas on given ports, requests to the URL; here it is one of the replicas themselves."""
-    ports = [free_port(), free_port()]
-    engine = fleet(router=f"http://127.0.0.1:{ports[1]}", ports=ports)
-    assert f"http://127.0.0.1:{ports[1]}" == engine.url == engine.describe()["router"]
-    assert answer(engine).failure is None
-    assert 0 == engine.replicas[0].cache_counters().since(engine.replicas[0].cache_counters()).queried_tokens
-    assert engine.replicas[1].cache_counters().queried_tokens > engine.replicas[0].cache_counters().queried_tokens
+def test_behind_a_router_at_a_url(fleet, python):
+    """Replicas on given ports, requests to the URL, where the router listens before they do."""
+    ports, port = [free_port(), free_port()], free_port()
+    workers = [f"http://127.0.0.1:{one}" for one in ports]
+    options = ["--policy", "round_robin", "--port", str(port), "--prometheus-port", "1", "--host", "127.0.0.1"]
+    options += ["--prometheus-host", "127.0.0.1", "--disable-retries", "--disable-circuit-breaker"]
+    program = str(Path(python).parent / "vllm-router")
+    with subprocess.Popen([program, "--worker-urls", *workers, *options]) as running:
+        try:
+            until_listening(port)
+            engine = fleet(router=f"http://127.0.0.1:{port}", ports=ports)
+            assert f"http://127.0.0.1:{port}" == engine.url == engine.describe()["router"]
+            assert workers == [replica.url for replica in engine.replicas]
+            assert [None] * 2 == [answer(engine).failure for _ in range(2)]
+        finally:
+            running.terminate()
+
+
+def until_listening(port):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            return socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+    return pytest.fail("the router does not listen")
 
 
 def free_port():
@@ -262,6 +316,10 @@ def free_port():
     [
         ({"engine": "openai"}, "engine: unknown engine of a fleet 'openai'; .*accepted: vllm, sglang, tensorrt_llm"),
         ({"router": "nginx"}, "router: unknown router 'nginx'; accepted: vllm-router, sglang-router, the path of one"),
+        (
+            {"router": "/opt/bin/mine"},
+            "router='/opt/bin/mine': by its file's name .* vllm-router or sglang-router; a link",
+        ),
         ({"policy": "prefix_hash"}, "policy: unknown policy of vllm-router 'prefix_hash'"),
         ({"router": "sglang-router"}, r"sglang-router takes no token ids; send text \(prompts='text'\)"),
         ({"router": "sglang-router", "prompts": "text", "policy": "kv_aware"}, "unknown policy of sglang-router"),
