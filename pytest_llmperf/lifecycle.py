@@ -226,7 +226,7 @@ class Lifecycle:
         unfinished = journal.unfinished if self.suite.recording else {}
         for name, (done, of) in unfinished.items():
             self._notes.append(f"unfinished: {name}: {done} of {units.count(of, 'run')} on record")
-        if unfinished or (cut_short and journal.is_open):
+        if journal.has_runs and (unfinished or (cut_short and journal.is_open)):
             self._notes.append("what is on record counts with --llmperf-resume, which measures the rest")
         if self.suite.earlier is not None:
             self._notes += self.suite.earlier.notes

@@ -38,6 +38,7 @@ _AHEAD = timedelta(days=1)
 """Clocks of test machines differ, by a time zone at most."""
 _SMALLEST, _LARGEST = 1e-300, 1e300
 """Beyond these a value's inverse or a mean of several is no number any more."""
+_ACCEPTED = "a file that pytest wrote with --benchmark-json, or a stored night such as baselines/KEY/0001_main.json"
 _STORED_AS = ("value", "1/value")
 _DEEPEST = 8
 """Levels of lists and objects in the words of an engine; deeper ones cannot be compared or printed."""
@@ -169,6 +170,8 @@ def read(path: Path) -> ResultFile:
     """Everything in one file. Raises `BaselineError`, in one sentence, for one that cannot be used."""
     try:
         text = read_text(path, MOST_BYTES)
+    except FileNotFoundError:
+        raise BaselineError(f"there is no file {path}; give {_ACCEPTED}") from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     return parsed(path, text)

@@ -185,7 +185,8 @@ def verdict_line(result: Judged) -> str:
 
 def _judged_line(name: str, judgement: Judgement) -> str:
     counts = next((f" ({f.base_runs} + {f.new_runs} runs)" for f in judgement.findings if f.base_runs), "")
-    return f"{judgement.verdict} {name}, against {judgement.against}{counts}"
+    against = "" if judgement.against is None else f", against {judgement.against}"
+    return f"{judgement.verdict} {name}{against}{counts}"
 
 
 def headline(results: Sequence[Judged]) -> str:

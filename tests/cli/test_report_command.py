@@ -66,6 +66,15 @@ def test_a_folder_without_permission_is_said(result, tmp_path, capsys):
     assert "permission denied" in capsys.readouterr().err
 
 
+def test_a_file_that_is_not_there_is_said_with_what_to_give(tmp_path, capsys):
+    assert main(["report", "nope.json", "--markdown", "-"]) == INVALID
+
+    assert capsys.readouterr().err == (
+        "pytest-llmperf report: there is no file nope.json; give a file that pytest wrote with --benchmark-json, "
+        "or a stored night such as baselines/KEY/0001_main.json\n"
+    )
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_file_that_cannot_be_used(tmp_path, content, capsys):
     path = written(tmp_path / "now.json", content)

@@ -81,6 +81,8 @@ def test_a_measurement_of_failures_alone_is_reported(run, pytester, monkeypatch)
     page = (pytester.path / "report.html").read_text(encoding="utf-8")
     assert "1 INVALID_RUN" in page
     assert "Invalid: " in page
+    result.stdout.fnmatch_lines(["unfinished: test_it.py::test_it: 0 of 2 runs on record"])
+    assert "--llmperf-resume" not in result.stdout.str()  # nothing is there to go on from
 
 
 def test_what_cannot_be_written_is_said_before_the_run(run, pytester):
