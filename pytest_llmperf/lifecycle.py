@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +26,6 @@ from pytest_llmperf.resume import Earlier, find
 from pytest_llmperf.suite import Measured, PlannedTest, Suite
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pytest_llmperf.judged import Judged
     from pytest_llmperf.reports.content import Report
 
@@ -56,7 +55,7 @@ class Lifecycle:
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
         hardware = detect(options.nvml_timeout_s) if options.hardware is None else declared(options.hardware)
-        problems = [*_unwritable(options), *filter(None, [benchmark.unwritable_json(config)])]
+        problems = [*_unwritable(options), *filter(None, [benchmark.unwritable_json(config)]), *_shared(options, config)]
         earlier: Earlier | None = None
         self._resumed: str | None = None
         if options.resume and merging.is_worker(config):
@@ -394,6 +393,19 @@ def _unused(folder: Path) -> Path:
     """The folder, or one beside it: a process may have several sessions within a second."""
     others = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
     return next(path for path in chain([folder], others) if not path.exists())
+
+
+def _shared(options: Options, config: pytest.Config) -> Iterator[str]:
+    """Files that are to be written by more than one of us, pytest and pytest-benchmark."""
+    junit = config.getoption("xmlpath", default=None)
+    return atomic.shared(
+        {
+            "--llmperf-report": options.report,
+            "--llmperf-markdown": options.markdown,
+            "--benchmark-json": benchmark.json_path(config),
+            "--junit-xml": None if junit is None else Path(os.path.expandvars(Path(junit).expanduser())).absolute(),
+        }
+    )
 
 
 def _unwritable(options: Options) -> list[str]:

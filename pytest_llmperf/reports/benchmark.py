@@ -62,9 +62,14 @@ def warn_of_xdist(config: pytest.Config, is_due: bool) -> None:
         session.xdist_benchmark_found = session.xdist_benchmark_found and is_due
 
 
+def json_path(config: pytest.Config) -> Path | None:
+    """Where `--benchmark-json` is to be; None without it, for standard output, and with `-p no:benchmark`."""
+    return _json_path(_session_of(config))
+
+
 def unwritable_json(config: pytest.Config) -> str | None:
     """Why the file of `--benchmark-json` cannot be written, in one sentence; None if it can, or is not asked for."""
-    path = _json_path(_session_of(config))
+    path = json_path(config)
     problem = None if path is None else atomic.unwritable(path)
     return None if problem is None else f"--benchmark-json: {problem}"
 

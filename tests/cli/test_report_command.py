@@ -1,6 +1,7 @@
 """`pytest-llmperf report`."""
 
 import os
+from pathlib import Path
 
 import pytest
 from result_files import TEST, benchmark, document, written
@@ -51,6 +52,19 @@ def test_all_mistakes_at_once_and_nothing_is_written(result, tmp_path, capsys):
     assert "there is no folder" in said
     assert "is a folder; name a file in it" in said
     assert "--records: nowhere is no folder" in said
+
+
+def test_no_file_is_written_over_another(result, tmp_path, capsys):
+    """Neither the page by the comment, nor the result by either, whatever the path that leads there."""
+    (tmp_path / "link.html").symlink_to(result)
+    before = Path(result).read_bytes()
+
+    assert main(["report", result, "-o", str(tmp_path / "a"), "--markdown", str(tmp_path / "b" / ".." / "a")]) == USAGE
+    assert f"-o and --markdown name one file, {tmp_path}/a; give each a file of its own" in capsys.readouterr().err
+    assert main(["report", result, "-o", str(tmp_path / "link.html")]) == USAGE
+    assert f"RESULT.json and -o name one file, {result}; give each a file of its own" in capsys.readouterr().err
+    assert before == Path(result).read_bytes()
+    assert main(["report", result, "-o", "/dev/null", "--markdown", "/dev/null"]) == OK
 
 
 def test_nothing_asked_for_is_a_mistake(result, capsys):

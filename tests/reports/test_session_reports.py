@@ -93,6 +93,22 @@ def test_what_cannot_be_written_is_said_before_the_run(run, pytester):
     result.stderr.fnmatch_lines(["*--llmperf-markdown: * is a folder; name a file in it*"])
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("--llmperf-report", "--llmperf-markdown"),
+        ("--llmperf-markdown", "--benchmark-json"),
+        ("--llmperf-report", "--junit-xml"),
+    ],
+)
+def test_one_file_for_two_is_said_before_the_run(run, pytester, one, other):
+    """Only the last that is written would be there."""
+    result = run(one, "out", other, "./out")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{one} and {other} name one file, {pytester.path}/out; give each a file of its own"])
+
+
 def test_without_a_performance_test_there_is_no_report_and_that_is_said(run, pytester):
     result = run("--llmperf-markdown", "report.md", tests="def test_it(): pass")
 
