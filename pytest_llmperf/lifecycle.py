@@ -55,7 +55,11 @@ class Lifecycle:
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
         hardware = detect(options.nvml_timeout_s) if options.hardware is None else declared(options.hardware)
-        problems = [*_unwritable(options), *filter(None, [benchmark.unwritable_json(config)]), *_shared(options, config)]
+        problems = [
+            *_unwritable(options),
+            *filter(None, [benchmark.unwritable_json(config)]),
+            *_shared(options, config),
+        ]
         earlier: Earlier | None = None
         self._resumed: str | None = None
         if options.resume and merging.is_worker(config):

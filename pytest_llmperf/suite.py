@@ -180,7 +180,7 @@ class Suite:
             return "against the base build, measured in turn"
         stored = self._baselines.paths(hardware_key)
         if not stored:
-            return f"no baseline in {self.options.baselines}"
+            return f"no baseline in {self._baselines.shown}"
         more = f", the newest of {len(stored)} nights" if len(stored) > 1 else ""
         return f"baseline {stored[0].name}{more}"
 
