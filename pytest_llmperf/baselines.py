@@ -170,6 +170,10 @@ class Baselines:
             return f"{nearest.path.name} is not comparable: {_few(_unlike(nearest, wanted, provenance))}"
         return self._missing(provenance, metric)
 
+    def has(self, provenance: Provenance, metric: str) -> bool:
+        """Whether this metric of the test is stored for its hardware, be it of another workload or engine."""
+        return provenance.measurement in self._of(provenance.hardware_key, metric)
+
     def _missing(self, provenance: Provenance, metric: str) -> str:
         """A sentence on why nothing of this is stored; the same for all metrics of a test that is not stored at all."""
         key = provenance.hardware_key

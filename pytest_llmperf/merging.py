@@ -163,12 +163,12 @@ class Merged:
         reports = [parcel.report for parcel in self.parcels if parcel.report is not None]
         if not reports:
             return True
-        notes, is_there = session_files.put(_together(reports), self.options)
+        notes, is_there = session_files.put(_together(reports, stored=bool(self.saved)), self.options)
         self.notes += notes
         return is_there
 
 
-def _together(reports: Sequence[Report]) -> Report:
+def _together(reports: Sequence[Report], *, stored: bool) -> Report:
     """One report of the sections of all."""
     first = reports[0]
     return Report(
@@ -178,6 +178,7 @@ def _together(reports: Sequence[Report]) -> Report:
         environment={key: found for report in reports for key, found in report.environment.items()},
         notes=tuple(dict.fromkeys(_notes(reports))),
         failed=tuple(nodeid for report in reports for nodeid in report.failed),
+        stored=stored,
         keys=tuple(dict.fromkeys(key for report in reports for key in report.keys)),
     )
 

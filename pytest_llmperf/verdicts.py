@@ -23,6 +23,18 @@ class Verdict(str, Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """What would let an INCONCLUSIVE comparison see what it is asked to see."""
+
+    runs: int | None = None
+    """So many tonight; None where no number of them would do."""
+    of_base: bool = False
+    """Whether the stored night needs as many, too."""
+    otherwise: str | None = None
+    """What it takes where more runs would not do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What was found for one metric, in its own unit and direction; None where there is no number."""
 
@@ -38,6 +50,10 @@ class Finding:
     base_runs: int | None = None
     new_runs: int | None = None
     note: str | None = None
+    remedy: Remedy | None = None
+    """Of INCONCLUSIVE; not in result files, whose advice is made of it."""
+    is_other: bool = False
+    """Of NO_BASELINE: whether the same is stored, of another workload or engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

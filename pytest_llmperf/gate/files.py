@@ -181,6 +181,7 @@ def _judged(
             family.findings(measurement),
             against=next(match.name for pair, match in matches.items() if pair[0] == measurement),
             doubts=_doubts(measurement, matches, wanted),
+            in_turn=terms.night_spread is None,
         )
         for measurement in outcomes
     }

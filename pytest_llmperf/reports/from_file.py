@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_llmperf.gate.advice import STORED
 from pytest_llmperf.gate.files import Terms, compared
 from pytest_llmperf.metrics import METRICS, Quantity
 from pytest_llmperf.reports.beside import beside
@@ -44,6 +45,7 @@ def report_of(file: ResultFile, *, records: Path | None = None, baselines: Path 
         commit=file.commit,
         environment={file.hardware_key: differences} if differences else {},
         notes=tuple(dict.fromkeys(notes)),
+        stored=any(one.judgement is not None and one.judgement.advice == STORED for one in sections),
     )
 
 

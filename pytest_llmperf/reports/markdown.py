@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 from pytest_llmperf import __version__, units
 from pytest_llmperf.reports import text
-from pytest_llmperf.reports.content import GREEN, Report, Section
+from pytest_llmperf.reports.content import Report, Section
 from pytest_llmperf.reports.facts import ABSENT, facts
+from pytest_llmperf.reports.next_step import GREEN
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.verdicts import Finding
 

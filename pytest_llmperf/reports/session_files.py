@@ -48,6 +48,7 @@ def report_of(
         environment={key: found for key, found in differences.items() if found},
         notes=tuple(dict.fromkeys([*(f"failed: {nodeid}" for nodeid in failed), *notes])),
         failed=tuple(failed),
+        stored=bool(saved),
         keys=tuple(keys),
     )
 

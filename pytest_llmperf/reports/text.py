@@ -11,7 +11,7 @@ from typing import Protocol
 from pytest_llmperf import units
 from pytest_llmperf.gate.files import Change
 from pytest_llmperf.judged import Judged, Provenance, Validity
-from pytest_llmperf.reports.content import GREEN, WHY_FAILED
+from pytest_llmperf.reports import next_step
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.results import CacheResult, Figures, PerfResult
 from pytest_llmperf.stats import Sample
@@ -76,16 +76,6 @@ def wrapped(line: str, width: int) -> list[str]:
     return [one.replace(_BOUND, " ") for one in folded]
 
 
-_WORST = (
-    Verdict.REGRESSED,
-    Verdict.INVALID_RUN,
-    Verdict.INCONCLUSIVE,
-    Verdict.NO_BASELINE,
-    Verdict.IMPROVED,
-    Verdict.PASS,
-)
-
-
 class Told(Protocol):
     """What the last line has to know of a result."""
 
@@ -104,12 +94,11 @@ class Told(Protocol):
 
 def worst(results: Sequence[Told]) -> Verdict | None:
     """The verdict that asks most of the reader; None where nothing was judged and nothing is invalid."""
-    said = {_verdict(result) for result in results}
-    return next((verdict for verdict in _WORST if verdict in said), None)
+    return next_step.worst([_outcome(result) for result in results])
 
 
-def _verdict(result: Told) -> Verdict | None:
-    return result.verdict if result.validity else Verdict.INVALID_RUN
+def _outcome(result: Told) -> next_step.Outcome:
+    return (result.verdict if result.validity else Verdict.INVALID_RUN, result.judgement)
 
 
 def closing(results: Sequence[Told], *, stored: bool, failed: int = 0) -> str:
@@ -120,28 +109,14 @@ def closing(results: Sequence[Told], *, stored: bool, failed: int = 0) -> str:
     others = f"{failed} failed, " if failed else ""
     if not results:
         return f"llmperf: {others}nothing was measured"
-    counts = Counter(_verdict(result) for result in results)
-    parts = [f"{counts[verdict]} {verdict}" for verdict in _WORST if counts[verdict]]
+    outcomes = [_outcome(result) for result in results]
+    counts = Counter(verdict for verdict, _ in outcomes)
+    parts = [f"{counts[verdict]} {verdict}" for verdict in next_step.WORST_FIRST if counts[verdict]]
     if counts[None]:
         parts.append(f"{counts[None]} not judged")
-    verdict = worst(results)
-    next_step = WHY_FAILED if failed and verdict in GREEN else _next(verdict, results, stored=stored)
-    return f"llmperf: {others}{', '.join(parts)}; {next_step}"
-
-
-def _next(verdict: Verdict | None, results: Sequence[Told], *, stored: bool) -> str:
-    if verdict in (Verdict.PASS, Verdict.IMPROVED):
-        return "nothing to do"
-    if verdict in (Verdict.NO_BASELINE, None) and stored:
-        return "the next session is judged by what was stored"
-    if verdict is None:
-        return "judge them by leaving out --llmperf-gate off, once a level is stored with --llmperf-save-baseline NAME"
-    judgements = (result.judgement for result in results if _verdict(result) is verdict)
-    advice = next((one.advice for one in judgements if one is not None and one.advice is not None), None)
-    return f"what to do: {advice or _MEND}"
-
-
-_MEND = "mend what made it invalid and measure again"
+    step = next_step.next_step(outcomes, stored=stored, failed=failed > 0)
+    label = "" if step in next_step.ANSWERS else "what to do: "
+    return f"llmperf: {others}{', '.join(parts)}; {label}{step}"
 
 
 def _remarks(judgement: Judgement, doubts: Sequence[str]) -> Iterator[str]:

@@ -481,7 +481,7 @@ REGRESSED perf_tests/test_it.py::test_rounds[4], against base.json (5 + 5 runs)
   output_throughput  81.3 tok/s  81.3 tok/s   +0.0 %     -1.4 %  PASS
       change -1.2 % .. +1.2 %, p 0.5
   doubt: the engine differs: prefix_caching None -> False
-  what to do: look for the change that caused it; if it is accepted, say so until a day with pytest-llmperf baseline acknowledge
+  what to do: look for the change between the two builds that caused it
 MISSING: ttft_p50 of t.py::test_old: only in the base (base.json); was it renamed to t.py::test_new? (--rename OLD=NEW)
 new: ttft_p50 of t.py::test_new: only in the new result
 1 REGRESSED
