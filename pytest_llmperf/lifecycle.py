@@ -155,7 +155,8 @@ class Lifecycle:
         if call.excinfo is not None:  # also where an xfail mark makes light of it
             self.suite.failed.add(item.nodeid)
         results: list[Judged] = item.stash.get(_RESULTS_KEY, [])
-        outcome.apply(report, call.excinfo, results, self.options.gate, self.suite.awaited)
+        width = terminal.width_of(self._config)
+        outcome.apply(report, call.excinfo, results, self.options.gate, self.suite.awaited, width)
         outcome.record(item, report, results)
         if any(outcome.fails(result, self.options.gate) for result in results):
             self._leave_as_judged(item)
@@ -245,7 +246,10 @@ class Lifecycle:
         return merging.Parcel(
             hardware=suite.hardware_by_key,
             outlook=list(content.outlook),
-            results=[merging.Remaining.of(measured.result) for measured in suite.measured],
+            results=[
+                merging.Remaining.of(measured.result, lines)
+                for measured, (_, lines) in zip(suite.measured, content.results, strict=True)
+            ],
             about=list(content.about),
             rows=[row for rows in self._rows.values() for row in rows],
             storable=frozenset(
@@ -277,7 +281,8 @@ class Lifecycle:
         and what stored nights flag is measured again in the end.
         """
         if self.options.gate in (GateMode.FAIL, GateMode.STRICT):
-            yield from ((result.provenance.test, "\n".join(text.measurement(result))) for result in late)
+            width = terminal.width_of(self._config)
+            yield from ((result.provenance.test, outcome.lines_on([result], width)) for result in late)
 
     def _save(self, name: str) -> bool:
         """Store the session's valid results; say which were left out and why. Whether it could."""
@@ -356,7 +361,7 @@ class Lifecycle:
         benchmark.describe_machine(machine_info, self.suite.hardware)
 
     def summarise(self, reporter: pytest.TerminalReporter) -> None:
-        width = self._config.get_terminal_writer().fullwidth
+        width = terminal.width_of(self._config)
         terminal.summary(
             reporter, terminal.content_of(self.suite, width, len(self._failed)), self._saved, self._notes, width
         )
@@ -368,7 +373,8 @@ class Lifecycle:
         if self._config.get_verbosity() < 0:
             return []
         found = [*self._cleared, *(() if self._resumed is None else (self._resumed,))]
-        return [*(text.plain(f"llmperf: {one}") for one in found), *terminal.header(self.suite.outlook)]
+        lines = (*(text.plain(f"llmperf: {one}") for one in found), *terminal.header(self.suite.outlook))
+        return list(text.folded(lines, terminal.width_of(self._config)))
 
 
 def _is_whole(config: pytest.Config) -> bool:

@@ -18,7 +18,7 @@ from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.hardware import Hardware
 from pytest_llmperf.judged import Judged, Provenance, Validity
 from pytest_llmperf.options import Options
-from pytest_llmperf.reports import benchmark, outcome, session_files, terminal, text
+from pytest_llmperf.reports import benchmark, outcome, session_files, terminal
 from pytest_llmperf.reports.content import Report
 from pytest_llmperf.suite import Outlook
 from pytest_llmperf.verdicts import Judgement, Verdict
@@ -45,10 +45,11 @@ class Remaining:
     lines: tuple[str, ...]
 
     @classmethod
-    def of(cls, result: Judged) -> Remaining:
-        """Of a result that will not change any more."""
-        lines = tuple(text.measurement(result))
-        return cls(provenance=result.provenance, validity=result.validity, judgement=result.judgement, lines=lines)
+    def of(cls, result: Judged, lines: Sequence[str]) -> Remaining:
+        """Of a result that will not change any more, with the lines on it."""
+        return cls(
+            provenance=result.provenance, validity=result.validity, judgement=result.judgement, lines=tuple(lines)
+        )
 
     @property
     def verdict(self) -> Verdict | None:

@@ -7,6 +7,9 @@ from enum import Enum
 
 from pytest_llmperf.metrics import Quantity
 
+IN_TURN = "the base build in turn"
+"""What stands in a judgement in place of a stored file."""
+
 
 class Verdict(str, Enum):
     """What is said of a measurement. Only PASS and IMPROVED are green by themselves."""
@@ -66,3 +69,8 @@ class Judgement:
     """The baseline's file."""
     doubts: tuple[str, ...] = ()
     advice: str | None = None
+
+    @property
+    def is_of_nights(self) -> bool:
+        """Whether it rests on stored nights, and not only on another build that was measured in turn."""
+        return self.against is not None and not self.against.startswith(IN_TURN)

@@ -17,7 +17,7 @@ from pytest_llmperf.judged import Judged
 from pytest_llmperf.metrics import Quantity
 from pytest_llmperf.result_file import differences
 from pytest_llmperf.stats import KNOWN_NIGHTS, History, Looks, NightSpread, assumed
-from pytest_llmperf.verdicts import Finding, Judgement, Remedy, Verdict
+from pytest_llmperf.verdicts import IN_TURN, Finding, Judgement, Remedy, Verdict
 
 SIMULATED_RESOLUTION = 0.001
 """Simulated runs without noise are all equal, so that the last digit would be significant. No model is that good."""
@@ -157,7 +157,7 @@ class Gate:
             if len(values) < len(measured) or not values:
                 return f"the base build has no {metric.name} in some run"
             history = History((tuple(map(math.log, values)),))
-            return Base(name=_IN_TURN, history=history, spread=None, resolution=resolution)
+            return Base(name=IN_TURN, history=history, spread=None, resolution=resolution)
         match = self._baselines.find(about, metric.name)
         if isinstance(match, str):
             return match
@@ -181,7 +181,7 @@ class Gate:
         if base is not None:
             # Two builds may differ by where they are, and by nothing else that their words say.
             words = differences(base.provenance.engine_words, result.provenance.engine_words, ignored={"noise_seed"})
-            against = f"{_IN_TURN} ({'; '.join(words) or 'the same words'})"
+            against = f"{IN_TURN} ({'; '.join(words) or 'the same words'})"
         return judgement(
             [_flag(finding) for finding in findings] if self._family.is_screen else findings,
             against=against or None,
@@ -199,7 +199,6 @@ class Gate:
 _UNJUDGED_RUNS = 5
 """Where there is nothing to compare with, as many as are measured where nobody says how many."""
 _CONFIRM = Remedy(otherwise="see that it is measured against the base build, which --llmperf-confirm does at the end")
-_IN_TURN = "the base build in turn"
 
 
 def _flag(finding: Finding) -> Finding:

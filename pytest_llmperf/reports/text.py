@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from pytest_llmperf import units
@@ -17,13 +17,14 @@ from pytest_llmperf.results import CacheResult, Figures, PerfResult
 from pytest_llmperf.stats import Sample
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
-_HEADINGS = ("metric", "baseline", "now", "change", "interval", "could see", "p", "verdict")
+_HEADINGS = ("metric per run", "baseline", "now", "change", "interval", "could see", "p", "verdict")
 _IDLE = "gpu_idle"
 _NARROW = (0, 1, 2, 3, 5, 7)
 """The columns that stay where the terminal is narrow; interval and p then have a line of their own."""
 _ABSENT = "-"
+_AGAINST = ", against "
 _ROUNDS_SHOWN = 12
-_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))")
+_BOUND_PLACES = re.compile(r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))|(?<=[a-z%]) (?=\([\d.,]+ \w+\))")
 _BOUND = "\N{NO-BREAK SPACE}"
 """A space at which no line ends; `visible` leaves none of them in what comes from elsewhere."""
 CHARACTERS = 80
@@ -36,7 +37,7 @@ def measurement(result: Judged, width: int = CHARACTERS) -> Iterator[str]:
 
 
 def _measurement(result: Judged, width: int) -> Iterator[str]:
-    yield verdict_line(result)
+    yield from _first_lines(verdict_line(result), width)
     found = result.judgement
     doubts = found.doubts if found is not None and result.validity else ()
     if found is not None:
@@ -50,9 +51,15 @@ def _measurement(result: Judged, width: int) -> Iterator[str]:
     yield from (f"  {line}" for line in _remarks(found, doubts=doubts))
 
 
+def _first_lines(line: str, width: int) -> list[str]:
+    """The verdict and its name; what it was held against stands below where there is no room beside it."""
+    named, separator, against = line.rpartition(_AGAINST)
+    return [line] if len(line) <= width or not separator else [named, f"  against {against}"]
+
+
 def judged(name: str, judgement: Judgement, width: int = CHARACTERS) -> Iterator[str]:
     """A judgement of which nothing but itself is known, such as that of two files."""
-    lines = [_judged_line(name, judgement)]
+    lines = _first_lines(_judged_line(name, judgement), width)
     lines += [f"  {line}" for line in findings_table(judgement.findings, judgement.doubts, width - 2)]
     lines += [f"  {line}" for line in _remarks(judgement, doubts=judgement.doubts)]
     return map(plain, lines)
@@ -63,15 +70,20 @@ def plain(line: str) -> str:
     return visible(line, len(line)).replace("\n", "\\n")
 
 
+def folded(lines: Iterable[str], width: int) -> Iterator[str]:
+    """Lines of at most `width` characters, as far as their words are no longer."""
+    return (part for line in lines for part in wrapped(line, width))
+
+
 def wrapped(line: str, width: int) -> list[str]:
     """A line in as many as it takes; the further ones begin a little more to the right.
 
-    Words stay whole, and a number stays with its unit.
+    Words stay whole, a number stays with its unit and with one in brackets after it, and a shell's command as it is.
     """
-    if len(line) <= width:
+    if len(line) <= width or line.endswith("\\"):
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + 4)
-    bound = _BEFORE_UNIT.sub(_BOUND, line)
+    bound = _BOUND_PLACES.sub(_BOUND, line)
     folded = textwrap.wrap(bound, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [one.replace(_BOUND, " ") for one in folded]
 
@@ -160,7 +172,7 @@ def verdict_line(result: Judged) -> str:
 
 def _judged_line(name: str, judgement: Judgement) -> str:
     counts = next((f" ({f.base_runs} + {f.new_runs} runs)" for f in judgement.findings if f.base_runs), "")
-    against = "" if judgement.against is None else f", against {judgement.against}"
+    against = "" if judgement.against is None else f"{_AGAINST}{judgement.against}"
     return f"{judgement.verdict} {name}{against}{counts}"
 
 
@@ -275,9 +287,9 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 def figures(result: Figures) -> Iterator[str]:
     """The measured figures in a few lines; what was not measured is left out."""
     latencies = [("TTFT", result.ttft), ("TPOT", result.tpot), ("ITL", result.itl), ("E2E", result.e2e)]
-    measured = [f"{name} p50 {_two(sample)}" for name, sample in latencies if sample.count]
+    measured = [f"{name} {_two(sample)}" for name, sample in latencies if sample.count]
     if measured:
-        yield f"{', '.join(measured)} (p99)"
+        yield f"all requests, p50 (p99): {', '.join(measured)}"
     rates = [
         units.quantity(value, unit) + what
         for value, unit, what in (
@@ -288,12 +300,12 @@ def figures(result: Figures) -> Iterator[str]:
         if value is not None
     ]
     if rates:
-        yield ", ".join(rates)
+        yield f"all runs: {', '.join(rates)}"
     rounds = [one.ttft for one in result.by_round]
     if len(rounds) > 1 and all(sample.count for sample in rounds):
         shown = " ".join(units.seconds(sample.p50) for sample in rounds[:_ROUNDS_SHOWN])
         more = f" ... {units.seconds(rounds[-1].p50)}" if len(rounds) > _ROUNDS_SHOWN else ""
-        yield f"TTFT p50 by round: {shown}{more}"
+        yield f"all requests, TTFT p50 by round: {shown}{more}"
     yield from _cache(result)
     yield from _gpu(result)
 

@@ -485,7 +485,7 @@ REGRESSED perf_tests/test_it.py::test_rounds[4], against base.json (5 + 5 runs)
 MISSING: ttft_p50 of t.py::test_old: only in the base (base.json); was it renamed to t.py::test_new? (--rename OLD=NEW)
 new: ttft_p50 of t.py::test_new: only in the new result
 1 REGRESSED
-"""  # noqa: E501
+"""
 GOLDEN_REFUSAL = """\
 base: base.json (sim-gh200)
 new:  new.json (NVIDIA-GH200-96GB)

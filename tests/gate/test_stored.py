@@ -230,7 +230,9 @@ def test_where_nights_differ_too_much_the_advice_is_one_night(store):
     judgement = store.gate(night_spread=0.1).judge(ttft(runs_of(0.1, 0.01)), [TTFT])
 
     assert "so only a comparison on the same night would: pytest-llmperf ab" in judgement.findings[0].note
-    assert judgement.advice.startswith("compare the two builds on one night with pytest-llmperf ab; or say with llm_gate")
+    assert judgement.advice.startswith(
+        "compare the two builds on one night with pytest-llmperf ab; or say with llm_gate"
+    )
     assert "--llmperf-runs" not in judgement.advice
 
 
