@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pytest_llmperf.acknowledged import Acknowledgement, expected, read_acknowle
 from pytest_llmperf.atomic import Draft
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError, ConfigurationError
+from pytest_llmperf.files import nearby
 from pytest_llmperf.judged import RATIO_PREFIX, Provenance
 from pytest_llmperf.result_file import (
     Entry,
@@ -189,9 +189,8 @@ class Baselines:
 
     @property
     def shown(self) -> str:
-        """The folder for people: from where they are, if it lies below."""
-        relative = os.path.relpath(self.directory)
-        return str(self.directory) if relative.startswith(os.pardir) else relative
+        """The folder for people."""
+        return nearby(self.directory)
 
     def spread(self, hardware_key: str, metric: str) -> NightSpread | None:
         """How much nights differ there in this metric, from all tests that are stored; None if not known yet.

@@ -78,6 +78,7 @@ class Lifecycle:
             earlier=earlier,
         )
         benchmark.keep_whole(config, self.not_written)
+        benchmark.leave_out(config)
         self.interruption = Interruption()
         self._cleared = clear_up(clock, self._progress)
 

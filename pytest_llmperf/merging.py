@@ -107,6 +107,7 @@ class Merged:
         for nodeid, reason in self._all(lambda parcel: parcel.late):
             outcome.turn_red(session, nodeid, reason)
         benchmark.keep_whole(session.config, partial(self._not_written, session.config))
+        benchmark.leave_out(session.config)
         table = benchmark.table_of(session.config)
         if table is not None:
             table.extend(self._all(lambda parcel: parcel.rows))

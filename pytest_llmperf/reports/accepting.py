@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from pytest_llmperf.acknowledged import PLACEHOLDER, is_change
 from pytest_llmperf.clock import timestamp
+from pytest_llmperf.files import nearby
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
 _FOR = timedelta(days=30)
@@ -27,7 +27,7 @@ def commands(measurement: str, hardware_key: str, judgement: Judgement | None, b
     """
     if judgement is None or not judgement.is_of_nights or not f"{measurement}{hardware_key}".isprintable():
         return ()
-    folder = () if baselines.resolve() == _BASELINES.resolve() else (f"--baselines {shlex.quote(_shown(baselines))}",)
+    folder = () if baselines.resolve() == _BASELINES.resolve() else (f"--baselines {shlex.quote(nearby(baselines))}",)
     start = ("pytest-llmperf baseline acknowledge", shlex.quote(hardware_key), shlex.quote(measurement))
     end = (f"--expires {(timestamp() + _FOR).date()}", f"--reason '{PLACEHOLDER}'", *folder)
     changes = (_change(finding) for finding in judgement.findings if finding.verdict is Verdict.REGRESSED)
@@ -40,11 +40,6 @@ def _change(finding: Finding) -> tuple[str, ...]:
     if percent is None or not is_change(float(percent) / 100):
         return ()
     return (f"--metric {shlex.quote(finding.metric.name)}", f"--change={percent}%")
-
-
-def _shown(folder: Path) -> str:
-    relative = os.path.relpath(folder)
-    return str(folder) if relative.startswith(os.pardir) else relative
 
 
 def _packed(pieces: Iterable[str]) -> Iterator[str]:

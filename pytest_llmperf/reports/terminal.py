@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import units
 from pytest_llmperf.clock import Clock, seconds_between
+from pytest_llmperf.files import nearby
 from pytest_llmperf.reports import text
 from pytest_llmperf.reports.accepting import commands
 from pytest_llmperf.verdicts import Verdict
@@ -182,10 +183,10 @@ def summary(
 
 def _about_all(content: Content, saved: Sequence[Path], notes: Sequence[str]) -> Iterator[str]:
     yield from content.about
-    yield from (f"stored as baseline: {path}" for path in saved)
+    yield from (f"stored as baseline: {nearby(path)}" for path in saved)
     yield from notes
     if content.results:
-        yield from (f"records and server logs: {folder}" for folder in content.folders)
+        yield from (f"records and server logs: {nearby(folder)}" for folder in content.folders)
 
 
 def _colour(verdict: Verdict | None) -> dict[str, bool]:

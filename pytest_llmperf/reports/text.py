@@ -24,7 +24,11 @@ _NARROW = (0, 1, 2, 3, 5, 7)
 _ABSENT = "-"
 _AGAINST = ", against "
 _ROUNDS_SHOWN = 12
-_BOUND_PLACES = re.compile(r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))|(?<=[a-z%]) (?=\([\d.,]+ \w+\))")
+_HEADLINE = 2
+"""Metrics in a line of 80 columns; of more it is said how many."""
+_BOUND_PLACES = re.compile(
+    r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))|(?<=[a-z%]) (?=\([\d.,]+ \w+\))|(?<=[A-Z2]{3}) (?=\d)"
+)
 _BOUND = "\N{NO-BREAK SPACE}"
 """A space at which no line ends; `visible` leaves none of them in what comes from elsewhere."""
 CHARACTERS = 80
@@ -179,7 +183,8 @@ def _judged_line(name: str, judgement: Judgement) -> str:
 def headline(results: Sequence[Judged]) -> str:
     """`REGRESSED: tpot_p50 +16.1 %`: what fails a test, for where there is room for one line."""
     parts = [part for result in results for part in _failing(result)]
-    return plain(f"{worst(results)}: {', '.join(parts)}")
+    more = len(parts) - _HEADLINE
+    return plain(f"{worst(results)}: {', '.join(parts[:_HEADLINE])}{f', and {more} more' if more > 0 else ''}")
 
 
 def _failing(result: Judged) -> Iterator[str]:

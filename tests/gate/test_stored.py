@@ -207,8 +207,8 @@ def test_a_comparison_that_is_too_noisy_is_inconclusive(store):
     assert "could not have seen 10%; at this noise that takes 8 runs, here and in the baseline" == finding.note
     assert finding.detectable > 0.1
     assert (
-        "measure 8 runs (--llmperf-runs 8), and store a night of as many with --llmperf-save-baseline NAME; or say with "
-        "llm_gate(detect=...) how large a change has to show" == judgement.advice
+        "measure 8 runs (--llmperf-runs 8), and store a night of as many with --llmperf-save-baseline NAME; or say "
+        "with llm_gate(detect=...) how large a change has to show" == judgement.advice
     )
 
 
