@@ -3,7 +3,7 @@
 One benchmark per gated metric of a measurement; its `data` holds one value per run, throughput as
 seconds per token, so that lower is better everywhere. All names of pytest-benchmark that are not
 public are used here and nowhere else: `config._benchmarksession` with its `benchmarks`, `json`, `storage`, `logger`,
-`save_json`, `handle_saving`, `groups`, `display`, `check_regressions` and `xdist_benchmark_found`, and
+`save_json`, `handle_saving`, `groups`, `display` and `xdist_benchmark_found`, and
 `stats.Metadata`, as of 4.0 to 5.3.
 """
 
@@ -111,8 +111,8 @@ def keep_whole(config: pytest.Config, not_written: Callable[[str], None]) -> Non
 def leave_out(config: pytest.Config) -> None:
     """Show the user's own benchmarks in pytest-benchmark's tables and none of ours, which have a table of their own.
 
-    Its tables of ours are some 200 columns wide and one for each metric. Where one of its options is about tables, they
-    are shown as ever; what it stores and checks does not change.
+    Its tables of ours are some 200 columns wide and one for each metric. Where one of its options is about tables or
+    comparisons, they are shown as ever: it checks what it shows. What it stores does not change.
     """
     session = _session_of(config)
     if session is None or _has_asked_for_tables(config):
@@ -123,10 +123,7 @@ def leave_out(config: pytest.Config) -> None:
         groups = session.groups or []
         others = [(name, [row for row in rows if "llmperf" not in row["extra_info"]]) for name, rows in groups]
         session.groups = [(name, rows) for name, rows in others if rows]
-        if session.groups:
-            display(reporter)
-        elif groups:  # without groups it would not come to the check
-            session.check_regressions()
+        display(reporter)
 
     session.display = displaying
 

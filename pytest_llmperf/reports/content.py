@@ -63,6 +63,8 @@ class Section:
     before: Before | None = None
     differences: tuple[str, ...] = ()
     """How the engine differs from the baseline's."""
+    accepting: tuple[str, ...] = ()
+    """Lines of a shell that accept what has regressed."""
     timeline: Timeline | None = None
     """None where there are no records."""
     series: tuple[Series, ...] = ()

@@ -29,6 +29,8 @@ _HEADLINE = 2
 _BOUND_PLACES = re.compile(
     r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))|(?<=[a-z%]) (?=\([\d.,]+ \w+\))|(?<=[A-Z2]{3}) (?=\d)"
 )
+_NAMED = re.compile(rf"^({'|'.join(Verdict)}) ")
+"""The beginning of a verdict line, which is looked for in logs as it is."""
 _BOUND = "\N{NO-BREAK SPACE}"
 """A space at which no line ends; `visible` leaves none of them in what comes from elsewhere."""
 CHARACTERS = 80
@@ -87,7 +89,7 @@ def wrapped(line: str, width: int) -> list[str]:
     if len(line) <= width or line.endswith("\\"):
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + 4)
-    bound = _BOUND_PLACES.sub(_BOUND, line)
+    bound = _NAMED.sub(rf"\1{_BOUND}", _BOUND_PLACES.sub(_BOUND, line))
     folded = textwrap.wrap(bound, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [one.replace(_BOUND, " ") for one in folded]
 

@@ -33,7 +33,7 @@ _DRAWINGS = {
     "nights": plots.nights,
 }
 _HEADINGS = (
-    "metric",
+    "metric per run",
     "baseline",
     "now",
     "change",
