@@ -35,6 +35,8 @@ class Remedy:
     """Whether the stored night needs as many, too."""
     otherwise: str | None = None
     """What it takes where more runs would not do."""
+    or_less: bool = True
+    """Whether asking for a larger change only would do, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

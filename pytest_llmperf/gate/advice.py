@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_llmperf.verdicts import Finding, Verdict
+from pytest_llmperf.verdicts import Finding, Remedy, Verdict
 
 STORE = "store this level with --llmperf-save-baseline NAME"
-STORED = "nothing: this session stores this level, and the next one is judged by it"
+STORED = "nothing; this session stores this level, and the next one is judged by it"
 REFUSED = "mend the test, which failed: what it measured is not stored"
 MEND = "mend what made it invalid and measure again"
 INVALID = f"nothing was compared; {MEND}"
@@ -40,12 +40,17 @@ def advice(
 def inconclusive(findings: Sequence[Finding]) -> str:
     """What would let all of these see what they are asked to see: so many runs, or what else it takes."""
     remedies = [one.remedy for one in findings if one.verdict is Verdict.INCONCLUSIVE and one.remedy is not None]
+    wanted = [_wanted(remedies), *([_ASK_LESS] if all(one.or_less for one in remedies) else [])]
+    return "; or ".join(wanted)
+
+
+def _wanted(remedies: Sequence[Remedy]) -> str:
     others = dict.fromkeys(one.otherwise for one in remedies if one.otherwise is not None)
     if others:
-        return f"{'; '.join(others)}; or {_ASK_LESS}"
-    runs = [one.runs for one in remedies if one.runs is not None]
-    if not runs:
-        return f"raise --llmperf-runs, or {_ASK_LESS}"
-    stored = ", and store a night of as many with --llmperf-save-baseline NAME"
-    of_base = stored if any(one.of_base for one in remedies) else ""
-    return f"measure {max(runs)} runs (--llmperf-runs {max(runs)}){of_base}; or {_ASK_LESS}"
+        return "; ".join(others)
+    runs = max((one.runs for one in remedies if one.runs is not None), default=None)
+    if runs is None:
+        return "raise --llmperf-runs"
+    of_base = any(one.of_base for one in remedies)
+    stored = ", and store a night of as many with --llmperf-save-baseline NAME" if of_base else ""
+    return f"measure {runs} runs (--llmperf-runs {runs}, or runs={runs} in the test){stored}"

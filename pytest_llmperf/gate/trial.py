@@ -141,7 +141,7 @@ def tried(
             baseline=typical(base.history.runs, quantity),
             now=now,
             note=note,
-            remedy=Remedy(runs=_BETTER_RUNS),
+            remedy=Remedy(runs=_BETTER_RUNS, or_less=False),
         )
     return Trial(quantity=quantity, criterion=criterion, base=base, comparison=comparison, now=now, looks=looks)
 

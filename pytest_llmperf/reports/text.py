@@ -27,8 +27,16 @@ _ROUNDS_SHOWN = 12
 _HEADLINE = 2
 """Metrics in a line of 80 columns; of more it is said how many."""
 _BOUND_PLACES = re.compile(
-    r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))|(?<=[a-z%]) (?=\([\d.,]+ \w+\))|(?<=[A-Z2]{3}) (?=\d)"
+    "|".join(
+        (
+            r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))",  # `15.0 ms`
+            r"(?<=\d) (?=runs?\b)",
+            r"(?<=[a-z%]) (?=\([\d.,]+ \w+\))",  # `15.0 ms (16.2 ms)`
+            r"(?<=[A-Z2]{3}) (?=\d)",  # `TTFT 15.0 ms`
+        )
+    )
 )
+"""Spaces at which no line ends."""
 _NAMED = re.compile(rf"^({'|'.join(Verdict)}) ")
 """The beginning of a verdict line, which is looked for in logs as it is."""
 _BOUND = "\N{NO-BREAK SPACE}"

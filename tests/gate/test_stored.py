@@ -207,9 +207,9 @@ def test_a_comparison_that_is_too_noisy_is_inconclusive(store):
     assert "could not have seen 10%; at this noise that takes 8 runs, here and in the baseline" == finding.note
     assert finding.detectable > 0.1
     assert (
-        "measure 8 runs (--llmperf-runs 8), and store a night of as many with --llmperf-save-baseline NAME; or say "
-        "with llm_gate(detect=...) how large a change has to show" == judgement.advice
-    )
+        "measure 8 runs (--llmperf-runs 8, or runs=8 in the test), and store a night of as many with "
+        "--llmperf-save-baseline NAME; or say with llm_gate(detect=...) how large a change has to show"
+    ) == judgement.advice
 
 
 def test_noise_that_no_number_of_runs_overcomes_is_said_to_be_so(store):
@@ -244,7 +244,9 @@ def test_the_advice_of_several_metrics_is_for_the_one_that_takes_most():
         return inconclusive([Finding(metric=metric, verdict=verdict, remedy=remedy) for remedy in remedies])
 
     few, many, another = Remedy(runs=7), Remedy(runs=28), Remedy(otherwise="compare in turn")
-    assert of(few, many).startswith("measure 28 runs (--llmperf-runs 28); or say with llm_gate(detect=...)")
+    assert of(few, many).startswith(
+        "measure 28 runs (--llmperf-runs 28, or runs=28 in the test); or say with llm_gate(detect=...)"
+    )
     assert of(few, another).startswith("compare in turn; or say with llm_gate(detect=...)")
 
 
@@ -253,7 +255,7 @@ def test_what_a_session_stores_is_not_advised_to_be_stored(store):
     saving = Gate(store.baselines, 0, is_saving=True)
 
     assert saving.judge(ttft(runs_of(0.1, 0.01)), [TTFT]).advice == (
-        "nothing: this session stores this level, and the next one is judged by it"
+        "nothing; this session stores this level, and the next one is judged by it"
     )
 
 
@@ -304,6 +306,7 @@ def test_one_run_each_is_inconclusive(store):
     (finding,) = judgement.findings
     assert Verdict.INCONCLUSIVE is judgement.verdict
     assert "one run each has no spread to compare with; use --llmperf-runs 2 or more, better 5" == finding.note
+    assert "measure 5 runs (--llmperf-runs 5, or runs=5 in the test)" == judgement.advice
     assert 2.0 == pytest.approx(finding.now / finding.baseline, rel=0.05)
     assert (None, None, None) == (finding.p, finding.change, finding.detectable)
 

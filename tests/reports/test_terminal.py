@@ -85,7 +85,7 @@ def test_a_first_night(summary):
     said = summary("-k", "decoding", "--llmperf-save-baseline", "main", columns=130)
 
     assert said[-1] == "llmperf: 1 NO_BASELINE; the next session is judged by what was stored"
-    assert "  what to do: nothing: this session stores this level, and the next one is judged by it" in said
+    assert "  what to do: nothing; this session stores this level, and the next one is judged by it" in said
 
 
 @pytest.mark.slow
