@@ -28,6 +28,8 @@ from pytest_llmperf.result_file import MOST_BYTES, Entry, write
 FILE_NAME = "acknowledged.json"
 MOST_CHANGE = 1000
 """Beyond it a level is not another one of the same test."""
+PLACEHOLDER = "WHY"
+"""What stands for the reason in commands that are printed to be filled in."""
 # Some releases of Python read other forms of dates as well.
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 

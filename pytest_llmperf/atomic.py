@@ -11,7 +11,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -173,6 +173,20 @@ def unwritable(path: Path) -> str | None:
     if _is_device(path):
         return None if os.access(path, os.W_OK) else f"{path} cannot be written: permission denied; name another file"
     return _refused(Path(os.path.realpath(path)).parent, path)
+
+
+def shared(wanted: Mapping[str, Path | None]) -> Iterator[str]:
+    """A sentence on each file that several are to be: of them only the last written would be there.
+
+    `wanted`: by option, what file it names, if any. A device takes as many as there are.
+    """
+    options: dict[str, list[str]] = {}
+    for option, path in wanted.items():
+        if path is not None and not _is_device(path):
+            options.setdefault(os.path.realpath(path), []).append(option)
+    for real, names in options.items():
+        if len(names) > 1:
+            yield f"{' and '.join(names)} name one file, {real}; give each a file of its own"
 
 
 def unwritable_folder(folder: Path) -> str | None:

@@ -7,9 +7,10 @@ of a measurement, as long as they may be compared. Accepted changes lie beside t
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -22,6 +23,7 @@ from pytest_llmperf.acknowledged import Acknowledgement, expected, read_acknowle
 from pytest_llmperf.atomic import Draft
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError, ConfigurationError
+from pytest_llmperf.files import nearby
 from pytest_llmperf.judged import RATIO_PREFIX, Provenance
 from pytest_llmperf.result_file import (
     Entry,
@@ -33,6 +35,7 @@ from pytest_llmperf.result_file import (
     names_a_folder,
     read,
     unlike,
+    unlike_in_words,
 )
 from pytest_llmperf.stats import History, NightSpread, shared_spread
 
@@ -40,6 +43,8 @@ NIGHT = timedelta(hours=6)
 """Files that were stored no further apart are of one night; those without a date are of a night each."""
 NIGHTS = 30
 """How many nights a history holds at most, unless an option says otherwise."""
+_FEW = 3
+"""Differences that are named; the others are counted."""
 _NUMBERED = re.compile(r"(\d{4,})_(.+)\.json")
 # What pytest-benchmark's storage leaves out of names, and what would make a folder of one.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -161,10 +166,31 @@ class Baselines:
         if entries:
             return Match(entries, differences(entries[0].engine_words, provenance.engine_words))
         if stored:
-            return f"{stored[0].path.name} is not comparable: {'; '.join(unlike(stored[0].comparable, wanted))}"
-        if self.entries(key):
-            return f"no file for {key} in {self.directory} has {metric} of this test"
-        return f"nothing is stored for {key} in {self.directory}"
+            nearest = min(stored, key=lambda entry: len(unlike(entry.comparable, wanted)))
+            return f"{nearest.path.name} is not comparable: {_few(_unlike(nearest, wanted, provenance))}"
+        return self._missing(provenance, metric)
+
+    def has(self, provenance: Provenance, metric: str) -> bool:
+        """Whether this metric of the test is stored for its hardware, be it of another workload or engine."""
+        return provenance.measurement in self._of(provenance.hardware_key, metric)
+
+    def _missing(self, provenance: Provenance, metric: str) -> str:
+        """A sentence on why nothing of this is stored; the same for all metrics of a test that is not stored at all."""
+        key = provenance.hardware_key
+        entries = self.entries(key)
+        if any(entry.measurement == provenance.measurement for entry in entries):
+            return f"no file for {key} in {self.shown} has {metric} of this test"
+        if entries:
+            return f"no file for {key} in {self.shown} has this test"
+        keys = self.keys()
+        others = difflib.get_close_matches(key, keys, n=max(1, len(keys)), cutoff=0)
+        elsewhere = f", only for {_few(others, ', ')}" if others else ""
+        return f"nothing is stored for {key} in {self.shown}{elsewhere}"
+
+    @property
+    def shown(self) -> str:
+        """The folder for people."""
+        return nearby(self.directory)
 
     def spread(self, hardware_key: str, metric: str) -> NightSpread | None:
         """How much nights differ there in this metric, from all tests that are stored; None if not known yet.
@@ -230,6 +256,17 @@ class Baselines:
                     found.setdefault(entry.measurement, []).append(entry)
             self._matches[key] = found
         return self._matches[key]
+
+
+def _unlike(stored: Entry, wanted: Mapping[str, Any], now: Provenance) -> list[str]:
+    about = {"workload": now.workload, "workload_words": now.workload_words}
+    return unlike_in_words(stored.comparable, wanted, stored.provenance, about)
+
+
+def _few(named: Sequence[str], separator: str = "; ") -> str:
+    """The first of them, and how many more there are."""
+    more = len(named) - _FEW
+    return separator.join(named[:_FEW]) + (f"{separator}and {more} more" if more > 0 else "")
 
 
 def _levels(entry: Entry) -> list[float]:

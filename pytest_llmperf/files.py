@@ -31,6 +31,12 @@ class TwiceError(ValueError):
     """A name stands twice in one object."""
 
 
+def nearby(path: Path) -> str:
+    """The path for people: from where they are, if it lies below."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Raises `OSError` for what is none: a pipe, a device, a folder."""
     try:

@@ -60,6 +60,11 @@ class Journal:
         """How many runs there are of each measurement that is not complete, and of how many."""
         return {name: (stand.done, stand.of) for name, stand in self._stands.items() if not stand.is_complete}
 
+    @property
+    def has_runs(self) -> bool:
+        """Whether anything is there that another session could go on from."""
+        return any(stand.done or stand.is_complete for stand in self._stands.values())
+
     def close(self, *, cut_short: bool) -> None:
         """Say how it ended. Raises `OSError`."""
         if self.is_open:

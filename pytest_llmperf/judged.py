@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pytest_llmperf import metrics, units
@@ -48,6 +48,8 @@ class Provenance:
     engine: dict[str, Any]
     simulated: bool = False
     """Whether the figures were computed by the simulated engine."""
+    workload_words: dict[str, Any] = field(default_factory=dict)
+    """What the workload was made with, for people: two digests only say that they differ."""
 
     @property
     def measurement(self) -> str:
@@ -144,4 +146,12 @@ def _of_parts(name: str, parts: Sequence[Judged]) -> Provenance:
     first = parts[0].provenance
     words = [(p.workload_digest, p.load, p.cache) for p in (part.provenance for part in parts)]
     joined = [" and ".join(dict.fromkeys(column)) for column in zip(*words, strict=True)]
-    return replace(first, name=f"{RATIO_PREFIX}{name}", workload_digest=joined[0], load=joined[1], cache=joined[2])
+    of_all = all(part.provenance.workload_words == first.workload_words for part in parts)
+    return replace(
+        first,
+        name=f"{RATIO_PREFIX}{name}",
+        workload_digest=joined[0],
+        load=joined[1],
+        cache=joined[2],
+        workload_words=first.workload_words if of_all else {},
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +26,6 @@ from pytest_llmperf.resume import Earlier, find
 from pytest_llmperf.suite import Measured, PlannedTest, Suite
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pytest_llmperf.judged import Judged
     from pytest_llmperf.reports.content import Report
 
@@ -57,7 +56,11 @@ class Lifecycle:
         clock = RealClock()
         self._progress = terminal.Progress(config, clock)
         hardware = detect(options.nvml_timeout_s) if options.hardware is None else declared(options.hardware)
-        problems = [*_unwritable(options), *filter(None, [benchmark.unwritable_json(config)])]
+        problems = [
+            *_unwritable(options),
+            *filter(None, [benchmark.unwritable_json(config)]),
+            *_shared(options, config),
+        ]
         earlier: Earlier | None = None
         self._resumed: str | None = None
         if options.resume and merging.is_worker(config):
@@ -76,6 +79,7 @@ class Lifecycle:
             earlier=earlier,
         )
         benchmark.keep_whole(config, self.not_written)
+        benchmark.leave_out(config)
         self.interruption = Interruption()
         self._cleared = clear_up(clock, self._progress)
 
@@ -162,7 +166,8 @@ class Lifecycle:
         if call.excinfo is not None:  # also where an xfail mark makes light of it
             self.suite.failed.add(item.nodeid)
         results: list[Judged] = item.stash.get(_RESULTS_KEY, [])
-        outcome.apply(report, call.excinfo, results, self.options.gate, self.suite.awaited)
+        width = terminal.width_of(self._config)
+        outcome.apply(report, call.excinfo, results, self.options.gate, self.suite.awaited, width)
         outcome.record(item, report, results)
         if any(outcome.fails(result, self.options.gate) for result in results):
             self._leave_as_judged(item)
@@ -236,7 +241,7 @@ class Lifecycle:
         unfinished = journal.unfinished if self.suite.recording else {}
         for name, (done, of) in unfinished.items():
             self._notes.append(f"unfinished: {name}: {done} of {units.count(of, 'run')} on record")
-        if unfinished or (cut_short and journal.is_open):
+        if journal.has_runs and (unfinished or (cut_short and journal.is_open)):
             self._notes.append("what is on record counts with --llmperf-resume, which measures the rest")
         if self.suite.earlier is not None:
             self._notes += self.suite.earlier.notes
@@ -252,7 +257,10 @@ class Lifecycle:
         return merging.Parcel(
             hardware=suite.hardware_by_key,
             outlook=list(content.outlook),
-            results=[merging.Remaining.of(measured.result) for measured in suite.measured],
+            results=[
+                merging.Remaining.of(measured.result, lines)
+                for measured, (_, lines) in zip(suite.measured, content.results, strict=True)
+            ],
             about=list(content.about),
             rows=[row for rows in self._rows.values() for row in rows],
             storable=frozenset(
@@ -284,7 +292,8 @@ class Lifecycle:
         and what stored nights flag is measured again in the end.
         """
         if self.options.gate in (GateMode.FAIL, GateMode.STRICT):
-            yield from ((result.provenance.test, "\n".join(text.measurement(result))) for result in late)
+            width = terminal.width_of(self._config)
+            yield from ((result.provenance.test, outcome.lines_on([result], width)) for result in late)
 
     def _save(self, name: str) -> bool:
         """Store the session's valid results; say which were left out and why. Whether it could."""
@@ -363,7 +372,7 @@ class Lifecycle:
         benchmark.describe_machine(machine_info, self.suite.hardware)
 
     def summarise(self, reporter: pytest.TerminalReporter) -> None:
-        width = self._config.get_terminal_writer().fullwidth
+        width = terminal.width_of(self._config)
         terminal.summary(
             reporter, terminal.content_of(self.suite, width, len(self._failed)), self._saved, self._notes, width
         )
@@ -375,7 +384,8 @@ class Lifecycle:
         if self._config.get_verbosity() < 0:
             return []
         found = [*self._cleared, *(() if self._resumed is None else (self._resumed,))]
-        return [*(text.plain(f"llmperf: {one}") for one in found), *terminal.header(self.suite.outlook)]
+        lines = (*(text.plain(f"llmperf: {one}") for one in found), *terminal.header(self.suite.outlook))
+        return list(text.folded(lines, terminal.width_of(self._config)))
 
 
 def _is_whole(config: pytest.Config) -> bool:
@@ -404,6 +414,19 @@ def _unused(folder: Path) -> Path:
     """The folder, or one beside it: a process may have several sessions within a second."""
     others = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
     return next(path for path in chain([folder], others) if not path.exists())
+
+
+def _shared(options: Options, config: pytest.Config) -> Iterator[str]:
+    """Files that are to be written by more than one of us, pytest and pytest-benchmark."""
+    junit = config.getoption("xmlpath", default=None)
+    return atomic.shared(
+        {
+            "--llmperf-report": options.report,
+            "--llmperf-markdown": options.markdown,
+            "--benchmark-json": benchmark.json_path(config),
+            "--junit-xml": None if junit is None else Path(os.path.expandvars(Path(junit).expanduser())).absolute(),
+        }
+    )
 
 
 def _unwritable(options: Options) -> list[str]:

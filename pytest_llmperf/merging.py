@@ -18,7 +18,7 @@ from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.hardware import Hardware
 from pytest_llmperf.judged import Judged, Provenance, Validity
 from pytest_llmperf.options import Options
-from pytest_llmperf.reports import benchmark, outcome, session_files, terminal, text
+from pytest_llmperf.reports import benchmark, outcome, session_files, terminal
 from pytest_llmperf.reports.content import Report
 from pytest_llmperf.suite import Outlook
 from pytest_llmperf.verdicts import Judgement, Verdict
@@ -45,10 +45,11 @@ class Remaining:
     lines: tuple[str, ...]
 
     @classmethod
-    def of(cls, result: Judged) -> Remaining:
-        """Of a result that will not change any more."""
-        lines = tuple(text.measurement(result))
-        return cls(provenance=result.provenance, validity=result.validity, judgement=result.judgement, lines=lines)
+    def of(cls, result: Judged, lines: Sequence[str]) -> Remaining:
+        """Of a result that will not change any more, with the lines on it."""
+        return cls(
+            provenance=result.provenance, validity=result.validity, judgement=result.judgement, lines=tuple(lines)
+        )
 
     @property
     def verdict(self) -> Verdict | None:
@@ -106,6 +107,7 @@ class Merged:
         for nodeid, reason in self._all(lambda parcel: parcel.late):
             outcome.turn_red(session, nodeid, reason)
         benchmark.keep_whole(session.config, partial(self._not_written, session.config))
+        benchmark.leave_out(session.config)
         table = benchmark.table_of(session.config)
         if table is not None:
             table.extend(self._all(lambda parcel: parcel.rows))
@@ -163,12 +165,12 @@ class Merged:
         reports = [parcel.report for parcel in self.parcels if parcel.report is not None]
         if not reports:
             return True
-        notes, is_there = session_files.put(_together(reports), self.options)
+        notes, is_there = session_files.put(_together(reports, stored=bool(self.saved)), self.options)
         self.notes += notes
         return is_there
 
 
-def _together(reports: Sequence[Report]) -> Report:
+def _together(reports: Sequence[Report], *, stored: bool) -> Report:
     """One report of the sections of all."""
     first = reports[0]
     return Report(
@@ -178,6 +180,7 @@ def _together(reports: Sequence[Report]) -> Report:
         environment={key: found for report in reports for key, found in report.environment.items()},
         notes=tuple(dict.fromkeys(_notes(reports))),
         failed=tuple(nodeid for report in reports for nodeid in report.failed),
+        stored=stored,
         keys=tuple(dict.fromkeys(key for report in reports for key in report.keys)),
     )
 

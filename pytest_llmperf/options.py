@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.atomic import unwritable
+from pytest_llmperf.atomic import shared, unwritable
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.secret import Secret
 
@@ -336,6 +336,7 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         reader.problems.append(
             f"--llmperf-hardware {options.hardware} goes with the simulated engine, not with {other}"
         )
+    reader.problems += shared({"--llmperf-report": options.report, "--llmperf-markdown": options.markdown})
     if options.confirm is not None and not (options.base or options.head):
         reader.problems.append("--llmperf-confirm needs the build to compare with: --llmperf-base WORD=VALUE")
     if reader.problems:

@@ -38,6 +38,7 @@ _AHEAD = timedelta(days=1)
 """Clocks of test machines differ, by a time zone at most."""
 _SMALLEST, _LARGEST = 1e-300, 1e300
 """Beyond these a value's inverse or a mean of several is no number any more."""
+_ACCEPTED = "a file that pytest wrote with --benchmark-json, or a stored night such as baselines/KEY/0001_main.json"
 _STORED_AS = ("value", "1/value")
 _DEEPEST = 8
 """Levels of lists and objects in the words of an engine; deeper ones cannot be compared or printed."""
@@ -144,6 +145,31 @@ def unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def unlike_in_words(
+    before: Mapping[str, Any], now: Mapping[str, Any], was: Mapping[str, Any], is_: Mapping[str, Any]
+) -> list[str]:
+    """The same for people: of another workload the words that differ, and not its digest.
+
+    `was`, `is_`: the provenance of either, as a file has it; empty where it is not known.
+    """
+    found = unlike(before, now)
+    names = was.get("workload"), is_.get("workload")
+    if before.get("workload") == now.get("workload") or not all(isinstance(name, str) for name in names):
+        return found
+    return [*_other_workload(was, is_), *(one for one in found if not one.startswith("workload was "))]
+
+
+def _other_workload(was: Mapping[str, Any], is_: Mapping[str, Any]) -> list[str]:
+    if was["workload"] != is_["workload"]:
+        return [f"workload was {was['workload']!r}, is {is_['workload']!r}"]
+    before, now = _mapping(was.get("workload_words")), _mapping(is_.get("workload_words"))
+    if not before:
+        return [f"workload {is_['workload']} has other words or content, of which the stored night does not say more"]
+    apart = [name for name in now if before.get(name) != now[name]]
+    named = [f"workload {name} was {before.get(name)!r}, is {now[name]!r}" for name in apart]
+    return named or [f"workload {is_['workload']} has other content"]
+
+
 # Where an engine is, and the simulated night that it is: not what it is.
 _NO_DIFFERENCE = frozenset({"url", "executable", "noise_seed"})
 
@@ -169,6 +195,8 @@ def read(path: Path) -> ResultFile:
     """Everything in one file. Raises `BaselineError`, in one sentence, for one that cannot be used."""
     try:
         text = read_text(path, MOST_BYTES)
+    except FileNotFoundError:
+        raise BaselineError(f"there is no file {path}; give {_ACCEPTED}") from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     return parsed(path, text)

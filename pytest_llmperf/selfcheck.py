@@ -59,13 +59,15 @@ class Excess:
 
     metric: Metric
     run: int
+    """As records number it, the first is 0; people read of run 1."""
     value: float
     bound: float
     tolerated: float
 
     def __str__(self) -> str:
+        bound = units.quantity(self.bound, self.metric.unit)
         return (
-            f"in run {self.run} the client itself may account for {units.quantity(self.bound, self.metric.unit)} of "
+            f"in run {self.run + 1} the client itself may account for {bound} of "
             f"{self.metric.name} {units.quantity(self.value, self.metric.unit)} "
             f"({units.share(self.bound / self.value)}, more than {self.tolerated:.0%}); give it more workers "
             "(--llmperf-workers), processors of its own, or another machine"

@@ -27,6 +27,7 @@ from pytest_llmperf.resume import Kept
 from pytest_llmperf.resume import doubts as resumed_doubts
 from pytest_llmperf.run import Runs, Setting, by_kind, is_verified
 from pytest_llmperf.telemetry import Watch
+from pytest_llmperf.workloads.base import words_of
 
 # A client that uses more of its core may be what limits the throughput.
 _BUSY_SHARE = 0.9
@@ -324,6 +325,7 @@ def _provenance(engine: Engine, request: Request, setting: Setting) -> Provenanc
         engine_words=engine.spec.words(),
         engine=engine.describe(),
         simulated=engine.is_simulated,
+        workload_words=words_of(request.workload),
     )
 
 

@@ -24,6 +24,7 @@ from pytest_llmperf.engines.pool import EnginePool
 from pytest_llmperf.engines.process import Progress
 from pytest_llmperf.errors import BaselineError, ConfigurationError, LLMPerfError
 from pytest_llmperf.gate import Criterion, Gate, confirmed
+from pytest_llmperf.gate.advice import REFUSED
 from pytest_llmperf.hardware import DeviceLocks, Hardware, remote
 from pytest_llmperf.hardware.lock import default_folder
 from pytest_llmperf.journal import Journal
@@ -152,6 +153,7 @@ class Suite:
                     options.alpha,
                     options.night_spread,
                     is_screen=options.confirm is not None,
+                    is_saving=options.save_baseline is not None,
                     tolerated=options.tolerated,
                 )
             except BaselineError as error:
@@ -180,7 +182,7 @@ class Suite:
             return "against the base build, measured in turn"
         stored = self._baselines.paths(hardware_key)
         if not stored:
-            return f"no baseline in {self.options.baselines}"
+            return f"no baseline in {self._baselines.shown}"
         more = f", the newest of {len(stored)} nights" if len(stored) > 1 else ""
         return f"baseline {stored[0].name}{more}"
 
@@ -404,6 +406,8 @@ class Suite:
             result.judgement = final[measurement]
             if measurement in self._confirmations:
                 result.judgement = confirmed(result.judgement, self._confirmations[measurement])
+            if result.verdict is Verdict.NO_BASELINE and result.provenance.test in self.failed:
+                result.judgement = replace(result.judgement, advice=REFUSED)
             if result.verdict is Verdict.REGRESSED and before is not Verdict.REGRESSED:
                 late.append(result)
         return late

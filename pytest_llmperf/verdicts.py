@@ -7,6 +7,9 @@ from enum import Enum
 
 from pytest_llmperf.metrics import Quantity
 
+IN_TURN = "the base build in turn"
+"""What stands in a judgement in place of a stored file."""
+
 
 class Verdict(str, Enum):
     """What is said of a measurement. Only PASS and IMPROVED are green by themselves."""
@@ -20,6 +23,20 @@ class Verdict(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """What would let an INCONCLUSIVE comparison see what it is asked to see."""
+
+    runs: int | None = None
+    """So many tonight; None where no number of them would do."""
+    of_base: bool = False
+    """Whether the stored night needs as many, too."""
+    otherwise: str | None = None
+    """What it takes where more runs would not do."""
+    or_less: bool = True
+    """Whether asking for a larger change only would do, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +55,10 @@ class Finding:
     base_runs: int | None = None
     new_runs: int | None = None
     note: str | None = None
+    remedy: Remedy | None = None
+    """Of INCONCLUSIVE; not in result files, whose advice is made of it."""
+    is_other: bool = False
+    """Of NO_BASELINE: whether the same is stored, of another workload or engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,3 +76,8 @@ class Judgement:
     def reasons(self) -> tuple[str, ...]:
         """Why nothing was compared; none where something was, also if that was then found invalid."""
         return self.doubts if self.verdict is Verdict.INVALID_RUN and not self.findings else ()
+
+    @property
+    def is_of_nights(self) -> bool:
+        """Whether it rests on stored nights, and not only on another build that was measured in turn."""
+        return self.against is not None and not self.against.startswith(IN_TURN)

@@ -40,6 +40,12 @@ def no_github(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """What is said within these tests stays on one line, where it is looked for; who cares for folds says how wide."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+@pytest.fixture(autouse=True)
 def quick_cpu_info(monkeypatch):
     """pytest-benchmark takes a second to ask the processor who it is."""
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", lambda: {"brand_raw": "test", "hz_actual": [1, 0]})

@@ -273,14 +273,75 @@ def test_a_measurement_that_is_not_stored_is_said_to_be_missing(folder, stored, 
 
     found = Baselines(folder).find(provenance, metric)
 
-    assert f"no file for {KEY} in {folder} has {metric} of this test" == found
+    what = f"{metric} of this test" if provenance is PROVENANCE else "this test"
+    assert f"no file for {KEY} in {folder} has {what}" == found
 
 
 def test_results_of_other_hardware_are_not_looked_at(folder, stored):
     """Only the folder of the measurement's own key counts."""
     stored(document(row(), key="NVIDIA-L4-24GB"), key="NVIDIA-L4-24GB")
 
-    assert f"nothing is stored for {KEY} in {folder}" == Baselines(folder).find(PROVENANCE, "ttft_p50")
+    found = Baselines(folder).find(PROVENANCE, "ttft_p50")
+
+    assert f"nothing is stored for {KEY} in {folder}, only for NVIDIA-L4-24GB" == found
+
+
+def test_the_hardware_of_which_something_is_stored_is_named_up_to_three(folder, stored):
+    """The likest first: it may have been meant."""
+    for key in ("NVIDIA-L4-24GB", f"2x-{KEY}", "sim-h100", "CPU-8-cores"):
+        stored(document(row(), key=key), key=key)
+
+    found = Baselines(folder).find(PROVENANCE, "ttft_p50")
+
+    assert found.startswith(f"nothing is stored for {KEY} in {folder}, only for 2x-{KEY}, ")
+    assert found.endswith(", and 1 more")
+
+
+def about(**words):
+    """What a stored file says of its workload."""
+    return {"workload": "multi_round", "workload_words": {"users": 4, "rounds": 2, "context_tokens": 8000, **words}}
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "what"),
+    [
+        (about(), {"users": 6}, "workload users was 4, is 6"),
+        (about(), {}, "workload multi_round has other content"),
+        (
+            {"workload": "multi_round"},
+            {},
+            "workload multi_round has other words or content, of which the stored night does not say more",
+        ),
+        ({**about(), "workload": "trace"}, {}, "workload was 'trace', is 'multi_round'"),
+        (
+            about(seed=1, forks=2),
+            {"users": 6, "rounds": 3, "seed": 2, "forks": 3},
+            "workload users was 4, is 6; workload rounds was 2, is 3; workload seed was 1, is 2; and 1 more",
+        ),
+    ],
+)
+def test_of_another_workload_the_words_are_named_and_no_digest(folder, stored, was, now, what):
+    """At most three; the others are counted."""
+    one = row()
+    one["extra_info"]["llmperf"]["provenance"] = was
+    stored(document(one))
+    words = {**about()["workload_words"], **now}
+
+    found = Baselines(folder).find(replace(PROVENANCE, workload_digest="f" * 16, workload_words=words), "ttft_p50")
+
+    assert f"0001_main.json is not comparable: {what}" == found
+
+
+def test_the_nearest_stored_night_is_the_one_that_is_named(folder, stored):
+    """Not the newest, from which more differs."""
+    stored(document(row()), "0001_main.json")
+    further = row()
+    further["extra_info"]["llmperf"]["comparable"] |= {"load": "poisson(1)", "cache": "cold"}
+    stored(document(further), "0002_main.json")
+
+    found = Baselines(folder).find(replace(PROVENANCE, load="closed_loop(8)"), "ttft_p50")
+
+    assert "0001_main.json is not comparable: load was 'round_robin()', is 'closed_loop(8)'" == found
 
 
 def identity(**words):

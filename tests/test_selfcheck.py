@@ -290,11 +290,11 @@ class TestExcesses:
         assert (0.05, pytest.approx(0.007)) == (found[0].value, found[0].bound)
 
     def test_it_says_how_much_and_what_to_do(self):
-        """The reason that stands beside INVALID_RUN."""
+        """The reason that stands beside INVALID_RUN, in which the first run is 1."""
         (excess,) = excesses([METRICS["ttft_p50"]], [run(request(100, 200, late_ms=20), index=3)])
 
         assert (
-            "in run 3 the client itself may account for 20.0 ms of ttft_p50 100 ms (20.0 %, more than 5%); give it "
+            "in run 4 the client itself may account for 20.0 ms of ttft_p50 100 ms (20.0 %, more than 5%); give it "
             "more workers (--llmperf-workers), processors of its own, or another machine"
         ) == str(excess)
 

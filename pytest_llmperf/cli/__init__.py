@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 from pytest_llmperf import __version__
 from pytest_llmperf.cli import ab, baseline, compare, doctor, exit_codes, history, import_, load, report, serve
@@ -26,8 +27,25 @@ SUBCOMMANDS = {
 """Name: module with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit code`."""
 
 
+_LESS = re.compile(r"-[0-9.]+ ?%")
+
+
+def _joined(arguments: Iterable[str]) -> list[str]:
+    """`--change -7.4%` as `--change=-7.4%`: what begins with a dash and is no plain number is an option to argparse."""
+    joined: list[str] = []
+    for argument in arguments:
+        if _LESS.fullmatch(argument) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 class _Parser(argparse.ArgumentParser):
-    """Ends with our own exit code for mistakes in the arguments."""
+    """Takes a negative percentage for a value, and ends with our own exit code for mistakes in the arguments."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(_joined(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)

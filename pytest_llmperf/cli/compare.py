@@ -100,6 +100,7 @@ def _pair(text: str) -> tuple[str, str]:
 def run(arguments: argparse.Namespace, out: TextIO) -> int:
     """Print the verdicts: 0 no regression, 1 a regression, 2 not comparable or not usable, 3 a usage mistake."""
     from pytest_llmperf.gate.files import compared  # noqa: PLC0415 - needs numpy and scipy
+    from pytest_llmperf.reports.text import folded  # noqa: PLC0415 - as above
 
     try:
         terms, new = _terms(arguments), _file(arguments.new)
@@ -112,7 +113,8 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     if arguments.subset:
         comparison = replace(comparison, vanished=())
     with contextlib.suppress(BrokenPipeError):  # the verdict stands, however much of it is read
-        out.writelines(f"{line}\n" for line in _report(comparison, base, new, forced=arguments.force))
+        lines = _report(comparison, base, new, forced=arguments.force)
+        out.writelines(f"{line}\n" for line in folded(lines, shutil.get_terminal_size().columns))
     return _exit_code(comparison)
 
 

@@ -54,6 +54,7 @@ def _check(arguments: argparse.Namespace) -> None:
     wanted = {"-o": arguments.output}
     if arguments.markdown not in (None, _STANDARD_OUTPUT):
         wanted["--markdown"] = Path(arguments.markdown)
+    problems += atomic.shared({"RESULT.json": arguments.result, **wanted})
     for option, path in wanted.items():
         problem = None if path is None else atomic.unwritable(path)
         if problem is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from pytest_llmperf.baselines import Match
 from pytest_llmperf.errors import BaselineError
@@ -14,7 +15,7 @@ from pytest_llmperf.gate.family import Family
 from pytest_llmperf.gate.stored import SIMULATED_RESOLUTION, invalid, judgement
 from pytest_llmperf.gate.trial import Base, Trial, own_change, tried, typical
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.result_file import Entry, ResultFile, differences, unlike
+from pytest_llmperf.result_file import Entry, ResultFile, differences, unlike, unlike_in_words
 from pytest_llmperf.stats import NightSpread, assumed, shared_spread
 from pytest_llmperf.verdicts import Finding, Judgement
 
@@ -130,7 +131,7 @@ def _unlike(
     """What differs, each with how many measurements it is so for."""
     names: dict[str, set[str]] = {}
     for pair in common:
-        for difference in _apart(stored[pair][0], wanted[pair]):
+        for difference in _apart_in_words(stored[pair][0], wanted[pair]):
             names.setdefault(difference, set()).add(pair[0])
     for difference, measurements in names.items():
         first, *others = sorted(measurements)
@@ -139,10 +140,21 @@ def _unlike(
 
 def _apart(before: Entry, now: Entry) -> list[str]:
     """What forbids comparing two entries. Either may be the older file, so words that one lacks are None there."""
-    found = unlike(before.comparable, {**dict.fromkeys(before.comparable), **now.comparable})
+    return [*unlike(before.comparable, _of_both(before, now)), *_other_quantity(before, now)]
+
+
+def _apart_in_words(before: Entry, now: Entry) -> list[str]:
+    found = unlike_in_words(before.comparable, _of_both(before, now), before.provenance, now.provenance)
+    return [*found, *_other_quantity(before, now)]
+
+
+def _of_both(before: Entry, now: Entry) -> dict[str, Any]:
+    return {**dict.fromkeys(before.comparable), **now.comparable}
+
+
+def _other_quantity(before: Entry, now: Entry) -> Iterator[str]:
     if before.quantity != now.quantity:
-        found.append(f"{now.metric} was {_in_words(before.quantity)}, is {_in_words(now.quantity)}")
-    return found
+        yield f"{now.metric} was {_in_words(before.quantity)}, is {_in_words(now.quantity)}"
 
 
 def _in_words(quantity: Quantity) -> str:
@@ -169,6 +181,7 @@ def _judged(
             family.findings(measurement),
             against=next(match.name for pair, match in matches.items() if pair[0] == measurement),
             doubts=_doubts(measurement, matches, wanted),
+            in_turn=terms.night_spread is None,
         )
         for measurement in outcomes
     }

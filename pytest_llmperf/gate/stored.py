@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pytest_llmperf import units
 from pytest_llmperf.baselines import Baselines, Match
+from pytest_llmperf.gate.advice import INVALID, advice
 from pytest_llmperf.gate.clocks import clock_since
 from pytest_llmperf.gate.criterion import ALPHA, NIGHT_SPREAD, SCREEN, Criterion
 from pytest_llmperf.gate.family import Family, worst
@@ -16,7 +17,7 @@ from pytest_llmperf.judged import Judged
 from pytest_llmperf.metrics import Quantity
 from pytest_llmperf.result_file import differences
 from pytest_llmperf.stats import KNOWN_NIGHTS, History, Looks, NightSpread, assumed
-from pytest_llmperf.verdicts import Finding, Judgement, Verdict
+from pytest_llmperf.verdicts import IN_TURN, Finding, Judgement, Remedy, Verdict
 
 SIMULATED_RESOLUTION = 0.001
 """Simulated runs without noise are all equal, so that the last digit would be significant. No model is that good."""
@@ -33,6 +34,7 @@ class Gate:
         night_spread: float = NIGHT_SPREAD,
         *,
         is_screen: bool = False,
+        is_saving: bool = False,
         tolerated: frozenset[str] = frozenset(),
     ) -> None:
         """`family_size`: how many gated metrics can be compared, counted before measuring.
@@ -40,11 +42,13 @@ class Gate:
         `night_spread`: standard deviation between nights, a share, until enough are stored to know it.
         `tolerated`: rules on the hardware that are not to spoil a comparison.
         `is_screen`: nothing is called regressed; what seems so is flagged, to be measured again.
+        `is_saving`: what may be stored is going to be.
         """
         self._baselines = baselines
         self._family = Family(family_size, SCREEN if is_screen else alpha, is_screen=is_screen)
         self._assumed = assumed(night_spread)
         self._tolerated = tolerated
+        self._is_saving = is_saving
         self._results: dict[str, Judged] = {}
         self._matches: dict[str, dict[str, Match]] = {}
         self._bases: dict[str, Judged] = {}
@@ -139,7 +143,8 @@ class Gate:
         stored = [metric.stored(value) for value in usable]
         if isinstance(found, str):
             now = typical([math.log(value) for value in stored], metric)
-            return Finding(metric=metric, verdict=Verdict.NO_BASELINE, now=now, note=found)
+            is_other = self._baselines.has(result.provenance, metric.name)
+            return Finding(metric=metric, verdict=Verdict.NO_BASELINE, now=now, note=found, is_other=is_other)
         return tried(metric, criterion, found, stored, Looks(result.looks) if len(result.looks) > 1 else None)
 
     def _found(self, key: str, result: Judged, metric: Quantity) -> Base | str:
@@ -153,7 +158,7 @@ class Gate:
             if len(values) < len(measured) or not values:
                 return f"the base build has no {metric.name} in some run"
             history = History((tuple(map(math.log, values)),))
-            return Base(name=_IN_TURN, history=history, spread=None, resolution=resolution)
+            return Base(name=IN_TURN, history=history, spread=None, resolution=resolution)
         match = self._baselines.find(about, metric.name)
         if isinstance(match, str):
             return match
@@ -177,7 +182,7 @@ class Gate:
         if base is not None:
             # Two builds may differ by where they are, and by nothing else that their words say.
             words = differences(base.provenance.engine_words, result.provenance.engine_words, ignored={"noise_seed"})
-            against = f"{_IN_TURN} ({'; '.join(words) or 'the same words'})"
+            against = f"{IN_TURN} ({'; '.join(words) or 'the same words'})"
         found = judgement(
             [_flag(finding) for finding in findings] if self._family.is_screen else findings,
             against=against or None,
@@ -187,14 +192,15 @@ class Gate:
                 *(f"the engine differs: {difference}" for difference in changed),
                 *accepted,
             ),
-            advice=_ADVICE if base is None else _ADVICE_IN_TURN,
+            in_turn=base is not None,
+            is_saving=self._is_saving,
         )
         return replace(found, advice="; ".join(filter(None, (found.advice, result.advice))) or None)
 
 
 _UNJUDGED_RUNS = 5
 """Where there is nothing to compare with, as many as are measured where nobody says how many."""
-_IN_TURN = "the base build in turn"
+_CONFIRM = Remedy(otherwise="see that it is measured against the base build, which --llmperf-confirm does at the end")
 
 
 def _flag(finding: Finding) -> Finding:
@@ -204,7 +210,7 @@ def _flag(finding: Finding) -> Finding:
     if finding.verdict is not Verdict.REGRESSED or finding.p is None:
         return finding
     note = f"flagged, as {SCREEN:.0%} of healthy metrics are; to be measured against the base build"
-    return replace(finding, verdict=Verdict.INCONCLUSIVE, note=note)
+    return replace(finding, verdict=Verdict.INCONCLUSIVE, note=note, remedy=_CONFIRM)
 
 
 def confirmed(screened: Judgement, confirmation: Judgement) -> Judgement:
@@ -243,33 +249,18 @@ def judgement(
     *,
     against: str | None,
     doubts: tuple[str, ...],
-    advice: Mapping[Verdict, str] | None = None,
+    in_turn: bool = False,
+    is_saving: bool = False,
 ) -> Judgement:
-    """The verdict on a measurement with these findings, and what to do about it."""
+    """The verdict on a measurement with these findings, and what to do about it; see `advice`."""
     verdict = worst(findings)
-    what = (advice or _ADVICE).get(verdict)
+    what = advice(findings, verdict, in_turn=in_turn, is_saving=is_saving)
     return Judgement(verdict=verdict, findings=tuple(findings), against=against, doubts=doubts, advice=what)
 
 
 def invalid(reasons: tuple[str, ...]) -> Judgement:
     """The verdict on a measurement that may not be believed."""
-    advice = "nothing was compared; mend what made it invalid and measure again"
-    return Judgement(verdict=Verdict.INVALID_RUN, doubts=reasons, advice=advice)
-
-
-_ADVICE = {
-    Verdict.REGRESSED: (
-        "look for the change that caused it; if it is accepted, say so until a day with pytest-llmperf baseline "
-        "acknowledge"
-    ),
-    Verdict.NO_BASELINE: "store this level with --llmperf-save-baseline NAME",
-    Verdict.INCONCLUSIVE: "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show",
-}
-
-_ADVICE_IN_TURN = {
-    Verdict.REGRESSED: "look for the change between the two builds that caused it",
-    Verdict.INCONCLUSIVE: "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show",
-}
+    return Judgement(verdict=Verdict.INVALID_RUN, doubts=reasons, advice=INVALID)
 
 
 def unusable(

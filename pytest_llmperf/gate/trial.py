@@ -11,7 +11,10 @@ from pytest_llmperf.errors import NoSamplesError
 from pytest_llmperf.gate.criterion import SCREEN, Criterion
 from pytest_llmperf.metrics import Quantity
 from pytest_llmperf.stats import POWER, Comparison, History, Looks, NightSpread, against_nights, pooled_t
-from pytest_llmperf.verdicts import Finding, Verdict
+from pytest_llmperf.verdicts import Finding, Remedy, Verdict
+
+_BETTER_RUNS = 5
+"""As many as are measured where nobody says how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +80,13 @@ class Trial:
     def finding(self, share: float, *, worse: bool, better: bool, power: float = POWER) -> Finding:
         """What is said of it; `worse` and `better`: what the whole family's error rate lets be called so."""
         detectable = self.could_see(share, power)
-        verdict, note = Verdict.PASS, None
+        verdict, note, remedy = Verdict.PASS, None, None
         if worse:
             verdict = Verdict.REGRESSED
         elif better:
             verdict = Verdict.IMPROVED
         elif detectable > math.log1p(self.criterion.detect):
-            verdict, note = Verdict.INCONCLUSIVE, self._advice(share)
+            verdict, (note, remedy) = Verdict.INCONCLUSIVE, self._remedy(share)
         comparison = self.comparison
         low, high = sorted(own_change(self.quantity, d) for d in comparison.interval(self._level(share)))
         return Finding(
@@ -98,21 +101,26 @@ class Trial:
             base_runs=comparison.base_count,
             new_runs=comparison.new_count,
             note=note,
+            remedy=remedy,
         )
 
-    def _advice(self, share: float) -> str:
-        """How what the criterion asks could be seen."""
+    def _remedy(self, share: float) -> tuple[str, Remedy]:
+        """How what the criterion asks could be seen, in words and for the advice."""
         runs = self.comparison.runs_to_detect(math.log1p(self.criterion.detect) - self.margin, self._level(share))
-        sentence = f"could not have seen {self.criterion.detect:.0%}; "
+        sentence = f"could not have seen {100 * self.criterion.detect:.2g}%; "
         if runs is not None and self.comparison.floor is None:
-            return sentence + f"at this noise that takes {runs} runs, here and in the baseline"
+            is_stored = self.base.spread is not None
+            where = "here and in the baseline" if is_stored else "of each build"
+            return f"{sentence}at this noise that takes {runs} runs, {where}", Remedy(runs=runs, of_base=is_stored)
         if runs is not None:
-            return sentence + f"at this noise that takes {runs} runs tonight"
+            return f"{sentence}at this noise that takes {runs} runs tonight", Remedy(runs=runs)
         spread = self.base.spread
         if spread is not None and spread.variance > 0:
             differ = f"{'differ' if spread.nights else 'may differ'} by {units.share(spread.deviation)}"
-            return sentence + f"nights {differ}, so only a comparison on the same night would: pytest-llmperf ab"
-        return sentence + "at this noise no sensible number of runs can"
+            note = f"{sentence}nights {differ}, so only a comparison on the same night would: pytest-llmperf ab"
+            return note, Remedy(otherwise="compare the two builds on one night with pytest-llmperf ab")
+        quieter = "lower the noise: pytest-llmperf doctor says what to change about the machine"
+        return f"{sentence}at this noise no sensible number of runs can", Remedy(otherwise=quieter)
 
 
 def tried(
@@ -126,9 +134,15 @@ def tried(
     except NoSamplesError as error:
         each_has_one = len(base.history.runs) == len(new) == 1
         reason = "one run each has no spread to compare with" if each_has_one else str(error)
-        note = f"{reason}; use --llmperf-runs 2 or more, better 5"
-        level = typical(base.history.runs, quantity)
-        return Finding(metric=quantity, verdict=Verdict.INCONCLUSIVE, baseline=level, now=now, note=note)
+        note = f"{reason}; use --llmperf-runs 2 or more, better {_BETTER_RUNS}"
+        return Finding(
+            metric=quantity,
+            verdict=Verdict.INCONCLUSIVE,
+            baseline=typical(base.history.runs, quantity),
+            now=now,
+            note=note,
+            remedy=Remedy(runs=_BETTER_RUNS, or_less=False),
+        )
     return Trial(quantity=quantity, criterion=criterion, base=base, comparison=comparison, now=now, looks=looks)
 
 

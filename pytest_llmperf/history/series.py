@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_llmperf.history.steps import FEWEST_NIGHTS, Step, noise, steps_in
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.result_file import Entry, ResultFile, unlike
+from pytest_llmperf.result_file import Entry, ResultFile, unlike, unlike_in_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,13 +149,17 @@ def _add(night: Night, groups: list[list[Night]]) -> None:
     groups.append([night])
 
 
+def _replaced(last: Entry, now: Entry) -> tuple[str, ...]:
+    return tuple(unlike_in_words(last.comparable, now.comparable, last.provenance, now.provenance))
+
+
 def _series(hardware_key: str, groups: Iterable[list[Night]]) -> list[Series]:
     *older, current = groups
-    now = current[-1].entry.comparable
+    now = current[-1].entry
     return [
         *(
-            Series(hardware_key=hardware_key, nights=tuple(n), replaced=tuple(unlike(n[-1].entry.comparable, now)))
-            for n in older
+            Series(hardware_key=hardware_key, nights=tuple(nights), replaced=_replaced(nights[-1].entry, now))
+            for nights in older
         ),
         Series(hardware_key=hardware_key, nights=tuple(current)),
     ]

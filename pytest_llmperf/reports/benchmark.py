@@ -3,7 +3,8 @@
 One benchmark per gated metric of a measurement; its `data` holds one value per run, throughput as
 seconds per token, so that lower is better everywhere. All names of pytest-benchmark that are not
 public are used here and nowhere else: `config._benchmarksession` with its `benchmarks`, `json`, `storage`, `logger`,
-`save_json`, `handle_saving` and `xdist_benchmark_found`, and `stats.Metadata`, as of 4.0 to 5.3.
+`save_json`, `handle_saving`, `groups`, `display` and `xdist_benchmark_found`, and
+`stats.Metadata`, as of 4.0 to 5.3.
 """
 
 from __future__ import annotations
@@ -62,9 +63,14 @@ def warn_of_xdist(config: pytest.Config, is_due: bool) -> None:
         session.xdist_benchmark_found = session.xdist_benchmark_found and is_due
 
 
+def json_path(config: pytest.Config) -> Path | None:
+    """Where `--benchmark-json` is to be; None without it, for standard output, and with `-p no:benchmark`."""
+    return _json_path(_session_of(config))
+
+
 def unwritable_json(config: pytest.Config) -> str | None:
     """Why the file of `--benchmark-json` cannot be written, in one sentence; None if it can, or is not asked for."""
-    path = _json_path(_session_of(config))
+    path = json_path(config)
     problem = None if path is None else atomic.unwritable(path)
     return None if problem is None else f"--benchmark-json: {problem}"
 
@@ -100,6 +106,45 @@ def keep_whole(config: pytest.Config, not_written: Callable[[str], None]) -> Non
             not_written(f"--benchmark-save: {atomic.why(error, Path(error.filename or str(session.storage)))}")
 
     session.save_json, session.handle_saving = saving_json, saving
+
+
+def leave_out(config: pytest.Config) -> None:
+    """Show the user's own benchmarks in pytest-benchmark's tables and none of ours, which have a table of their own.
+
+    Its tables of ours are some 200 columns wide and one for each metric. Where one of its options is about tables or
+    comparisons, they are shown as ever: it checks what it shows. What it stores does not change.
+    """
+    session = _session_of(config)
+    if session is None or _has_asked_for_tables(config):
+        return
+    display = session.display
+
+    def displaying(reporter: pytest.TerminalReporter) -> None:
+        groups = session.groups or []
+        others = [(name, [row for row in rows if "llmperf" not in row["extra_info"]]) for name, rows in groups]
+        session.groups = [(name, rows) for name, rows in others if rows]
+        display(reporter)
+
+    session.display = displaying
+
+
+_TABLE_OPTIONS = {
+    "benchmark_columns": ["min", "max", "mean", "stddev", "median", "iqr", "outliers", "ops", "rounds", "iterations"],
+    "benchmark_sort": "min",
+    "benchmark_group_by": "group",
+    "benchmark_name": "normal",
+    "benchmark_time_unit": None,
+    "benchmark_histogram": False,
+    "benchmark_compare": None,
+    "benchmark_compare_fail": None,
+    "benchmark_verbose": False,
+}
+"""pytest-benchmark's options that are about its tables, each with what it is where nobody gives it."""
+
+
+def _has_asked_for_tables(config: pytest.Config) -> bool:
+    given = {name: config.getoption(name, default=default) for name, default in _TABLE_OPTIONS.items()}
+    return any(given[name] and given[name] != default for name, default in _TABLE_OPTIONS.items())
 
 
 def _json_path(session: Any) -> Path | None:

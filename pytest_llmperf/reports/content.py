@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_llmperf.history import Series
 from pytest_llmperf.metrics import Quantity
+from pytest_llmperf.reports.next_step import WHY_FAILED, next_step
 from pytest_llmperf.timeline import Timeline
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
@@ -27,14 +28,6 @@ _SEVERITY = (
     Verdict.PASS,
 )
 """What a reader has to see first, first."""
-GREEN = (Verdict.PASS, Verdict.IMPROVED)
-_SEARCH = "look for the change that caused it"
-_MEND = "mend what made it invalid and measure again"
-_JUDGE = "store a level with --llmperf-save-baseline NAME, and judge the next session by it"
-
-
-WHY_FAILED = "see the output of pytest for why tests failed"
-"""What to do where no verdict asks for anything and tests have failed all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +63,8 @@ class Section:
     before: Before | None = None
     differences: tuple[str, ...] = ()
     """How the engine differs from the baseline's."""
+    accepting: tuple[str, ...] = ()
+    """Lines of a shell that accept what has regressed."""
     timeline: Timeline | None = None
     """None where there are no records."""
     series: tuple[Series, ...] = ()
@@ -119,6 +114,8 @@ class Report:
     """What the reader should know of the report itself, such as files that could not be used."""
     failed: tuple[str, ...] = ()
     """Tests that failed for another reason than a verdict: by an assertion, or before anything was measured."""
+    stored: bool = False
+    """Whether the session has stored a baseline."""
     keys: tuple[str, ...] = ()
     """Of the hardware that it would have been, where nothing was measured."""
 
@@ -136,13 +133,8 @@ class Report:
         """What to do about the worst of the verdicts."""
         if not self.sections:
             return WHY_FAILED if self.failed else "run pytest -rs to see why nothing was measured"
-        worst = self.by_severity[0].verdict
-        if worst in GREEN and self.failed:
-            return WHY_FAILED
-        alike = GREEN if worst in GREEN else (worst,)
-        said = (one.judgement.advice for one in self.sections if one.verdict in alike and one.judgement)
-        own = "nothing to do" if worst in GREEN else {Verdict.REGRESSED: _SEARCH, None: _JUDGE}.get(worst, _MEND)
-        return next((advice for advice in said if advice), own)
+        outcomes = [(section.verdict, section.judgement) for section in self.sections]
+        return next_step(outcomes, stored=self.stored, failed=bool(self.failed))
 
     def tally(self) -> str:
         """`1 REGRESSED, 18 PASS`; the worst first."""

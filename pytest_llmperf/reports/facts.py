@@ -31,7 +31,7 @@ def facts(section: Section) -> Iterator[tuple[str, str]]:
     for name in dict.fromkeys((section.ttft, *LABELS)):
         p50, p99 = section.number(name, "p50"), section.number(name, "p99")
         if p50 is not None and p99 is not None and (name != "scheduled_ttft" or section.is_open):
-            yield f"{LABELS[name]} p50 (p99)", f"{units.seconds(p50)} ({units.seconds(p99)})"
+            yield f"{LABELS[name]} of all requests, p50 (p99)", f"{units.seconds(p50)} ({units.seconds(p99)})"
     yield from _rates(section)
     yield from _counts(section)
     yield from _cache(section)

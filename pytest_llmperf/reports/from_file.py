@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_llmperf.gate.advice import STORED
 from pytest_llmperf.gate.files import Terms, compared
 from pytest_llmperf.metrics import METRICS, Quantity
+from pytest_llmperf.reports.accepting import commands
 from pytest_llmperf.reports.beside import beside
 from pytest_llmperf.reports.content import Report, Section, number
 from pytest_llmperf.reports.past import NO_PAST, Past, environment_differences, past_of, set_beside, steps_problem
@@ -32,7 +34,7 @@ def report_of(file: ResultFile, *, records: Path | None = None, baselines: Path 
     problem = steps_problem(past)
     notes += [problem] if problem is not None else []
     sections = [
-        _section(file, entries, past, judgements.get(name), records_of.timeline(name))
+        _section(file, entries, past, judgements.get(name), records_of.timeline(name), _store_of(baselines, file))
         for name, entries in _by_measurement(file.entries).items()
     ]
     notes += records_of.notes
@@ -44,6 +46,7 @@ def report_of(file: ResultFile, *, records: Path | None = None, baselines: Path 
         commit=file.commit,
         environment={file.hardware_key: differences} if differences else {},
         notes=tuple(dict.fromkeys(notes)),
+        stored=any(one.judgement is not None and one.judgement.advice == STORED for one in sections),
     )
 
 
@@ -92,6 +95,13 @@ def _folder_of(baselines: Path, hardware_key: str) -> Path:
     return baselines if baselines.name == hardware_key and not below.is_dir() else below
 
 
+def _store_of(baselines: Path | None, file: ResultFile) -> Path:
+    """The folder of all hardware, as commands are told it."""
+    if baselines is None:
+        return Path("baselines")
+    return baselines.parent if _folder_of(baselines, file.hardware_key) == baselines else baselines
+
+
 def _compared(file: ResultFile, past: Past, notes: list[str]) -> Mapping[str, Judgement]:
     """As `pytest-llmperf compare` judges the file against those nights."""
     files = [one.file for one in reversed(past.reading.files)]
@@ -110,7 +120,12 @@ def _by_measurement(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def _section(
-    file: ResultFile, entries: Sequence[Entry], past: Past, judged: Judgement | None, course: Timeline | None
+    file: ResultFile,
+    entries: Sequence[Entry],
+    past: Past,
+    judged: Judgement | None,
+    course: Timeline | None,
+    baselines: Path,
 ) -> Section:
     entry = entries[0]
     figures = file.results.get(entry.measurement, {})
@@ -128,6 +143,7 @@ def _section(
         about=_about(entry),
         is_open=entry.provenance.get("open_load") is True,
         params=entry.params,
+        accepting=commands(entry.measurement, file.hardware_key, judgement, baselines),
         timeline=course,
     )
     engine = entry.provenance.get("engine")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from pytest_llmperf.judged import Judged, RatioResult
 from pytest_llmperf.metrics import Quantity
+from pytest_llmperf.reports.accepting import commands
 from pytest_llmperf.reports.content import Section
 from pytest_llmperf.reports.figures import figures_json, ratio_json
 from pytest_llmperf.reports.past import Past, set_beside
@@ -28,8 +30,8 @@ class Told:
     """What was sampled beside its runs."""
 
 
-def section_of(told: Told, past: Past) -> Section:
-    """The result beside the nights of its hardware."""
+def section_of(told: Told, past: Past, baselines: Path) -> Section:
+    """The result beside the nights of its hardware; `baselines`: where the session looks for them."""
     result, about = told.result, told.result.provenance
     is_ratio = isinstance(result, RatioResult)
     section = Section(
@@ -50,6 +52,7 @@ def section_of(told: Told, past: Past) -> Section:
         },
         is_open=about.open_load,
         params=told.params,
+        accepting=commands(about.measurement, about.hardware_key, result.judgement, baselines),
         timeline=None if is_ratio else _timeline(cast("PerfResult", result), told.gauges),
     )
     return set_beside(section, past, comparable=comparable(about), words=about.engine_words, engine=about.engine)

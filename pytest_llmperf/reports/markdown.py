@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import html
 import re
-import textwrap
 from collections.abc import Iterator
 
 from pytest_llmperf import __version__, units
 from pytest_llmperf.reports import text
-from pytest_llmperf.reports.content import GREEN, Report, Section
+from pytest_llmperf.reports.content import Report, Section
 from pytest_llmperf.reports.facts import ABSENT, facts
+from pytest_llmperf.reports.next_step import GREEN
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.verdicts import Finding
 
@@ -128,8 +128,9 @@ def _lines(section: Section) -> Iterator[str]:
         yield from (f"  invalid: {reason}" for reason in section.invalid)
     else:
         yield from text.judged(section.name, judgement, _TABLE)
+        yield from (f"    {line}" for line in section.accepting)
     known = [f"{label} {value}" for label, value in facts(section)]
-    yield from textwrap.wrap("; ".join(known), _COLUMNS, initial_indent="  ", subsequent_indent="  ")
+    yield from text.wrapped(f"  {'; '.join(known)}", _COLUMNS)
     said = () if judgement is None else judgement.doubts
     yield from (f"  doubt: {doubt}" for doubt in section.doubts if doubt not in said)
     yield from (f"  differs from the baseline: {difference}" for difference in section.differences)

@@ -57,11 +57,13 @@ def apply(
     results: Sequence[Judged],
     mode: GateMode,
     awaited: Collection[str] = (),
+    width: int = text.CHARACTERS,
 ) -> None:
     """Turn the report of a test's call into what its measurements make of it, except the `awaited` ones.
 
     An engine that failed and a measurement that is invalid are errors: the code under test was not
     found wanting, it was not measured. They come before an assertion that failed on such figures.
+    `width`: of the lines on the measurements, characters.
     """
     error = None if excinfo is None else excinfo.value
     invalid = [result for result in results if not result.validity or result.verdict is Verdict.INVALID_RUN]
@@ -71,7 +73,7 @@ def apply(
     elif invalid:
         if error is not None:
             report.sections.append(("the test itself then failed", report.longreprtext))
-        make_error(report, _texts(invalid))
+        make_error(report, lines_on(invalid, width))
     elif isinstance(error, ConfigurationError) and excinfo is not None:
         say(report, excinfo)
     elif failing and not report.skipped:
@@ -79,7 +81,7 @@ def apply(
             report.sections.append(("the test itself failed, too", report.longreprtext))
         # A regression that an xfail mark expects is an expected failure.
         report.outcome = "skipped" if hasattr(report, "wasxfail") else "failed"
-        report.longrepr = f"{text.headline(failing)}\n{_texts(failing)}"
+        report.longrepr = f"{text.headline(failing)}\n{lines_on(failing, width)}"
 
 
 _PROPERTY = "llmperf_"
@@ -147,5 +149,7 @@ def _plain(message: str) -> str:
     return "\n".join(map(text.plain, message.splitlines()))
 
 
-def _texts(results: Sequence[Judged]) -> str:
-    return "\n".join(line for result in results for line in text.measurement(result))
+def lines_on(results: Sequence[Judged], width: int = text.CHARACTERS) -> str:
+    """All that is said of these results, in lines of at most `width` characters."""
+    lines = (line for result in results for line in text.measurement(result, width))
+    return "\n".join(text.folded(lines, width))

@@ -43,11 +43,14 @@ def report_of(
     notes = [note for past in pasts.values() for note in (*past.reading.problems, steps_problem(past)) if note]
     return Report(
         source=_SOURCE,
-        sections=tuple(section_of(one, pasts.get(one.result.provenance.hardware_key, NO_PAST)) for one in told),
+        sections=tuple(
+            section_of(one, pasts.get(one.result.provenance.hardware_key, NO_PAST), options.baselines) for one in told
+        ),
         saved_at=timestamp().isoformat(),
         environment={key: found for key, found in differences.items() if found},
         notes=tuple(dict.fromkeys([*(f"failed: {nodeid}" for nodeid in failed), *notes])),
         failed=tuple(failed),
+        stored=bool(saved),
         keys=tuple(keys),
     )
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import units
 from pytest_llmperf.clock import Clock, seconds_between
+from pytest_llmperf.files import nearby
 from pytest_llmperf.reports import text
+from pytest_llmperf.reports.accepting import commands
 from pytest_llmperf.verdicts import Verdict
 
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_llmperf.judged import Judged
     from pytest_llmperf.suite import Outlook, Suite
 
 _TTY_CHARACTERS = 79
@@ -62,7 +65,8 @@ class Progress:
             self._write(f"\r\x1b[K{self._named(what)[:_TTY_CHARACTERS]}")
             self._dirty = True
         elif self._said_ns is None or seconds_between(self._said_ns, now_ns) >= _REPEAT_S:
-            self._write(f"\nllmperf: {self._named(what, room=None)}")
+            said = text.wrapped(f"llmperf: {self._named(what, room=None)}", text.CHARACTERS)
+            self._write("".join(f"\n{line}" for line in said))
             self._said_ns, self._dirty = now_ns, True
 
     def clear(self) -> None:
@@ -113,6 +117,12 @@ def header(outlooks: Sequence[Outlook]) -> Iterator[str]:
         yield text.plain(f"llmperf: {outlook}")
 
 
+def width_of(config: pytest.Config) -> int:
+    """Characters of a line where this session writes; a worker of xdist writes nowhere itself."""
+    is_here = config.pluginmanager.has_plugin("terminalreporter")
+    return config.get_terminal_writer().fullwidth if is_here else text.CHARACTERS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
     """What a session has to tell at its end, wherever its tests ran."""
@@ -136,11 +146,18 @@ def content_of(suite: Suite, width: int, failed: int = 0) -> Content:
     return Content(
         hardware_key=suite.hardware.key,
         outlook=suite.outlook,
-        results=[(result, tuple(text.measurement(result, width))) for result in results],
+        results=[(result, _told(result, suite.options.baselines, width)) for result in results],
         about=[*text.assumptions(results), *(suite.gate.spreads() if suite.gate is not None else ())],
         folders=[suite.output],
         failed=failed,
     )
+
+
+def _told(result: Judged, baselines: Path, width: int) -> tuple[str, ...]:
+    """All lines on a result: what was found, and how to accept what has regressed."""
+    about = result.provenance
+    accepting = commands(about.measurement, about.hardware_key, result.judgement, baselines)
+    return (*text.measurement(result, width), *(f"    {line}" for line in accepting))
 
 
 def summary(
@@ -166,10 +183,10 @@ def summary(
 
 def _about_all(content: Content, saved: Sequence[Path], notes: Sequence[str]) -> Iterator[str]:
     yield from content.about
-    yield from (f"stored as baseline: {path}" for path in saved)
+    yield from (f"stored as baseline: {nearby(path)}" for path in saved)
     yield from notes
     if content.results:
-        yield from (f"records and server logs: {folder}" for folder in content.folders)
+        yield from (f"records and server logs: {nearby(folder)}" for folder in content.folders)
 
 
 def _colour(verdict: Verdict | None) -> dict[str, bool]:
@@ -177,7 +194,5 @@ def _colour(verdict: Verdict | None) -> dict[str, bool]:
 
 
 def _write(reporter: pytest.TerminalReporter, lines: Iterable[str], width: int, **colour: bool) -> None:
-    """Sentences are folded on a terminal; in a log they stay whole, so that they are found."""
-    for line in map(text.plain, lines):
-        for part in text.wrapped(line, width) if reporter.isatty else (line,):
-            reporter.write_line(part, **colour)
+    for part in text.folded(map(text.plain, lines), width):
+        reporter.write_line(part, **colour)

@@ -5,25 +5,40 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from pytest_llmperf import units
 from pytest_llmperf.gate.files import Change
 from pytest_llmperf.judged import Judged, Provenance, Validity
-from pytest_llmperf.reports.content import GREEN, WHY_FAILED
+from pytest_llmperf.reports import next_step
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.results import CacheResult, Figures, PerfResult
 from pytest_llmperf.stats import Sample
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
-_HEADINGS = ("metric", "baseline", "now", "change", "interval", "could see", "p", "verdict")
+_HEADINGS = ("metric per run", "baseline", "now", "change", "interval", "could see", "p", "verdict")
 _IDLE = "gpu_idle"
 _NARROW = (0, 1, 2, 3, 5, 7)
 """The columns that stay where the terminal is narrow; interval and p then have a line of their own."""
 _ABSENT = "-"
+_AGAINST = ", against "
 _ROUNDS_SHOWN = 12
-_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))")
+_HEADLINE = 2
+"""Metrics in a line of 80 columns; of more it is said how many."""
+_BOUND_PLACES = re.compile(
+    "|".join(
+        (
+            r"(?<=\d) (?=(?:%|[A-Za-z]{1,3}(?:/[a-z]{1,5})?)(?![\w/]))",  # `15.0 ms`
+            r"(?<=\d) (?=runs?\b)",
+            r"(?<=[a-z%]) (?=\([\d.,]+ \w+\))",  # `15.0 ms (16.2 ms)`
+            r"(?<=[A-Z2]{3}) (?=\d)",  # `TTFT 15.0 ms`
+        )
+    )
+)
+"""Spaces at which no line ends."""
+_NAMED = re.compile(rf"^({'|'.join(Verdict)}) ")
+"""The beginning of a verdict line, which is looked for in logs as it is."""
 _BOUND = "\N{NO-BREAK SPACE}"
 """A space at which no line ends; `visible` leaves none of them in what comes from elsewhere."""
 CHARACTERS = 80
@@ -36,7 +51,7 @@ def measurement(result: Judged, width: int = CHARACTERS) -> Iterator[str]:
 
 
 def _measurement(result: Judged, width: int) -> Iterator[str]:
-    yield verdict_line(result)
+    yield from _first_lines(verdict_line(result), width)
     found = result.judgement
     doubts = found.doubts if found is not None and result.validity and not found.reasons else ()
     if found is not None:
@@ -50,9 +65,15 @@ def _measurement(result: Judged, width: int) -> Iterator[str]:
     yield from (f"  {line}" for line in _remarks(found, doubts=doubts))
 
 
+def _first_lines(line: str, width: int) -> list[str]:
+    """The verdict and its name; what it was held against stands below where there is no room beside it."""
+    named, separator, against = line.rpartition(_AGAINST)
+    return [line] if len(line) <= width or not separator else [named, f"  against {against}"]
+
+
 def judged(name: str, judgement: Judgement, width: int = CHARACTERS) -> Iterator[str]:
     """A judgement of which nothing but itself is known, such as that of two files."""
-    lines = [_judged_line(name, judgement)]
+    lines = _first_lines(_judged_line(name, judgement), width)
     doubts = () if judgement.reasons else judgement.doubts
     lines += [f"  {line}" for line in findings_table(judgement.findings, doubts, width - 2)]
     lines += [f"  {line}" for line in _remarks(judgement, doubts=doubts)]
@@ -64,27 +85,22 @@ def plain(line: str) -> str:
     return visible(line, len(line)).replace("\n", "\\n")
 
 
+def folded(lines: Iterable[str], width: int) -> Iterator[str]:
+    """Lines of at most `width` characters, as far as their words are no longer."""
+    return (part for line in lines for part in wrapped(line, width))
+
+
 def wrapped(line: str, width: int) -> list[str]:
     """A line in as many as it takes; the further ones begin a little more to the right.
 
-    Words stay whole, and a number stays with its unit.
+    Words stay whole, a number stays with its unit and with one in brackets after it, and a shell's command as it is.
     """
-    if len(line) <= width:
+    if len(line) <= width or line.endswith("\\"):
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + 4)
-    bound = _BEFORE_UNIT.sub(_BOUND, line)
+    bound = _NAMED.sub(rf"\1{_BOUND}", _BOUND_PLACES.sub(_BOUND, line))
     folded = textwrap.wrap(bound, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [one.replace(_BOUND, " ") for one in folded]
-
-
-_WORST = (
-    Verdict.REGRESSED,
-    Verdict.INVALID_RUN,
-    Verdict.INCONCLUSIVE,
-    Verdict.NO_BASELINE,
-    Verdict.IMPROVED,
-    Verdict.PASS,
-)
 
 
 class Told(Protocol):
@@ -105,12 +121,11 @@ class Told(Protocol):
 
 def worst(results: Sequence[Told]) -> Verdict | None:
     """The verdict that asks most of the reader; None where nothing was judged and nothing is invalid."""
-    said = {_verdict(result) for result in results}
-    return next((verdict for verdict in _WORST if verdict in said), None)
+    return next_step.worst([_outcome(result) for result in results])
 
 
-def _verdict(result: Told) -> Verdict | None:
-    return result.verdict if result.validity else Verdict.INVALID_RUN
+def _outcome(result: Told) -> next_step.Outcome:
+    return (result.verdict if result.validity else Verdict.INVALID_RUN, result.judgement)
 
 
 def closing(results: Sequence[Told], *, stored: bool, failed: int = 0) -> str:
@@ -121,29 +136,14 @@ def closing(results: Sequence[Told], *, stored: bool, failed: int = 0) -> str:
     others = f"{failed} failed, " if failed else ""
     if not results:
         return f"llmperf: {others}nothing was measured"
-    counts = Counter(_verdict(result) for result in results)
-    parts = [f"{counts[verdict]} {verdict}" for verdict in _WORST if counts[verdict]]
+    outcomes = [_outcome(result) for result in results]
+    counts = Counter(verdict for verdict, _ in outcomes)
+    parts = [f"{counts[verdict]} {verdict}" for verdict in next_step.WORST_FIRST if counts[verdict]]
     if counts[None]:
         parts.append(f"{counts[None]} not judged")
-    verdict = worst(results)
-    next_step = WHY_FAILED if failed and verdict in GREEN else _next(verdict, results, stored=stored)
-    return f"llmperf: {others}{', '.join(parts)}; {next_step}"
-
-
-def _next(verdict: Verdict | None, results: Sequence[Told], *, stored: bool) -> str:
-    if verdict in (Verdict.NO_BASELINE, None) and stored:
-        return "the next session is judged by what was stored"
-    if verdict is None:
-        return "judge them by leaving out --llmperf-gate off, once a level is stored with --llmperf-save-baseline NAME"
-    alike = GREEN if verdict in GREEN else (verdict,)
-    judgements = (result.judgement for result in results if _verdict(result) in alike)
-    advice = next((one.advice for one in judgements if one is not None and one.advice is not None), None)
-    if verdict in GREEN and advice is None:
-        return "nothing to do"
-    return f"what to do: {advice or _MEND}"
-
-
-_MEND = "mend what made it invalid and measure again"
+    step = next_step.next_step(outcomes, stored=stored, failed=failed > 0)
+    label = "" if step in next_step.ANSWERS else "what to do: "
+    return f"llmperf: {others}{', '.join(parts)}; {label}{step}"
 
 
 def _remarks(judgement: Judgement, doubts: Sequence[str]) -> Iterator[str]:
@@ -189,13 +189,15 @@ def _judged_line(name: str, judgement: Judgement) -> str:
     if judgement.reasons:
         return f"{judgement.verdict} {name}: {'; '.join(judgement.reasons)}"
     counts = next((f" ({f.base_runs} + {f.new_runs} runs)" for f in judgement.findings if f.base_runs), "")
-    return f"{judgement.verdict} {name}, against {judgement.against}{counts}"
+    against = "" if judgement.against is None else f"{_AGAINST}{judgement.against}"
+    return f"{judgement.verdict} {name}{against}{counts}"
 
 
 def headline(results: Sequence[Judged]) -> str:
     """`REGRESSED: tpot_p50 +16.1 %`: what fails a test, for where there is room for one line."""
     parts = [part for result in results for part in _failing(result)]
-    return plain(f"{worst(results)}: {', '.join(parts)}")
+    more = len(parts) - _HEADLINE
+    return plain(f"{worst(results)}: {', '.join(parts[:_HEADLINE])}{f', and {more} more' if more > 0 else ''}")
 
 
 def _failing(result: Judged) -> Iterator[str]:
@@ -303,9 +305,9 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 def figures(result: Figures) -> Iterator[str]:
     """The measured figures in a few lines; what was not measured is left out."""
     latencies = [("TTFT", result.ttft), ("TPOT", result.tpot), ("ITL", result.itl), ("E2E", result.e2e)]
-    measured = [f"{name} p50 {_two(sample)}" for name, sample in latencies if sample.count]
+    measured = [f"{name} {_two(sample)}" for name, sample in latencies if sample.count]
     if measured:
-        yield f"{', '.join(measured)} (p99)"
+        yield f"all requests, p50 (p99): {', '.join(measured)}"
     rates = [
         units.quantity(value, unit) + what
         for value, unit, what in (
@@ -316,12 +318,12 @@ def figures(result: Figures) -> Iterator[str]:
         if value is not None
     ]
     if rates:
-        yield ", ".join(rates)
+        yield f"all runs: {', '.join(rates)}"
     rounds = [one.ttft for one in result.by_round]
     if len(rounds) > 1 and all(sample.count for sample in rounds):
         shown = " ".join(units.seconds(sample.p50) for sample in rounds[:_ROUNDS_SHOWN])
         more = f" ... {units.seconds(rounds[-1].p50)}" if len(rounds) > _ROUNDS_SHOWN else ""
-        yield f"TTFT p50 by round: {shown}{more}"
+        yield f"all requests, TTFT p50 by round: {shown}{more}"
     yield from _cache(result)
     yield from _gpu(result)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import PurePath
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -186,6 +187,22 @@ def digest(sessions: Iterable[Session]) -> str:
             if turn.after is not None:
                 state.update(struct.pack("<6sq", b"after ", turn.after))
     return state.hexdigest()[:16]
+
+
+def words_of(workload: object) -> dict[str, Any]:
+    """The constructor's words that a workload was made with, for people; nothing of one that is no dataclass.
+
+    Of a file its name: where it lies is no property of what is in it.
+    """
+    named = [one for one in fields(workload) if one.repr] if is_dataclass(workload) else []
+    values = {one.name: getattr(workload, one.name) for one in named if one.name != "namespace"}
+    return {name: _word(name, value) for name, value in values.items()}
+
+
+def _word(name: str, value: object) -> object:
+    if name == "path" and isinstance(value, str):
+        return PurePath(value).name
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
 
 
 def check_counts(workload: str, at_least: Mapping[str, tuple[object, int]], token_ids: range = TOKEN_IDS) -> None:

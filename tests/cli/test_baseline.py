@@ -343,6 +343,7 @@ class TestAcknowledge:
             ({"expires": "2026-11-20"}, "--expires: 2026-11-20 is over"),
             ({"expires": "tomorrow"}, "--expires: expected a day such as 2026-12-31, got 'tomorrow'"),
             ({"reason": " "}, "--reason: expected a sentence on why the change is accepted"),
+            ({"reason": "WHY"}, "--reason: WHY stands for your own sentence"),
             ({"metric": "ttft_p99"}, "unknown metric 'ttft_p99'; did you mean 'ttft_p50'?"),
             ({"since": "4"}, "--since 4: the next night will be 0003"),
             ({"since": "0"}, "--since: expected a whole number of at least 1"),
@@ -356,6 +357,26 @@ class TestAcknowledge:
         assert (3, "") == (code, out)
         assert err.startswith(f"pytest-llmperf baseline acknowledge: {complaint}")
         assert not (nights / KEY / "acknowledged.json").exists()
+
+    def test_less_of_a_throughput_is_slower(self, run, nights):
+        """Its sign is the report's own, and a dash begins no option."""
+        given = [word for word in words(metric="output_throughput", change=None) if word]
+        code, out, err = run("acknowledge", KEY, TEST, *given, "--change", "-7.4%")
+
+        assert (0, "") == (code, err)
+        (entry,) = json.loads((nights / KEY / "acknowledged.json").read_text())
+        assert -0.074 == entry["change"]
+        assert "for the better" not in out
+
+    @pytest.mark.parametrize(
+        ("metric", "change", "slower"), [("output_throughput", "+7.4%", "-7.4%"), ("ttft_p50", "-8%", "+8%")]
+    )
+    def test_a_change_for_the_better_is_said_to_be_one(self, run, nights, metric, change, slower):
+        """It is accepted, and may have been a slip of the pen."""
+        code, out, _ = run("acknowledge", KEY, TEST, *words(metric=metric, change=change))
+
+        assert 0 == code
+        assert f"  that is for the better: a slowdown is --change {slower}; if that was meant," in out
 
     def test_all_mistakes_at_once(self, run, nights):
         _, _, err = run("acknowledge", KEY, "another", *words(change="8", expires="8", reason="", since="x"))

@@ -475,17 +475,18 @@ GOLDEN = """\
 base: base.json (NVIDIA-GH200-96GB)
 new:  new.json (NVIDIA-GH200-96GB)
 REGRESSED perf_tests/test_it.py::test_rounds[4], against base.json (5 + 5 runs)
-  metric               baseline         now   change  could see  verdict
+  metric per run       baseline         now   change  could see  verdict
   ttft_p50               123 ms      150 ms  +22.0 %     +1.4 %  REGRESSED
       change +20.5 % .. +23.4 %, p <1e-6
   output_throughput  81.3 tok/s  81.3 tok/s   +0.0 %     -1.4 %  PASS
       change -1.2 % .. +1.2 %, p 0.5
   doubt: the engine differs: prefix_caching None -> False
-  what to do: look for the change that caused it; if it is accepted, say so until a day with pytest-llmperf baseline acknowledge
-MISSING: ttft_p50 of t.py::test_old: only in the base (base.json); was it renamed to t.py::test_new? (--rename OLD=NEW)
+  what to do: look for the change between the two builds that caused it
+MISSING: ttft_p50 of t.py::test_old: only in the base (base.json); was it
+    renamed to t.py::test_new? (--rename OLD=NEW)
 new: ttft_p50 of t.py::test_new: only in the new result
 1 REGRESSED
-"""  # noqa: E501
+"""
 GOLDEN_REFUSAL = """\
 base: base.json (sim-gh200)
 new:  new.json (NVIDIA-GH200-96GB)
@@ -502,8 +503,9 @@ perf_tests/test_it.py::test_rounds[4]
 class TestText:
     """What is printed, to the letter."""
 
-    def test_a_comparison(self, call, files):
+    def test_a_comparison(self, call, files, monkeypatch):
         """The verdict first, a line for each metric, what else bears on it, and a line that counts."""
+        monkeypatch.setenv("COLUMNS", "80")
         base = document(
             benchmark(runs(0.123)),
             benchmark(runs(0.0123), "output_throughput"),

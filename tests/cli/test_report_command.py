@@ -1,6 +1,7 @@
 """`pytest-llmperf report`."""
 
 import os
+from pathlib import Path
 
 import pytest
 from result_files import TEST, benchmark, document, written
@@ -53,6 +54,19 @@ def test_all_mistakes_at_once_and_nothing_is_written(result, tmp_path, capsys):
     assert "--records: nowhere is no folder" in said
 
 
+def test_no_file_is_written_over_another(result, tmp_path, capsys):
+    """Neither the page by the comment, nor the result by either, whatever the path that leads there."""
+    (tmp_path / "link.html").symlink_to(result)
+    before = Path(result).read_bytes()
+
+    assert main(["report", result, "-o", str(tmp_path / "a"), "--markdown", str(tmp_path / "b" / ".." / "a")]) == USAGE
+    assert f"-o and --markdown name one file, {tmp_path}/a; give each a file of its own" in capsys.readouterr().err
+    assert main(["report", result, "-o", str(tmp_path / "link.html")]) == USAGE
+    assert f"RESULT.json and -o name one file, {result}; give each a file of its own" in capsys.readouterr().err
+    assert before == Path(result).read_bytes()
+    assert main(["report", result, "-o", "/dev/null", "--markdown", "/dev/null"]) == OK
+
+
 def test_nothing_asked_for_is_a_mistake(result, capsys):
     assert main(["report", result]) == USAGE
     assert "say what to write" in capsys.readouterr().err
@@ -64,6 +78,15 @@ def test_a_folder_without_permission_is_said(result, tmp_path, capsys):
 
     assert main(["report", result, "-o", str(tmp_path / "shut" / "a.html")]) == USAGE
     assert "permission denied" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_said_with_what_to_give(tmp_path, capsys):
+    assert main(["report", "nope.json", "--markdown", "-"]) == INVALID
+
+    assert capsys.readouterr().err == (
+        "pytest-llmperf report: there is no file nope.json; give a file that pytest wrote with --benchmark-json, "
+        "or a stored night such as baselines/KEY/0001_main.json\n"
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

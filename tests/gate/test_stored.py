@@ -15,12 +15,13 @@ from scipy import stats as scipy_stats
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.baselines import Baselines
 from pytest_llmperf.gate import ALPHA, SCREEN, Criterion, Gate, confirmed
+from pytest_llmperf.gate.advice import inconclusive
 from pytest_llmperf.judged import Provenance, Validity
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.records import CacheCounters, Phase, RequestRecord, RunRecord
 from pytest_llmperf.result_file import SCHEMA_VERSION, comparable
 from pytest_llmperf.results import PerfResult
-from pytest_llmperf.verdicts import Verdict
+from pytest_llmperf.verdicts import Finding, Remedy, Verdict
 
 KEY = "NVIDIA-TEST"
 PROVENANCE = Provenance(
@@ -205,7 +206,10 @@ def test_a_comparison_that_is_too_noisy_is_inconclusive(store):
     assert Verdict.INCONCLUSIVE is judgement.verdict
     assert "could not have seen 10%; at this noise that takes 8 runs, here and in the baseline" == finding.note
     assert finding.detectable > 0.1
-    assert "raise --llmperf-runs, or say with llm_gate(detect=...) how large a change has to show" == judgement.advice
+    assert (
+        "measure 8 runs (--llmperf-runs 8, or runs=8 in the test), and store a night of as many with "
+        "--llmperf-save-baseline NAME; or say with llm_gate(detect=...) how large a change has to show"
+    ) == judgement.advice
 
 
 def test_noise_that_no_number_of_runs_overcomes_is_said_to_be_so(store):
@@ -215,6 +219,52 @@ def test_noise_that_no_number_of_runs_overcomes_is_said_to_be_so(store):
     judgement = store.gate().judge(ttft(runs_of(0.1, 1.0)), [TTFT])
 
     assert "could not have seen 10%; at this noise no sensible number of runs can" == judgement.findings[0].note
+    assert judgement.advice.startswith("lower the noise: pytest-llmperf doctor says")
+    assert "--llmperf-runs" not in judgement.advice
+
+
+def test_where_nights_differ_too_much_the_advice_is_one_night(store):
+    """And not more runs, of which the note says that they would not do."""
+    store.add(runs_of(0.1, 0.01))
+
+    judgement = store.gate(night_spread=0.1).judge(ttft(runs_of(0.1, 0.01)), [TTFT])
+
+    assert "so only a comparison on the same night would: pytest-llmperf ab" in judgement.findings[0].note
+    assert judgement.advice.startswith(
+        "compare the two builds on one night with pytest-llmperf ab; or say with llm_gate"
+    )
+    assert "--llmperf-runs" not in judgement.advice
+
+
+def test_the_advice_of_several_metrics_is_for_the_one_that_takes_most():
+    """More runs are advised where they would do for all."""
+
+    def of(*remedies):
+        metric, verdict = METRICS["ttft_p50"], Verdict.INCONCLUSIVE
+        return inconclusive([Finding(metric=metric, verdict=verdict, remedy=remedy) for remedy in remedies])
+
+    few, many, another = Remedy(runs=7), Remedy(runs=28), Remedy(otherwise="compare in turn")
+    assert of(few, many).startswith(
+        "measure 28 runs (--llmperf-runs 28, or runs=28 in the test); or say with llm_gate(detect=...)"
+    )
+    assert of(few, another).startswith("compare in turn; or say with llm_gate(detect=...)")
+
+
+def test_what_a_session_stores_is_not_advised_to_be_stored(store):
+    """And of what is stored otherwise the difference may be undone."""
+    saving = Gate(store.baselines, 0, is_saving=True)
+
+    assert saving.judge(ttft(runs_of(0.1, 0.01)), [TTFT]).advice == (
+        "nothing; this session stores this level, and the next one is judged by it"
+    )
+
+
+def test_a_difference_may_be_undone(store):
+    store.add(runs_of(0.1, 0.01), workload_digest="f" * 16)
+
+    advice = store.gate().judge(ttft(runs_of(0.1, 0.01)), [TTFT]).advice
+
+    assert "undo what differs, or store this level with --llmperf-save-baseline NAME" == advice
 
 
 def test_noise_beyond_all_numbers_is_still_inconclusive(store):
@@ -256,6 +306,7 @@ def test_one_run_each_is_inconclusive(store):
     (finding,) = judgement.findings
     assert Verdict.INCONCLUSIVE is judgement.verdict
     assert "one run each has no spread to compare with; use --llmperf-runs 2 or more, better 5" == finding.note
+    assert "measure 5 runs (--llmperf-runs 5, or runs=5 in the test)" == judgement.advice
     assert 2.0 == pytest.approx(finding.now / finding.baseline, rel=0.05)
     assert (None, None, None) == (finding.p, finding.change, finding.detectable)
 
@@ -493,8 +544,8 @@ def test_the_runs_that_are_proposed_are_for_the_change_beyond_what_matters(store
 
     notes = [store.gate().judge(ttft(runs_of(0.1, 0.05)), [criterion]).findings[0].note for criterion in criteria]
 
-    assert "could not have seen 5%; at this noise that takes 25 runs, here and in the baseline" == notes[0]
-    assert notes[0].replace("5%", "10%") == notes[1]
+    assert "could not have seen 4.8%; at this noise that takes 25 runs, here and in the baseline" == notes[0]
+    assert notes[0].replace("4.8%", "10%") == notes[1]
 
 
 def judged(store, p_values, family, alpha=0.05):

@@ -198,7 +198,7 @@ class TestAdvice:
 
     def test_more_runs_of_both_builds(self):
         """As many as would have found it."""
-        assert "could not have seen 10%; at this noise that takes 24 runs, here and in the baseline" == self.note(0.1)
+        assert "could not have seen 10%; at this noise that takes 24 runs, of each build" == self.note(0.1)
 
     def test_more_runs_of_tonight(self):
         """Nights that are over cannot be run again."""

@@ -63,6 +63,7 @@ def test_the_page_as_a_whole():
         before=before(),
         differences=("version '0.31' -> '0.32'",),
         doubts=("eviction is unverified",),
+        accepting=("pytest-llmperf baseline acknowledge KEY \\", "  test_slow --metric ttft_p50"),
         timeline=timeline([request(k) for k in range(10)]),
     )
     seen = Seen(page(report(section(), regressed, commit="0123456789abcdef", environment={KEY: ("driver 1 -> 2",)})))

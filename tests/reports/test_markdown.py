@@ -26,6 +26,7 @@ def test_the_comment_as_a_whole():
         before=before(),
         differences=("version '0.31' -> '0.32'",),
         doubts=("eviction is unverified",),
+        accepting=("pytest-llmperf baseline acknowledge KEY \\", "  test_slow --metric ttft_p50"),
     )
     comment = markdown(report(section(), regressed, commit="0123456789abcdef"))
 

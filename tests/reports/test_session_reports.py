@@ -81,6 +81,8 @@ def test_a_measurement_of_failures_alone_is_reported(run, pytester, monkeypatch)
     page = (pytester.path / "report.html").read_text(encoding="utf-8")
     assert "1 INVALID_RUN" in page
     assert "Invalid: " in page
+    result.stdout.fnmatch_lines(["unfinished: test_it.py::test_it: 0 of 2 runs on record"])
+    assert "--llmperf-resume" not in result.stdout.str()  # nothing is there to go on from
 
 
 def test_what_cannot_be_written_is_said_before_the_run(run, pytester):
@@ -89,6 +91,22 @@ def test_what_cannot_be_written_is_said_before_the_run(run, pytester):
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--llmperf-report: *none/report.html cannot be written: there is no folder*"])
     result.stderr.fnmatch_lines(["*--llmperf-markdown: * is a folder; name a file in it*"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("--llmperf-report", "--llmperf-markdown"),
+        ("--llmperf-markdown", "--benchmark-json"),
+        ("--llmperf-report", "--junit-xml"),
+    ],
+)
+def test_one_file_for_two_is_said_before_the_run(run, pytester, one, other):
+    """Only the last that is written would be there."""
+    result = run(one, "out", other, "./out")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{one} and {other} name one file, {pytester.path}/out; give each a file of its own"])
 
 
 def test_without_a_performance_test_there_is_no_report_and_that_is_said(run, pytester):

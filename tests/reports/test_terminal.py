@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.clock import VirtualClock
 from pytest_llmperf.reports import terminal, text
+from pytest_llmperf.verdicts import Judgement, Verdict
 
 DATA = Path(__file__).parent / "data"
 
@@ -47,7 +49,9 @@ def summary(pytester, monkeypatch):
         lines = [line.replace(str(pytester.path), "ROOT") for line in done.outlines]
         start = next(n for n, line in enumerate(lines) if line.startswith("=") and "llmperf on" in line)
         end = max(n for n, line in enumerate(lines) if line.startswith("llmperf: "))
-        return [re.sub(r"\.llmperf/[0-9-]+", ".llmperf/TIME", line) for line in lines[start : end + 1]]
+        folded = takewhile(lambda line: line.startswith("    "), lines[end + 1 :])
+        said = [re.sub(r"\.llmperf/[0-9-]+", ".llmperf/TIME", line) for line in (*lines[start : end + 1], *folded)]
+        return [re.sub(r"--expires [0-9-]+", "--expires DAY", line) for line in said]
 
     return run
 
@@ -67,7 +71,10 @@ def test_a_regression(summary, name, columns):
     """A table for each measurement, what is doubted beside its number, and at last what to do."""
     summary("--llmperf-save-baseline", "main")
 
-    as_file(name, summary(*WORSE, columns=columns))
+    said = summary(*WORSE, columns=columns)
+
+    as_file(name, said)
+    assert [] == [line for line in said if len(line) > columns and len(line.split()[-1]) < columns - len("REGRESSED ")]
 
 
 @pytest.mark.slow
@@ -75,16 +82,29 @@ def test_a_first_night(summary):
     """Nothing to compare with: the last line says what to do about it, or that it is done."""
     as_file("summary-first.txt", summary("-k", "decoding"))
 
-    assert summary("-k", "decoding", "--llmperf-save-baseline", "main")[-1] == (
-        "llmperf: 1 NO_BASELINE; the next session is judged by what was stored"
-    )
+    said = summary("-k", "decoding", "--llmperf-save-baseline", "main", columns=130)
+
+    assert said[-1] == "llmperf: 1 NO_BASELINE; the next session is judged by what was stored"
+    assert "  what to do: nothing; this session stores this level, and the next one is judged by it" in said
+
+
+@pytest.mark.slow
+def test_what_was_refused_is_not_advised_to_be_stored(summary, pytester):
+    """A test that failed by itself: its level is not stored, and storing it is not what to do."""
+    pytester.makepyfile(test_it=SUITE + "        assert False\n")
+
+    said = summary("-k", "decoding", "--llmperf-save-baseline", "main", columns=200)
+
+    assert "  what to do: mend the test, which failed: what it measured is not stored" in said
+    assert said[-1] == "llmperf: 1 failed, 1 NO_BASELINE; see the output of pytest for why tests failed"
+    assert "--llmperf-save-baseline" not in "\n".join(said)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "last"),
     [
-        (NIGHT, "llmperf: 1 INCONCLUSIVE, 3 PASS; what to do: raise --llmperf-runs, or *"),
+        (NIGHT, "llmperf: 1 INCONCLUSIVE, 3 PASS; what to do: lower the noise: pytest-llmperf doctor says *"),
         ((*NIGHT, "--llmperf-gate", "off"), "llmperf: 4 not judged; judge them by leaving out --llmperf-gate off*"),
         ((*NIGHT, "-k", "cached"), "llmperf: 3 PASS; nothing to do"),
     ],
@@ -93,7 +113,7 @@ def test_the_last_line(summary, arguments, last):
     """How many of which verdict, and what to do about the worst."""
     summary("--llmperf-save-baseline", "main")
 
-    said = summary(*arguments)[-1]
+    said = summary(*arguments, columns=300)[-1]
     assert fnmatchcase(said, last), said
 
 
@@ -102,7 +122,7 @@ def test_the_header_says_what_is_measured_before_it_is(pytester):
     """Hardware, engine and model, and what it is held against; nothing under -q."""
     pytester.makepyfile(test_it=SUITE)
     pytester.runpytest("-W", "default", "--llmperf-save-baseline", "main").stdout.fnmatch_lines(
-        ["collected 2 items", f"llmperf: sim-gh200; sim llama-3.1-8b; no baseline in {pytester.path}/baselines"]
+        ["collected 2 items", "llmperf: sim-gh200; sim llama-3.1-8b; no baseline in baselines"]
     )
 
     again = pytester.runpytest("-W", "default")
@@ -259,15 +279,39 @@ class TestText:
             assert not [part for part in folded if part[-1].isdigit() and not part.endswith((" 20", "p50"))]
             assert line.split() == " ".join(folded).split()
 
+    def test_a_percentile_stays_with_the_other_and_its_name(self):
+        line = "  all requests, p50 (p99): TTFT 14.1 ms (232 ms), TPOT 7.25 ms (7.35 ms), ITL 7.25 ms (7.35 ms)"
 
-def test_on_a_terminal_sentences_are_folded(monkeypatch):
-    """In a log they stay whole, so that they are found."""
-    long = "word " * 40
+        for width in range(30, 90):
+            folded = text.wrapped(line, width)
+            assert not [part for part in folded if part.endswith(("TTFT", "TPOT", "ITL", "14.1 ms", "7.25 ms"))]
 
-    for isatty, count in ((True, 3), (False, 1)):
-        screen = Screen(isatty=isatty)
-        terminal._write(screen, [long.strip()], 80, green=True)
-        assert count == len(screen.written)
+    def test_a_command_stays_as_it_is(self):
+        """Folded elsewhere than at its backslashes it would be two."""
+        line = f"    pytest-llmperf baseline acknowledge '{'a b ' * 40}' \\"
+
+        assert [line] == text.wrapped(line, 80)
+
+    def test_what_there_is_no_baseline_for_is_held_against_none(self):
+        verdict = Judgement(verdict=Verdict.NO_BASELINE)
+
+        assert ["NO_BASELINE t.py::test_it"] == list(text.judged("t.py::test_it", verdict))
+
+    def test_where_there_is_no_room_the_baseline_stands_below(self):
+        name = "t.py::test_it" * 5
+        verdict = Judgement(verdict=Verdict.PASS, against="0001_main.json")
+
+        assert [f"PASS {name}", "  against 0001_main.json"] == list(text.judged(name, verdict, 80))
+
+
+@pytest.mark.parametrize("isatty", [True, False])
+def test_sentences_are_folded(isatty):
+    """On a terminal and in a log, which is read in one."""
+    screen = Screen(isatty=isatty)
+
+    terminal._write(screen, [("word " * 40).strip()], 80, green=True)
+
+    assert 3 == len(screen.written)
 
 
 def test_colours_of_a_server_s_log_are_shown_as_text(pytester):

@@ -63,7 +63,7 @@ def _acknowledge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--change",
         metavar="CHANGE",
-        help="by how much, in its own direction: --change +8%%, or for less of it --change=-5%%",
+        help="by how much, as the report prints it: +8%% of a latency is slower, -7.4%% of a throughput is, too",
     )
     parser.add_argument("--reason", metavar="TEXT", help="why it is accepted")
     parser.add_argument("--expires", metavar="DATE", help="last day on which the new level is expected: 2026-12-31")

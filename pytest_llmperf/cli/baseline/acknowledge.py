@@ -12,6 +12,7 @@ from typing import TextIO, TypeVar
 from pytest_llmperf import units
 from pytest_llmperf.acknowledged import (
     MOST_CHANGE,
+    PLACEHOLDER,
     Acknowledgement,
     is_change,
     parsed_date,
@@ -98,6 +99,10 @@ def _add(arguments: argparse.Namespace, baselines: Baselines, out: TextIO) -> No
         path = write_acknowledged(folder, [*accepted, new])
     out.write(f"accepted in {path}, for {units.count(len(measurements), 'test')} since night {new.since:04d}\n")
     out.write(f"  {new.sentence(baselines.today)}\n")
+    quantities = {one.quantity for one in baselines.entries(arguments.key) if one.metric == new.metric}
+    if any((new.change > 0) == quantity.higher_is_better for quantity in quantities):
+        other = f"--change {-100 * new.change:+g}%"
+        out.write(f"  that is for the better: a slowdown is {other}; if that was meant, take this back with --remove\n")
 
 
 def _checked(arguments: argparse.Namespace, baselines: Baselines) -> tuple[Acknowledgement, set[str]]:
@@ -159,6 +164,8 @@ def _expires(text: str, today: date) -> date:
 def _reason(text: str) -> str:
     if not text.strip():
         raise ConfigurationError("--reason: expected a sentence on why the change is accepted, got nothing")
+    if text.strip() == PLACEHOLDER:
+        raise ConfigurationError(f"--reason: {PLACEHOLDER} stands for your own sentence on why the change is accepted")
     return " ".join(text.split())
 
 

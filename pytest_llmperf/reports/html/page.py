@@ -11,10 +11,11 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import __version__, units
-from pytest_llmperf.reports.content import GREEN, Report, Section, typical
+from pytest_llmperf.reports.content import Report, Section, typical
 from pytest_llmperf.reports.facts import client_error, facts
 from pytest_llmperf.reports.html import plots
 from pytest_llmperf.reports.html.svg import Plot, check_installed
+from pytest_llmperf.reports.next_step import GREEN
 from pytest_llmperf.reports.sweeps import sweeps_in
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.verdicts import Finding
@@ -32,7 +33,7 @@ _DRAWINGS = {
     "nights": plots.nights,
 }
 _HEADINGS = (
-    "metric",
+    "metric per run",
     "baseline",
     "now",
     "change",
