@@ -18,7 +18,6 @@ from pytest_llmperf.verdicts import Finding, Verdict
 class Base:
     """What a metric is compared with: logarithms of stored values, so that up is worse."""
 
-    name: str
     history: History
     spread: NightSpread | None
     """How much nights differ; None: it was measured interleaved with the new values, so that they do not count."""
