@@ -61,8 +61,8 @@ class Lifecycle:
         self._resumed: str | None = None
         if options.resume and merging.is_worker(config):
             problems.append(
-                "--llmperf-resume goes on in one process, and this is one of several workers, each of which keeps records "
-                "of its own; leave out -n, or give -n 0"
+                "--llmperf-resume goes on in one process, and this is one of several workers, each of which keeps "
+                "records of its own; leave out -n, or give -n 0"
             )
         elif options.resume:
             earlier, self._resumed = find(options.output)

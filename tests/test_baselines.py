@@ -9,7 +9,6 @@ import re
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date, datetime
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
