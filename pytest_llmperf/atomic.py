@@ -1,4 +1,4 @@
-"""The one place that writes files which are whole or not there.
+"""The one place that writes files which are whole or not there, and that asks the kernel for a lock on one.
 
 A draft in the same folder is written, flushed to the disk and renamed, and so is the folder's entry. Drafts
 that a killed process has left are ignored by every reader and removed by the next writer in that folder.
@@ -72,7 +72,7 @@ class Draft:
             self.path = folder / f"{PREFIX}{secrets.token_hex(8)}"
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             self.stream: IO[bytes] = os.fdopen(descriptor, "wb")
-            if _is_locked(descriptor) is not False and os.fstat(descriptor).st_nlink:
+            if try_lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
                 break
             self.stream.close()  # a sweeper took it for a leftover before it was locked
         _sweep(folder, os.fstat(descriptor).st_mtime)
@@ -126,7 +126,7 @@ def making_folder(folder: Path) -> Iterator[Path]:
     draft.mkdir()
     descriptor = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _is_locked(descriptor)
+        try_lock(descriptor)
         _sweep(folder.parent, os.fstat(descriptor).st_mtime)
         yield draft
         sync_folder(draft)
@@ -139,6 +139,22 @@ def making_folder(folder: Path) -> Iterator[Path]:
     finally:
         os.close(descriptor)
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def try_lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool | None:
+    """Whether the kernel's lock on an open file is ours now, without waiting; None on file systems without locks.
+
+    It ends with the descriptor, however its process ends. Raises `OSError` if the file system is in trouble.
+    """
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -219,19 +235,6 @@ def _is_device(path: Path) -> bool:
     return path.exists() and (is_special or not path.is_file())
 
 
-def _is_locked(descriptor: int) -> bool | None:
-    """Whether the lock is ours now; None on file systems without locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return None
-    return True
-
-
 def _sweep(folder: Path, now_s: float) -> None:
     """Remove the drafts of writers that are dead; `now_s`: by the file system's clock."""
     with suppress(OSError):  # a folder that may not be listed
@@ -244,7 +247,7 @@ def _remove_if_left(path: Path, now_s: float) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         is_old = now_s - os.fstat(descriptor).st_mtime > _LEFT_AFTER_S
-        if is_old and _is_locked(descriptor):
+        if is_old and try_lock(descriptor):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     finally:
         os.close(descriptor)

@@ -7,20 +7,19 @@ holds it, and is gone with it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from pytest_llmperf import atomic
 from pytest_llmperf.clock import Clock, RealClock, seconds_between
 
 NAME = ".lock"
 PATIENCE_S = 60.0
 """How long is waited for another writer: storing a night takes well under a second."""
 _LOOK_S = 0.02
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
 
 @contextmanager
@@ -42,27 +41,30 @@ def held(folder: Path, purpose: str, *, patience_s: float = PATIENCE_S, clock: C
 def _acquired(path: Path, purpose: str, patience_s: float, clock: Clock) -> int | None:
     began_ns = clock.now_ns()
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:
-                with suppress(OSError):  # on a full disk it stays unsaid who holds it
-                    os.truncate(descriptor, 0)
-                    os.write(descriptor, f"process {os.getpid()} on {platform.node()}, {purpose}\n".encode())
+        with ExitStack() as closing:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            closing.callback(os.close, descriptor)
+            is_ours = atomic.try_lock(descriptor)
+            if is_ours is None:
+                return None
+            if is_ours and os.fstat(descriptor).st_nlink:  # else who held it has removed the file
+                _sign(descriptor, purpose)
+                closing.pop_all()
                 return descriptor
-        except BlockingIOError:
-            if seconds_between(began_ns, clock.now_ns()) >= patience_s:
-                holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip() or "another process"
-                os.close(descriptor)
+            if not is_ours and seconds_between(began_ns, clock.now_ns()) >= patience_s:
                 raise TimeoutError(
                     errno.ETIMEDOUT,
-                    f"waited {patience_s:g} s for the lock of {holder}; end that, or try again later",
+                    f"waited {patience_s:g} s for the lock of {_holder(descriptor)}; end that, or try again later",
                     str(path),
-                ) from None
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in _NO_LOCKS:
-                return None
-            raise
-        os.close(descriptor)
+                )
         clock.sleep(_LOOK_S)
+
+
+def _sign(descriptor: int, purpose: str) -> None:
+    with suppress(OSError):  # on a full disk it stays unsaid who holds it
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}, {purpose}\n".encode())
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 400, 0).decode(errors="replace").strip() or "another process"

@@ -13,6 +13,7 @@ from typing import Any
 from pytest_llmperf import atomic
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.engines.identity import Identity
+from pytest_llmperf.files import read_bytes
 
 FILE = "session.json"
 _SCHEMA, _VERSION = "pytest-llmperf-session", 1
@@ -109,8 +110,7 @@ class Account:
 def read(folder: Path) -> Account | None:
     """The journal in a session's folder; None where there is none that can be read."""
     try:
-        with (folder / FILE).open("rb") as stream:
-            told: Any = json.loads(stream.read(_LONGEST))
+        told: Any = json.loads(read_bytes(folder / FILE, _LONGEST))
         began = datetime.fromisoformat(told["began"])
         is_ours = (told["schema"], told["version"]) == (_SCHEMA, _VERSION) and began.tzinfo is not None
         resumes, ended = told["resumes"], told["ended"]

@@ -64,7 +64,10 @@ class Lifecycle:
         earlier: Earlier | None = None
         self._resumed: str | None = None
         if options.resume and merging.is_worker(config):
-            problems.append("--llmperf-resume: a session is gone on from in one process; leave out -n")
+            problems.append(
+                "--llmperf-resume goes on in one process, and this is one of several workers, each of which keeps "
+                "records of its own; leave out -n, or give -n 0"
+            )
         elif options.resume:
             earlier, self._resumed = find(options.output)
         self.suite = Suite(

@@ -35,7 +35,7 @@ from pytest_llmperf.row_file import RowFile, Written
 
 SCHEMA_VERSION = 2
 ARRIVALS_IN_MEMORY = 5_000_000
-"""Token arrivals of one measurement kept in memory, about 100 MB; further ones are read back when needed."""
+"""Token arrivals of one measurement kept in memory, at most 100 MB; further ones are read back when needed."""
 _RUN_ROW = b'{"run":'
 _END_ROW = b'{"end":'
 _HISTOGRAMS = ("away", "unread", "connects")
@@ -67,6 +67,8 @@ class RecordFile:
         self._write({"request": _row(record)})
         self._room -= len(record.arrivals)
         if file is None or self.problem is not None or self._room >= 0 or len(record.arrivals) < 2:
+            if isinstance(record.arrivals, Arrivals):
+                record.arrivals.keep()
             return record
         ends = record.arrivals[0], record.arrivals[-1]
         return replace(record, arrivals=_Spilled(file.written, offset, len(record.arrivals), ends))
@@ -278,11 +280,13 @@ def _row(record: RequestRecord) -> dict[str, Any]:
 
 def _request_from(row: dict[str, Any]) -> RequestRecord:
     failure, timings = row.pop("failure"), row.pop("timings", None)  # files of before know no timings
+    arrivals = Arrivals.from_json(row["arrivals"])
+    arrivals.keep()
     return RequestRecord(
         **{
             **row,
             "phase": Phase(row["phase"]),
-            "arrivals": Arrivals.from_json(row["arrivals"]),
+            "arrivals": arrivals,
             "remarks": tuple(Remark(**remark) for remark in row["remarks"]),
         },
         timings=None if timings is None else EngineTimings(**timings),

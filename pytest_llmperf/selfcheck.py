@@ -184,7 +184,7 @@ def _itl(request: RequestRecord, run: RunRecord) -> _Extremes:
     arrivals = metrics.columns(request)
     if UNKNOWN in arrivals.tokens or not len(arrivals):
         return (), ()
-    gaps, late = np.diff(np.frombuffer(arrivals.at_ns, np.int64)), np.frombuffer(arrivals.late_ns, np.int64)
+    gaps, late = np.diff(np.frombuffer(arrivals.at_ns, np.int64)), np.asarray(arrivals.late_ns, np.int64)
     low = (np.maximum(gaps - late[1:], 0) / NS_PER_S).tolist()
     high = ((gaps + late[:-1]) / NS_PER_S).tolist()
     for tokens, late_ns in zip(arrivals.tokens, arrivals.late_ns, strict=True):

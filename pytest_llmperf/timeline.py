@@ -205,7 +205,7 @@ class _Run:
             return
         numbers = np.frombuffer(arrivals.at_ns, np.int64) >> self._bits
         first = int(numbers.min())
-        counts = np.bincount(numbers - first, weights=np.frombuffer(arrivals.tokens, np.int32))
+        counts = np.bincount(numbers - first, weights=np.asarray(arrivals.tokens))
         for place in np.flatnonzero(counts).tolist():
             self._at(first + place << self._bits).tokens += int(counts[place])
 

@@ -44,6 +44,27 @@ def test_slices(rows, part):
     assert rows[part] == list(sliced)
 
 
+@given(lists)
+def test_what_is_kept_is_the_same(rows):
+    """In less room, whatever the values; also on its way to another process and through a file."""
+    columns = Arrivals.of(rows)
+    columns.keep()
+
+    assert rows == list(columns)
+    assert columns == pickle.loads(pickle.dumps(columns))
+    assert columns == Arrivals.from_json(json.loads(json.dumps(columns.to_json())))
+
+
+def test_what_is_kept_of_an_answer_is_small():
+    """One token a chunk, each seen less than 2 s late: 8 and 4 bytes a token, and a column for all such answers."""
+    one, other = (Arrivals(range(1000), [1] * 1000, range(0, 2_000_000_000, 2_000_000)) for _ in range(2))
+    one.keep()
+    other.keep()
+
+    assert (8000, 1000, 4000) == tuple(column.itemsize * len(column) for column in (one.at_ns, one.tokens, one.late_ns))
+    assert one.tokens is other.tokens
+
+
 @pytest.mark.parametrize("index", [1, -2])
 def test_no_such_row(index):
     """A row that is not there is an error."""

@@ -9,7 +9,6 @@ import re
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date, datetime
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -231,6 +230,22 @@ def test_an_older_file_serves_where_the_newest_has_nothing(folder):
     baselines.save("some", KEY, document(row(provenance=replace(PROVENANCE, test="other"))))
 
     assert "0001_all.json" == baselines.find(PROVENANCE, "ttft_p50").newest.path.name
+    assert {"other"} == baselines.newest_tests(KEY)
+
+
+def test_each_question_has_its_own_answer(folder):
+    """The same measurement, asked again with another load or another engine's words, is not answered as before."""
+    baselines = Baselines(folder)
+    baselines.save("main", KEY, document(row()))
+    off = replace(PROVENANCE, engine_words={**PROVENANCE.engine_words, "prefix_caching": False})
+
+    before = baselines.find(PROVENANCE, "ttft_p50")
+    changed = baselines.find(off, "ttft_p50")
+    elsewhere = baselines.find(replace(PROVENANCE, load="poisson(1)"), "ttft_p50")
+
+    assert ((), True) == (before.differences, bool(changed.differences))
+    assert elsewhere.startswith("0001_main.json is not comparable: load")
+    assert before == baselines.find(PROVENANCE, "ttft_p50")
 
 
 def test_files_are_read_once(folder, stored):
@@ -444,13 +459,13 @@ def test_every_file_that_cannot_be_used_is_named_at_once(folder, stored):
     stored("not JSON", "0001_a.json")
     stored(document(row()), "0002_b.json")
     stored(document(version=99), "0003_c.json")
+    stored("not JSON", "acknowledged.json")
 
     with pytest.raises(BaselineError) as caught:
         Baselines(folder).entries(KEY)
 
-    assert ["0003_c.json", "0001_a.json"] == [
-        Path(line.partition(" ")[0]).name for line in str(caught.value).splitlines()
-    ]
+    named = [line.partition(" ")[0] for line in str(caught.value).splitlines()]
+    assert [str(folder / KEY / name) for name in ("acknowledged.json", "0003_c.json", "0001_a.json")] == named
 
 
 def test_a_file_in_another_encoding_is_refused(folder, stored):
@@ -562,7 +577,9 @@ def test_the_spread_between_nights_is_that_of_all_stored_tests(folder):
         assert Baselines(folder).spread(KEY, "ttft_p50") is None
         baselines.save("night", KEY, document(*rows))
 
-    spread = Baselines(folder).spread(KEY, "ttft_p50")
+    baselines = Baselines(folder)
+    assert baselines.spread(KEY, "e2e_p50") is None
+    spread = baselines.spread(KEY, "ttft_p50")
 
     assert spread.deviation == pytest.approx(math.log(1.05) / 2 * math.sqrt(6 / 5), rel=0.01)
     assert KNOWN_NIGHTS == spread.nights
@@ -641,7 +658,7 @@ def test_the_newest_of_each_test_with_what_it_may_be_compared_with(folder):
     assert {} == baselines.newest(KEY, "e2e_p99")
 
 
-@pytest.mark.parametrize(("hours", "nights"), [(0, 1), (5, 1), (7, 2)])
+@pytest.mark.parametrize(("hours", "nights"), [(0, 1), (5, 1), (6, 1), (7, 2)])
 def test_files_of_a_few_hours_are_one_night(folder, hours, nights):
     """Six sessions of one afternoon say nothing about how nights differ."""
     baselines = Baselines(folder)

@@ -246,18 +246,22 @@ ENGINE = {"server": ("api_server", {}), "worker in process": ("worker.py", {"in_
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(4 * WAIT_S)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("phase", ["start", "warm-up", "run"])
 @pytest.mark.parametrize("engine", ENGINE)
-def test_the_engine(session, phase, engine):
-    """Killed, it makes its test an error with the log's last lines; the runs before count."""
+def test_the_engine(session, phase, engine, name):
+    """Ended by somebody else, it makes its test an error with the log's last lines; the runs before count."""
     program, words = ENGINE[engine]
     running = session(phase, **words)
 
-    one_of(running, program).kill()
+    one_of(running, program).send_signal(getattr(signal, name))
+    (running.folder / "go").touch()  # who ends in order has to come to it
     code, output = ended(running)
 
+    in_order = (engine, name) == ("worker in process", "SIGTERM") and phase != "start"
     assert pytest.ExitCode.TESTS_FAILED == code, output
-    assert "killed by SIGKILL" in output
+    assert ("exit code 0" if in_order else f"killed by {name}") in output
+    assert in_order == ("ends, as a signal asks it to" in output)
     assert "last lines of" in output
     assert [] == left(running) + leases(running)
     assert ON_RECORD[phase] == on_record(running.folder)
@@ -270,38 +274,57 @@ FLEET = [("vllm-router", "the router "), ("api_server", "replica ")]
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(4 * WAIT_S)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize(("victim", "named"), FLEET, ids=["router", "replica"])
-def test_a_part_of_a_fleet(session, victim, named):
+def test_a_part_of_a_fleet(session, victim, named, name):
     """The error says which it was; nothing of the others is left."""
     running = session("warm-up", kind="fleet")
 
-    one_of(running, *(("route()",) if victim == "vllm-router" else (victim,))).kill()
+    one_of(running, *(("route()",) if victim == "vllm-router" else (victim,))).send_signal(getattr(signal, name))
     (running.folder / "go").touch()
     code, output = ended(running)
 
     assert pytest.ExitCode.TESTS_FAILED == code, output
     assert named in output
-    assert "killed by SIGKILL" in output
+    assert f"killed by {name}" in output
     assert [] == left(running) + leases(running)
     assert ON_RECORD["warm-up"] == on_record(running.folder)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(4 * WAIT_S)
-def test_a_worker(session):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_worker(session, name):
     """A run with a lost worker is no evidence: its test is an error, and the runs before it count."""
     workers = ("--llmperf-workers", "2")
     running = session("run", *workers)
 
-    one_of(running, "spawn_main").kill()
+    one_of(running, "spawn_main").send_signal(getattr(signal, name))
     (running.folder / "go").touch()
     code, output = ended(running)
 
     assert pytest.ExitCode.TESTS_FAILED == code, output
-    assert "ended early (SIGKILL), and what it had not yet sent is missing" in output
+    assert f"ended early ({name}), and what it had not yet sent is missing" in output
     assert [] == left(running) + leases(running)
     assert 1 == on_record(running.folder)
     (running.folder / "go").unlink()
     code, output = ended(session(None, "--llmperf-resume", *workers))
     assert 0 == code, output
     assert f"1 of {RUNS} runs were measured in the session" in output
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(4 * WAIT_S)
+@pytest.mark.parametrize("phase", ["start", "run"])
+def test_everybody(session, phase):
+    """As systemd and containers stop a job, SIGTERM comes to all processes at once, the guard included."""
+    running = session(phase)
+
+    for one in [psutil.Process(running.process.pid), *running.family]:
+        one.send_signal(signal.SIGTERM)
+    code, output = ended(running)
+
+    assert pytest.ExitCode.INTERRUPTED == code, output
+    assert f"unfinished: test_it.py::test_it: {ON_RECORD[phase]} of {RUNS} runs on record" in output
+    assert [] == left(running) + leases(running)
+    assert ON_RECORD[phase] == on_record(running.folder)

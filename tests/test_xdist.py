@@ -47,6 +47,16 @@ def arguments(origin, *more):
 
 
 @pytest.mark.slow
+def test_several_workers_go_on_from_nothing(tests, origin):
+    """Each would look for the newest session, which may be that of the other; nothing is measured."""
+    refused = tests.runpytest_subprocess(*arguments(origin, "-n", "1", "--llmperf-resume"), *FIRST_TWO)
+
+    refused.assert_outcomes(errors=2)
+    refused.stdout.fnmatch_lines(["--llmperf-resume goes on in one process, *; leave out -n, or give -n 0"])
+    assert not list(tests.path.glob(".llmperf/*/records"))
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_one_at_a_time_and_one_result(tests, origin):
     """Two workers on one server: never both; stored, judged, and told together, as in one process."""

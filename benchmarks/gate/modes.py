@@ -62,7 +62,7 @@ def _stored(nights: Array, spread: float | None) -> list[Base]:
     """What tonight is compared with: the spread is known from enough nights, or assumed."""
     histories = [_history(one) for one in nights]
     known: NightSpread = shared_spread(histories) or assumed(0.02 if spread is None else spread)
-    return [Base(name="stored", history=history, spread=known) for history in histories]
+    return [Base(history=history, spread=known) for history in histories]
 
 
 def stored(nights: int, stored_runs: int, runs: int, spread: float | None = None) -> Mode:
@@ -93,7 +93,7 @@ def _in_turn(
     night = machine.nights(random, sds, 1, 2 * runs)[:, 0]
     base, head = night[:, :runs], _slowed(night[:, runs:].copy(), slower)
     chosen = list(wanted)
-    bases = [Base(name="base", history=_history(base[n][None]), spread=None) for n in chosen]
+    bases = [Base(history=_history(base[n][None]), spread=None) for n in chosen]
     return frozenset(chosen[n] for n in _judged(_trials(bases, head[chosen])))
 
 
@@ -148,7 +148,7 @@ def auto_in_turn() -> Mode:
 
     def setting(machine: Machine, random: np.random.Generator, sds: Array, slower: float) -> tuple[list[Base], Array]:
         night = machine.nights(random, sds, 1, 2 * LOOKS[-1])[:, 0]
-        bases = [Base(name="base", history=_history(one[None, : LOOKS[-1]]), spread=None) for one in night]
+        bases = [Base(history=_history(one[None, : LOOKS[-1]]), spread=None) for one in night]
         return bases, _slowed(night[:, LOOKS[-1] :].copy(), slower)
 
     return sequential(setting)

@@ -271,6 +271,7 @@ def _serve(pipe: Connection) -> None:
     with suppress(Stopped):
         while True:
             _work(parent)
+    parent.say_what_ended_it()
 
 
 def _work(parent: _Parent) -> None:
@@ -345,6 +346,12 @@ class _Parent:
             self.clock.resume()
             if self._stopped:
                 raise Stopped
+
+    def say_what_ended_it(self) -> None:
+        """End by SIGTERM if that is what it was, so that whoever finds this process gone is told."""
+        if self._stopped:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
 
     def _stop(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_llmperf import atomic
 from pytest_llmperf.engines.identity import Identity, members, running
+from pytest_llmperf.files import read_bytes
 
 TOKEN_VARIABLE = "LLMPERF_LEASE"
 """In the environment of a server's processes: by its value they are known, whatever group they have moved to."""
@@ -67,8 +69,7 @@ class Lease:
 def read(path: Path) -> Lease | None:
     """A lease on file; None for what is none."""
     try:
-        with path.open("rb") as stream:
-            told = json.loads(stream.read(_LONGEST))
+        told = json.loads(read_bytes(path, _LONGEST))
         owner = Identity.from_json(told["owner"])
         if owner is None:
             return None
@@ -140,12 +141,11 @@ class Holding:
         if lease == self._lease:
             return
         self._lease = lease
-        folder, draft = self._path.parent, self._path.with_suffix(".draft")
+        folder = self._path.parent
         with suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
             if is_safe(folder):
-                draft.write_text(json.dumps(lease.to_json()), encoding="utf-8")
-                draft.replace(self._path)
+                atomic.write(self._path, json.dumps(lease.to_json()))
 
 
 def shared_by(pids: Iterable[int]) -> dict[str, int]:

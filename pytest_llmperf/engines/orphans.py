@@ -5,15 +5,15 @@ Only what a lease names, of an owner that runs no more: never what belongs to a 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pytest_llmperf import units
+from pytest_llmperf.atomic import try_lock
 from pytest_llmperf.clock import NS_PER_S, Clock
 from pytest_llmperf.engines.identity import Identity, members, running
 from pytest_llmperf.engines.lease import TOKEN_VARIABLE, Lease, is_safe, read, register, remove_shared
@@ -122,17 +122,11 @@ def _removed(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Whether nobody else clears up at this moment."""
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        yield False
-    else:
-        yield True
-    finally:
-        os.close(descriptor)
+    """Whether nobody else clears up at this moment; no where that cannot be told."""
+    with ExitStack() as closing:
+        is_alone = False
+        with suppress(OSError):
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            closing.callback(os.close, descriptor)
+            is_alone = try_lock(descriptor) is True
+        yield is_alone

@@ -210,7 +210,6 @@ def _tried(match: Match, now: Entry, spread: NightSpread | None, terms: Terms) -
         min_effect=asked.get("min_effect", 0.0) if terms.min_effect is None else terms.min_effect,
     )
     base = Base(
-        name=match.name,
         history=match.history,
         spread=assumed(0.0) if now.simulated and spread is not None else spread,
         resolution=SIMULATED_RESOLUTION if now.simulated else 0.0,

@@ -158,13 +158,13 @@ class Gate:
             if len(values) < len(measured) or not values:
                 return f"the base build has no {metric.name} in some run"
             history = History((tuple(map(math.log, values)),))
-            return Base(name=IN_TURN, history=history, spread=None, resolution=resolution)
+            return Base(history=history, spread=None, resolution=resolution)
         match = self._baselines.find(about, metric.name)
         if isinstance(match, str):
             return match
         self._matches[key][metric.name] = match
         known = assumed(0.0) if about.simulated else self._baselines.spread(about.hardware_key, metric.name)
-        return Base(name=match.name, history=match.history, spread=known or self._assumed, resolution=resolution)
+        return Base(history=match.history, spread=known or self._assumed, resolution=resolution)
 
     def _judgement(self, key: str) -> Judgement:
         result, base = self._results[key], self._bases.get(key)

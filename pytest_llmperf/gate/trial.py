@@ -21,7 +21,6 @@ _BETTER_RUNS = 5
 class Base:
     """What a metric is compared with: logarithms of stored values, so that up is worse."""
 
-    name: str
     history: History
     spread: NightSpread | None
     """How much nights differ; None: it was measured interleaved with the new values, so that they do not count."""

@@ -12,12 +12,13 @@ import getpass
 import os
 import re
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
+from pytest_llmperf.atomic import try_lock
 from pytest_llmperf.clock import NS_PER_S, Clock, timestamp
 from pytest_llmperf.errors import ConfigurationError, DeviceBusyError
 
@@ -112,26 +113,30 @@ class DeviceLocks:
 
     def _tried(self, path: Path) -> _Held | None:
         """The lock, if nobody has it."""
-        descriptor = _opened(path)
-        if not _is_locked(descriptor, fcntl.LOCK_EX) or not _is_in_place(descriptor, path):
-            os.close(descriptor)
-            return None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, _about_us(), 0)
+        with ExitStack() as closing:
+            descriptor = _opened(path)
+            closing.callback(os.close, descriptor)
+            if not _is_locked(descriptor, path, fcntl.LOCK_EX) or not _is_in_place(descriptor, path):
+                return None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, _about_us(), 0)
+            closing.pop_all()
         return _Held(path, descriptor)
 
     def _is_waited_for(self, device: str) -> bool:
-        queue = _opened(self._path(device, "queue"))
+        path = self._path(device, "queue")
+        queue = _opened(path)
         try:
-            return not _is_locked(queue, fcntl.LOCK_EX)
+            return not _is_locked(queue, path, fcntl.LOCK_EX)
         finally:
             os.close(queue)
 
     def _is_still_free(self, device: str) -> bool:
         """Whether those who wait for it have not taken it yet."""
-        descriptor = _opened(self._path(device, "lock"))
+        path = self._path(device, "lock")
+        descriptor = _opened(path)
         try:
-            return self._is_waited_for(device) and _is_locked(descriptor, fcntl.LOCK_SH)
+            return self._is_waited_for(device) and _is_locked(descriptor, path, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
 
@@ -159,13 +164,15 @@ def _opened(path: Path) -> int:
     return descriptor
 
 
-def _is_locked(descriptor: int, how: int) -> bool:
-    """Whether the lock could be had at once."""
-    try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _is_locked(descriptor: int, path: Path, how: int) -> bool:
+    """Whether the lock could be had at once. Raises `ConfigurationError` where there are no locks."""
+    is_ours = try_lock(descriptor, how)
+    if is_ours is None:
+        raise ConfigurationError(
+            f"the file system of {path.parent} has no locks, without which two sessions could measure on one device at "
+            "a time; name a folder on a local disk that all who measure here can write to (--llmperf-locks DIR)"
+        )
+    return is_ours
 
 
 def _is_in_place(descriptor: int, path: Path) -> bool:

@@ -27,7 +27,7 @@ sessions = st.dictionaries(st.sampled_from("abcd"), outcomes)
 def trial(p, metric="ttft_p50"):
     """A comparison whose one-sided p-value for the worse is this."""
     effect = scipy_stats.t.isf(p, 4) * ERROR
-    stored = Base(name="base", history=History((SHAPE,)), spread=None)
+    stored = Base(history=History((SHAPE,)), spread=None)
     return tried(METRICS[metric], Criterion(metric), stored, [math.exp(effect + one) for one in SHAPE])
 
 

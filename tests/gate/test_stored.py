@@ -118,8 +118,8 @@ class Store:
         document = {"machine_info": about, "benchmarks": [row]}
         return self.baselines.save(name, KEY, json.loads(json.dumps(document)))
 
-    def gate(self, family_size=1, alpha=ALPHA, night_spread=0.0):
-        return Gate(self.baselines, family_size, alpha, night_spread)
+    def gate(self, family_size=1, alpha=ALPHA, night_spread=0.0, **words):
+        return Gate(self.baselines, family_size, alpha, night_spread, **words)
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_one_run_each_is_inconclusive(store):
     judgement = store.gate().judge(ttft([0.2]), [TTFT])
 
     (finding,) = judgement.findings
-    assert Verdict.INCONCLUSIVE is judgement.verdict
+    assert (Verdict.INCONCLUSIVE, "ttft_p50") == (judgement.verdict, finding.metric.name)
     assert "one run each has no spread to compare with; use --llmperf-runs 2 or more, better 5" == finding.note
     assert "measure 5 runs (--llmperf-runs 5, or runs=5 in the test)" == judgement.advice
     assert 2.0 == pytest.approx(finding.now / finding.baseline, rel=0.05)
@@ -739,6 +739,21 @@ def test_the_session_tells_what_it_knows_of_nights(store):
     assert known.endswith(" % (6 stored nights)")
 
 
+@pytest.mark.parametrize("order", [("test_it", "test_other"), ("test_other", "test_it")])
+def test_the_test_with_the_most_nights_tells_how_many_are_missing(store, order):
+    """In whatever order they have run."""
+    random = np.random.default_rng(1)
+    nights(store, 0.02, 5, random)
+    store.add(runs_of(0.1, 0.01), test="test_other")
+    gate = store.gate(night_spread=0.02)
+    for test in order:
+        gate.judge(ttft(runs_of(0.1, 0.01), test=test), [TTFT])
+
+    (said,) = gate.spreads()
+
+    assert said.endswith("that is not known from 5 stored nights, 1 more of at least 2 runs are needed")
+
+
 def test_nights_of_one_run_say_nothing_of_how_nights_differ(store):
     """Enough of them are there, but none tells a run's noise from a night's."""
     for _ in range(6):
@@ -764,6 +779,16 @@ def test_simulated_nights_do_not_differ(store):
     assert [] == list(gate.spreads())
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
+@pytest.mark.parametrize(("now", "expected"), [(0.10005, Verdict.PASS), (0.1003, Verdict.REGRESSED)])
+def test_simulated_figures_mean_nothing_beyond_their_resolution(store, now, expected, in_turn):
+    """They have no noise, so that the last digit would be significant: a thousandth is not looked at."""
+    store.add([0.1] * 3, simulated=True)
+    base = ttft([0.1] * 3, simulated=True) if in_turn else None
+
+    assert expected is store.gate().judge(ttft([now] * 3, simulated=True), [TTFT], base).verdict
+
+
 class TestInTurn:
     """A measurement against the same of another build, measured in turn with it."""
 
@@ -785,13 +810,18 @@ class TestInTurn:
     def test_what_differs_is_told_with_it(self, store):
         """From the base to what is measured, as its change is told; also where only the place differs."""
         base, head = (
-            ttft(runs_of(0.1, 0.005), engine_words={"kind": "vllm", "executable": path, "noise_seed": path})
-            for path in ("/main", "/mine")
+            ttft(
+                runs_of(level, 0.005),
+                engine_words={"kind": "vllm", "executable": path, "dtype": path, "noise_seed": path},
+            )
+            for path, level in (("/main", 0.1), ("/mine", 0.2))
         )
 
         judgement = self.judged(store, head, base)
 
-        assert "the base build in turn (executable '/main' -> '/mine')" == judgement.against
+        differs = "dtype '/main' -> '/mine'; executable '/main' -> '/mine'"
+        assert f"the base build in turn ({differs})" == judgement.against
+        assert "look for the change between the two builds that caused it" == judgement.advice
 
     def test_an_invalid_base_is_an_invalid_measurement(self, store):
         """Whose fault it was is told."""
@@ -914,7 +944,7 @@ class TestScreen:
         judgement = confirmed(screened, confirmation)
 
         assert (Verdict.INCONCLUSIVE, screened.findings) == (judgement.verdict, judgement.findings)
-        assert ("the base build: spoiled",) == judgement.doubts
+        assert (("the base build: spoiled",), screened.against) == (judgement.doubts, judgement.against)
 
 
 class TestClear:
@@ -943,6 +973,13 @@ class TestClear:
         store.add(runs_of(0.1, 0.2))
 
         assert not self.clear(store, runs_of(0.1, 0.2))
+
+    def test_two_builds_are_held_against_each_other(self, store):
+        """What is stored would be clear at once, and it does not count."""
+        store.add(runs_of(0.1, 0.02))
+        measured, base = (ttft(runs_of(0.2, 0.2), looks=self.LOOKS) for _ in range(2))
+
+        assert not store.gate().is_clear(measured, [TTFT], base)
 
     def test_an_invalid_one_does_not(self, store):
         """More of it would be as invalid."""
@@ -985,3 +1022,91 @@ def test_a_measurement_that_is_taken_again_is_forgotten(store):
     assert ["test_other"] == list(gate.review())
     gate.judge(ttft(runs_of(0.1, 0.01)), [TTFT])
     assert "0001_main.json" == gate.review()["test_it"].against
+
+
+def test_what_a_forgotten_measurement_has_flagged_is_forgotten(store):
+    """It is measured again because something went wrong, so nothing of it may be held against it."""
+    store.add(runs_of(0.1, 0.01))
+    gate = Gate(store.baselines, 1, is_screen=True)
+    gate.judge(ttft(runs_of(0.2, 0.01)), [TTFT])
+    assert (TTFT,) == gate.flagged("test_it")
+
+    gate.forget("test_it")
+
+    assert () == gate.flagged("test_it")
+
+
+def test_several_files_are_named_one_after_the_other(store):
+    """Each metric has its newest."""
+    store.add(runs_of(0.1, 0.01))
+    store.add(runs_of(100.0, 0.01), "output_throughput", name="other")
+
+    judgement = store.gate().judge(ttft(runs_of(0.1, 0.01)), [TTFT, THROUGHPUT])
+
+    assert "0001_main.json, 0002_other.json" == judgement.against
+
+
+class Clocked(Baselines):
+    """Stored results whose GPUs worked at 1980 MHz."""
+
+    def find(self, provenance, metric):
+        match = super().find(provenance, metric)
+        entries = tuple(replace(entry, clock_mhz=1980.0) for entry in match.entries)
+        return replace(match, entries=entries)
+
+
+class TestClocks:
+    """A GPU at another clock is other hardware, though its key is the same."""
+
+    @pytest.fixture
+    def judged(self, store, monkeypatch):
+        """`judged(mhz, gate)`: the verdict on an equal measurement at a clock; by a gate that may know earlier ones."""
+        store.add(runs_of(0.1, 0.01))
+        store.baselines = Clocked(store.baselines.directory)
+
+        def judge(mhz, gate=None, **words):
+            monkeypatch.setattr(PerfResult, "clock_mhz", mhz)
+            return (gate or store.gate(**words)).judge(ttft(runs_of(0.1, 0.01)), [TTFT])
+
+        return judge
+
+    def test_at_another_one_nothing_is_compared(self, judged):
+        """It is invalid, and says at which clocks."""
+        judgement = judged(1500.0)
+
+        assert (Verdict.INVALID_RUN, ()) == (judgement.verdict, judgement.findings)
+        (reason,) = judgement.doubts
+        assert reason.startswith("the GPUs worked at 1500 MHz and at 1980 MHz when the baseline was stored")
+
+    @pytest.mark.parametrize("mhz", [1980.0, 1900.0, None])
+    def test_at_the_same_one_or_an_unknown_one_it_is_compared(self, judged, mhz):
+        judgement = judged(mhz)
+
+        assert (Verdict.PASS, ()) == (judgement.verdict, judgement.doubts)
+
+    def test_what_is_tolerated_is_compared_and_told(self, judged):
+        judgement = judged(1500.0, tolerated=frozenset({"clocks"}))
+
+        assert Verdict.PASS is judgement.verdict
+        (doubt,) = judgement.doubts
+        assert doubt.startswith("tolerated: the GPUs worked at 1500 MHz")
+
+    def test_another_rule_that_is_tolerated_changes_nothing(self, judged):
+        assert Verdict.INVALID_RUN is judged(1500.0, tolerated=frozenset({"links"})).verdict
+
+    @pytest.mark.parametrize("tolerated", [frozenset(), frozenset({"clocks"})])
+    def test_measured_again_at_the_right_one_nothing_is_held_against_it(self, judged, store, tolerated):
+        gate = store.gate(tolerated=tolerated)
+        judged(1500.0, gate)
+
+        judgement = judged(1980.0, gate)
+
+        assert (Verdict.PASS, ()) == (judgement.verdict, judgement.doubts)
+
+    def test_it_is_not_of_the_family(self, judged, store):
+        """A comparison that is not made takes no part of the error rate."""
+        gate = store.gate()
+        judged(1500.0, gate)
+
+        assert gate.is_clear(ttft(runs_of(0.1, 0.01)), [TTFT])
+        assert () == gate._family.trials("test_it")

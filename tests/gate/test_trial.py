@@ -26,7 +26,7 @@ shares = st.floats(0.001, 0.9)
 def base(*nights, spread=None, resolution=0.0):
     """Nights of stored values; without a spread they were measured in turn with the new ones."""
     history = History(tuple(tuple(map(math.log, night)) for night in nights))
-    return Base(name="base", history=history, spread=spread, resolution=resolution)
+    return Base(history=history, spread=spread, resolution=resolution)
 
 
 def trial(stored, new, quantity=TTFT, detect=0.1, min_effect=0.0, **words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -180,6 +181,19 @@ def test_no_link_is_followed(make, tmp_path):
         make().hold([DEVICE])
 
     assert "mine" == precious.read_text()
+
+
+def test_a_folder_without_locks_is_a_mistake(make, tmp_path, monkeypatch):
+    """As on a network file system without a lock service: two sessions would measure at a time, each sure that it
+    does not."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+
+    with pytest.raises(ConfigurationError, match=rf"the file system of {tmp_path} has no locks.*--llmperf-locks DIR"):
+        make().hold([DEVICE])
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"pid": 1}', b"\xff" * 9000])

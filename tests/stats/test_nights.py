@@ -149,3 +149,44 @@ def test_healthy_nights_are_flagged_no_more_often_than_allowed(nights, night):
         )
 
     assert alarms < 19
+
+
+@pytest.mark.parametrize("nights", [1, 4])
+def test_what_more_runs_tonight_cannot_overcome(nights):
+    """Without a spread between nights it is the stored runs' own noise; of one night, which can go on, nothing."""
+    random = np.random.default_rng(11)
+    stored, tonight = random.normal(0, 0.02, (nights, 5)), random.normal(0, 0.02, 5).tolist()
+
+    comparison = against_nights(history(stored), tonight, assumed(0.0))
+
+    assert comparison.floor == pytest.approx(comparison.run_variance / (nights * 5) if nights > 1 else None)
+
+
+def test_what_more_runs_tonight_cannot_overcome_where_nights_differ():
+    """How nights differ, and what is stored of them: 8 nights of 5 runs."""
+    random = np.random.default_rng(12)
+    stored, tonight = random.normal(0, 0.02, (8, 5)), random.normal(0, 0.02, 5).tolist()
+
+    comparison = against_nights(history(stored), tonight, assumed(0.03))
+
+    assert comparison.floor == pytest.approx(0.03**2 * (1 + 1 / 8) + comparison.run_variance / 5 / 8)
+
+
+def test_one_night_of_two_runs_tells_noise_from_nights():
+    """It takes no more than one degree of freedom within nights."""
+    stored = [(0.1 * night, *(() if night else (0.01,))) for night in range(KNOWN_NIGHTS)]
+
+    assert shared_spread([History(tuple(stored))]).nights == KNOWN_NIGHTS
+
+
+def test_tests_that_share_their_nights_count_for_few():
+    """With correlation r, of 40 tests for 40 / (1 + 39 r^2), r being 1 of what nights add and 0.3 of what runs do."""
+    random = np.random.default_rng(13)
+    alone = [drawn(random, 10, 5)[0] for _ in range(40)]
+
+    found = shared_spread(alone)
+
+    own = np.mean([h.shares * h.within_squares / h.within_degrees for h in alone])
+    alike = (found.variance + 0.3 * own) / (found.variance + own)
+    assert found.degrees == pytest.approx(9 * 40 / (1 + 39 * alike**2))
+    assert 9 * 4 < found.degrees < 9 * 40

@@ -365,6 +365,8 @@ async def _run(kind: str, listener: socket.socket, arguments: Sequence[str]) -> 
     died = bool(engine.is_dead)
     if died:
         sys.stderr.write("the engine has died; its own lines above say why\n")
+    else:
+        sys.stderr.write("ends, as a signal asks it to\n")
     engine.close()
     return 1 if died else 0
 
