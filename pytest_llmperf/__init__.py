@@ -22,16 +22,13 @@ if TYPE_CHECKING:
     )
     from pytest_llmperf.results import PerfResult
     from pytest_llmperf.verdicts import Verdict
-    from pytest_llmperf.workloads import (
-        conversations,
-        knowledge_graph,
-        multi_round,
-        multiple_choice,
-        shared_prefix,
-        single_turn,
-        trace,
-        write_trace,
-    )
+    from pytest_llmperf.workloads.conversations import conversations
+    from pytest_llmperf.workloads.knowledge_graph import knowledge_graph
+    from pytest_llmperf.workloads.multi_round import multi_round
+    from pytest_llmperf.workloads.multiple_choice import multiple_choice
+    from pytest_llmperf.workloads.shared_prefix import shared_prefix
+    from pytest_llmperf.workloads.single_turn import single_turn
+    from pytest_llmperf.workloads.trace import trace, write_trace
 
 _HOMES = {
     "PerfResult": "pytest_llmperf.results",
