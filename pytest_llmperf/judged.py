@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pytest_llmperf import metrics, units
@@ -50,6 +50,11 @@ class Provenance:
     """Whether the figures were computed by the simulated engine."""
     workload_words: dict[str, Any] = field(default_factory=dict)
     """What the workload was made with, for people: two digests only say that they differ."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Field by field; without the words of a workload of which none are known."""
+        fields = asdict(self)
+        return fields if self.workload_words else {name: fields[name] for name in fields if name != "workload_words"}
 
     @property
     def measurement(self) -> str:

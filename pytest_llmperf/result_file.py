@@ -196,7 +196,7 @@ def read(path: Path) -> ResultFile:
     try:
         text = read_text(path, MOST_BYTES)
     except FileNotFoundError:
-        raise BaselineError(f"there is no file {path}; give {_ACCEPTED}") from None
+        raise BaselineError(f"{path} is not there; give {_ACCEPTED}") from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     return parsed(path, text)

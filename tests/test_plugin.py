@@ -323,7 +323,7 @@ def test_a_client_that_may_have_falsified_a_gated_metric_makes_an_error_of_the_t
     result.assert_outcomes(**{"errors" if invalid else "passed": 1})
     if invalid:
         result.stdout.fnmatch_lines(
-            [f"*INVALID_RUN*in run [01] the client itself may account for *of {metric} *--llmperf-workers*"]
+            [f"*INVALID_RUN*in run [12] the client itself may account for *of {metric} *--llmperf-workers*"]
         )
 
 

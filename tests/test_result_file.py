@@ -220,9 +220,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["none.json", "no/such/folder.json", "x" * 300])
 def test_a_file_that_is_not_there_is_refused(tmp_path, name):
     """Also where the name is longer than any can be."""
-    with pytest.raises(
-        BaselineError, match=r"there is no file .*; give a file|is not readable JSON: File name too long"
-    ):
+    with pytest.raises(BaselineError, match=r"is not there; give a file|is not readable JSON: File name too long"):
         read(tmp_path / name)
 
 

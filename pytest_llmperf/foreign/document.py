@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest_benchmark
@@ -97,7 +97,7 @@ def _row(measurement: Measurement, figure: Figure) -> dict[str, Any]:
                 "stored_as": "1/value" if figure.inverted else "value",
                 "comparable": {**comparable(provenance), **figure.comparable},
                 "engine_words": provenance.engine_words,
-                "provenance": asdict(provenance),
+                "provenance": provenance.to_json(),
                 **measurement.about,
                 "result": dict(measurement.result),
             }

@@ -10,7 +10,7 @@ public are used here and nowhere else: `config._benchmarksession` with its `benc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -215,7 +215,7 @@ def _row(
         "comparable": comparable(provenance),
         "engine_words": provenance.engine_words,
         **({"simulated": True} if provenance.simulated else {}),
-        "provenance": asdict(provenance),
+        "provenance": provenance.to_json(),
         "result": figures,
     }
     row = pytest_benchmark.stats.Metadata(fixture, 1, {"timer": "llmperf", "disable_gc": False, "warmup": False})

@@ -215,7 +215,7 @@ def test_a_result_that_is_not_there_is_skipped(call):
     done = call("verdict", "result.json", "--test", TEST, "--metric", "ttft_p50", "--change", 0.1)
 
     assert 125 == done.code
-    assert "result.json is not readable JSON: " in done.err
+    assert "result.json is not there; give a file" in done.err
 
 
 def test_without_ruptures_a_sentence_says_how_to_get_it(call, tmp_path, monkeypatch):

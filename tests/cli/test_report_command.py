@@ -84,7 +84,7 @@ def test_a_file_that_is_not_there_is_said_with_what_to_give(tmp_path, capsys):
     assert main(["report", "nope.json", "--markdown", "-"]) == INVALID
 
     assert capsys.readouterr().err == (
-        "pytest-llmperf report: there is no file nope.json; give a file that pytest wrote with --benchmark-json, "
+        "pytest-llmperf report: nope.json is not there; give a file that pytest wrote with --benchmark-json, "
         "or a stored night such as baselines/KEY/0001_main.json\n"
     )
 
