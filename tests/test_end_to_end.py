@@ -34,7 +34,7 @@ pytestmark = [
 
 def measured(llm_perf, llm_engine, rounds):
     users = multi_round(users=2, rounds=rounds, context_tokens=4000, input_tokens=64, output_tokens=8, seed=7)
-    return llm_perf(llm_engine, users, load=round_robin(), cache="cold")
+    return llm_perf(llm_engine, users, load=round_robin(), prefill_context=True)
 
 def test_first(llm_engine, llm_perf):
     assert len(measured(llm_perf, llm_engine, rounds=4).by_round) == 4

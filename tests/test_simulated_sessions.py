@@ -18,7 +18,7 @@ from pytest_llmperf import multi_round, round_robin, single_turn
 class TestOnGH200:
     def test_rounds(self, llm_engine, llm_perf):
         users = multi_round(users=2, rounds=3, context_tokens=2000, input_tokens=16, output_tokens=32, seed=7)
-        llm_perf(llm_engine, users, load=round_robin(), cache="cold")
+        llm_perf(llm_engine, users, load=round_robin(), cache="primed")
 
     def test_single(self, llm_engine, llm_perf):
         llm_perf(llm_engine, single_turn(requests=4, input_tokens=10, output_tokens=8, seed=7))
