@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_llmperf.engines import Engine, EngineSpec, with_words
 from pytest_llmperf.errors import ConfigurationError
-from pytest_llmperf.request import Request, check_engine
+from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult
 from pytest_llmperf.resume import Kept
 from pytest_llmperf.session import Measurement, Setting, kept_of
@@ -101,8 +101,6 @@ def measure_in_turn(
     either ends both; so does `is_enough`, asked at each look before the last. The base's engine is
     stopped in the end. Raises as `measure` does.
     """
-    for arm in (head, base):
-        check_engine(request, arm.engine.spec)
     turns = _Turns({HEAD: head, BASE: base}, request, together=together)
     with turns:
         for name in turns.missing:

@@ -82,6 +82,8 @@ class Judged:
         self.doubts = doubts
         self.looks = looks
         self.judgement: Judgement | None = None
+        self.is_level = True
+        """Whether others may be held against it; not where its figures stand and are not of what was declared."""
         self.advice: str | None = None
         """What to do about the machine, also where the verdict asks for nothing."""
 
@@ -123,6 +125,7 @@ class RatioResult(Judged):
         """`parts`: the measurements of the test, whose provenance the ratio shares and whose faults it has."""
         reasons = (reason for part in parts for reason in part.validity.reasons)
         super().__init__(_of_parts(name, parts), Validity(tuple(dict.fromkeys(reasons))))
+        self.is_level = all(part.is_level for part in parts)
         self.ratios = tuple(ratios)
         self._quantity = metrics.Quantity(f"{RATIO_PREFIX}{name}", units.FACTOR, higher_is_better)
 

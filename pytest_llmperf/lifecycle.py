@@ -18,6 +18,7 @@ from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware, declared, detect
 from pytest_llmperf.interruption import Interruption
+from pytest_llmperf.judged import Judged
 from pytest_llmperf.options import GateMode, Options
 from pytest_llmperf.reports import benchmark, github, outcome, session_files, terminal, text
 from pytest_llmperf.reports.beside import beside
@@ -316,8 +317,14 @@ class Lifecycle:
     def _note_unstored(self) -> None:
         for measured in self.suite.measured:
             if not self.suite.may_be_stored(measured.result):
-                why = ", because its test failed" if measured.result.provenance.test in self.suite.failed else ""
+                why = self._why_unstored(measured.result)
                 self._notes.append(f"not stored{why}: {text.verdict_line(measured.result)}")
+
+    def _why_unstored(self, result: Judged) -> str:
+        """Where the verdict does not say it."""
+        if not result.is_level:
+            return ", because it is not of the cache state that it declares"
+        return ", because its test failed" if result.provenance.test in self.suite.failed else ""
 
     def _report(self) -> bool:
         """Write the reports; whether those that were asked for are there."""

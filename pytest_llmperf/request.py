@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.load import Load, round_robin
 from pytest_llmperf.metrics import LATENCIES
@@ -80,15 +79,6 @@ def checked_request(
         slo=slo,  # type: ignore[arg-type]
         name=None if name is None else str(name),
     )
-
-
-def check_engine(request: Request, spec: EngineSpec) -> None:
-    """Raise `ConfigurationError` for a state of the cache that this engine is told not to have."""
-    if request.cache == "primed" and spec.prefix_caching is False:
-        raise ConfigurationError(
-            "llm_perf: cache='primed' with prefix_caching=False: nothing that is sent ahead would be found again; "
-            "switch prefix caching on, or take cache='cold' or 'as_is'"
-        )
 
 
 def _budget(runs: object) -> Budget | None:

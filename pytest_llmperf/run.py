@@ -87,6 +87,8 @@ class Runs:
         self._watch = watch
         names = [name for name in (setting.arm, request.name) if name is not None]
         self._label = ": ".join([*names, "run"])
+        self.unfit: str | None = None
+        """Why what was measured is no level to hold others against, although its figures stand."""
         # A server that is not ours may still hold what an earlier session sent it.
         self._salt = "" if engine.is_ours else secrets.token_hex(8)
 
@@ -113,6 +115,8 @@ class Runs:
         if any(not request.ok for request in requests):
             self._look_after_engine()  # before a dead one is asked anything, whose silence would be the error
         cache = self._engine.cache_counters().since(before)
+        if not self._has_found_primed(requests, workload, cache):
+            self.unfit = _NOT_PRIMED
         spoiled = (
             *driven.problems,
             *driven.unaccounted(requests),
@@ -120,7 +124,6 @@ class Runs:
             *_shed(driven),
             *self._not_ours_to_start(requests),
             *self._wrong_cache(requests, workload),
-            *self._not_primed(requests, workload, cache),
             *self._wrong_lengths(requests),
             *self._no_offload(cache),
         )
@@ -225,20 +228,14 @@ class Runs:
                 f"{len(warm)} first turns from it"
             )
 
-    def _not_primed(
+    def _has_found_primed(
         self, requests: Sequence[RequestRecord], sessions: Iterable[Session], cache: CacheCounters
-    ) -> Iterator[str]:
-        """Contexts that were sent ahead, of which the engine found none."""
+    ) -> bool:
+        """False if contexts were sent ahead and the engine found none of them."""
         answered = [request for request in requests if request.ok]
         if self._request.cache != "primed" or not answered:
-            return
-        if primed_found(answered, sessions, cache, self._engine.prompt_overhead):
-            return
-        yield (
-            "the cache was declared primed, but the engine found nothing of the contexts that were sent ahead: its "
-            "prefix caching is off, its cache was emptied or is too small for them, each is shorter than a block, or a "
-            "router took them elsewhere"
-        )
+            return True
+        return primed_found(answered, sessions, cache, self._engine.prompt_overhead)
 
     def _not_ours_to_start(self, requests: Sequence[RequestRecord]) -> Iterator[str]:
         """What to do about a server that is gone, where it is somebody else's."""
@@ -299,6 +296,11 @@ class _Told:
         return f"{requests}, {units.quantity(self._tokens / passed_s, units.TOKENS_PER_SECOND)}"
 
 
+_NOT_PRIMED = (
+    "the cache was declared primed, but the engine found nothing of the contexts that were sent ahead: its prefix "
+    "caching is off, its cache was emptied or is too small for them, each is shorter than a block, or a router took "
+    "them elsewhere"
+)
 _GONE = ("connection_refused", "connection_reset", "connection_closed", "truncated", "peer_gone")
 """How requests fail whose server ends."""
 _IDS_AS_THEY_ARE = (

@@ -21,7 +21,7 @@ from pytest_llmperf.judged import Provenance, Validity, measurement_name
 from pytest_llmperf.load import Extent
 from pytest_llmperf.record_file import RecordFile
 from pytest_llmperf.records import Phase, RunRecord
-from pytest_llmperf.request import Request, check_engine
+from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult
 from pytest_llmperf.resume import Kept
 from pytest_llmperf.resume import doubts as resumed_doubts
@@ -43,7 +43,6 @@ def measure(
     A run that is spoiled ends the measurement: the others could not mend it. Raises `EngineError` if the
     engine cannot be started, dies or hangs, `ConfigurationError` if the workload does not fit it.
     """
-    check_engine(request, engine.spec)
     with Measurement(engine, request, setting, kept_of(engine, request, setting)) as measurement:
 
         def is_done() -> bool:
@@ -193,6 +192,7 @@ class Measurement:
             slo=self._request.slo,
             doubts=(
                 *_doubts(self.engine, self._request, self.records, self.provenance.engine),
+                *filter(None, [self._runs.unfit]),
                 *self._watch.doubts,
                 *resumed_doubts(resumed, len(self.records)),
                 *filter(None, [self._rows.problem]),
@@ -202,6 +202,7 @@ class Measurement:
         )
         told = (record.telemetry.advice for record in self.records if record.telemetry is not None)
         result.advice = next(filter(None, told), None)
+        result.is_level = self._runs.unfit is None
         return result
 
 

@@ -433,9 +433,9 @@ class Suite:
         return [self._baselines.save(name, key, document(key, group)) for key, group in by_key.items()]
 
     def may_be_stored(self, result: Judged) -> bool:
-        """Valid, of a test that passed its own assertions, and not a regression nobody accepted."""
+        """Valid, of what is declared, of a test that passed its own assertions, and no regression nobody accepted."""
         accepted = result.verdict not in (Verdict.REGRESSED, Verdict.INVALID_RUN)
-        return accepted and bool(result.validity) and result.provenance.test not in self.failed
+        return accepted and result.is_level and bool(result.validity) and result.provenance.test not in self.failed
 
     def hardware_of(self, spec: EngineSpec | None) -> Hardware:
         """The hardware that an engine runs on: this machine, what the user declared, a simulated one, or unknown."""

@@ -687,42 +687,31 @@ PARTLY_SHARED = multi_round(
 )
 
 
+def unprimed(result):
+    return [doubt for doubt in result.doubts if doubt.startswith(NOT_PRIMED)]
+
+
 @pytest.mark.parametrize("workload", [ROUNDS, ONE_ROUND, SHARED, PARTLY_SHARED])
 @pytest.mark.parametrize("make", [without_prefix_caching, Flushing])
-def test_a_primed_run_that_found_nothing_primed_is_invalid(run, make, workload):
-    """Whatever later turns, and others that begin alike, find of what the run itself has left."""
+def test_a_primed_run_that_found_nothing_primed_is_no_level(run, make, workload):
+    """Whatever later turns, and others that begin alike, find of what the run itself has left. The figures stand."""
     result = run(make(), workload, runs=2, cache="primed")
-    (reason,) = result.validity.reasons
-    assert reason.startswith(NOT_PRIMED)
-    assert 1 == len(result.records)
+    assert (True, False, 1) == (bool(result.validity), result.is_level, len(unprimed(result)))
+    assert 2 == len(result.records)
 
 
 @pytest.mark.parametrize("workload", [ROUNDS, ONE_ROUND, SHARED, PARTLY_SHARED])
 def test_a_primed_run_that_found_its_contexts_is_valid(run, workload):
     """So that the test above can fail."""
     result = run(VirtualEngine(), workload, runs=2, cache="primed")
-    assert (True, ()) == (bool(result.validity), result.doubts)
+    assert (True, True, ()) == (bool(result.validity), result.is_level, result.doubts)
 
 
-@pytest.mark.parametrize(("caches", "reasons"), [(True, 0), (False, 1)])
-def test_a_primed_cache_by_the_engine_s_counters(run, caches, reasons):
+@pytest.mark.parametrize("caches", [True, False])
+def test_a_primed_cache_by_the_engine_s_counters(run, caches):
     """Where no request says what it found, the sums do."""
     result = run(Counting(Script(prefix_caching=caches)), ONE_ROUND, cache="primed")
-    assert reasons == sum(reason.startswith(NOT_PRIMED) for reason in result.validity.reasons)
-
-
-@pytest.mark.parametrize("cache", ["primed", "cold"])
-def test_a_state_that_an_engine_is_told_not_to_have(run, cache):
-    """Before it is started; other states need no prefix cache."""
-    engine = VirtualEngine(spec=EngineSpec(kind="vllm", model="m", prefix_caching=False))
-    if cache == "cold":
-        assert run(engine, cache=cache).validity
-        return
-    with pytest.raises(
-        ConfigurationError, match="cache='primed' with prefix_caching=False: nothing that is sent ahead"
-    ):
-        run(engine, cache=cache)
-    assert (0, []) == (engine.started, engine.sent)
+    assert (caches, 0 if caches else 1) == (result.is_level, len(unprimed(result)))
 
 
 def test_what_an_engine_doubts_of_itself(run):

@@ -501,9 +501,8 @@ class StartedEngine(ABC, Generic[ServerT]):
             raise
         self._launched, self._connected = None, server
         self.ready_ns = self.clock.now_ns()
-        if self._failed_starts:
-            self.recovered_from = self._failed_starts[-1].splitlines()[0]
-            self._failed_starts.clear()
+        self.recovered_from = self._failed_starts[-1].splitlines()[0] if self._failed_starts else None
+        self._failed_starts.clear()
 
     def _note_failure(self, error: LLMPerfError) -> None:
         """A start that may have failed by chance is tried once more, for the next test that needs the engine."""

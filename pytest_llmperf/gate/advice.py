@@ -9,6 +9,7 @@ from pytest_llmperf.verdicts import Finding, Remedy, Verdict
 STORE = "store this level with --llmperf-save-baseline NAME"
 STORED = "nothing; this session stores this level, and the next one is judged by it"
 REFUSED = "mend the test, which failed: what it measured is not stored"
+NO_LEVEL = "mend what the doubts say; what is not of the cache state that it declares is not stored"
 MEND = "mend what made it invalid and measure again"
 INVALID = f"nothing was compared; {MEND}"
 _OTHERWISE = "undo what differs, or "

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pytest_llmperf import units
 from pytest_llmperf.baselines import Baselines, Match
-from pytest_llmperf.gate.advice import INVALID, advice
+from pytest_llmperf.gate.advice import INVALID, NO_LEVEL, advice
 from pytest_llmperf.gate.clocks import clock_since
 from pytest_llmperf.gate.criterion import ALPHA, NIGHT_SPREAD, SCREEN, Criterion
 from pytest_llmperf.gate.family import Family, worst
@@ -195,7 +195,8 @@ class Gate:
             in_turn=base is not None,
             is_saving=self._is_saving,
         )
-        return replace(found, advice="; ".join(filter(None, (found.advice, result.advice))) or None)
+        own = NO_LEVEL if found.verdict is Verdict.NO_BASELINE and not result.is_level else found.advice
+        return replace(found, advice="; ".join(filter(None, (own, result.advice))) or None)
 
 
 _UNJUDGED_RUNS = 5
