@@ -7,12 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.clock import NS_PER_S, VirtualClock
 from pytest_llmperf.engines.base import Answer, EngineSpec, Generation
 from pytest_llmperf.records import CacheCounters, ClientStats, Failure
 
 BLOCK = 16
+NOISE = (0.0, 0.001, -0.001, 0.002, -0.002)
+"""By how much the TTFT of one run is off, run by run."""
+
+
+def in_virtual_time(config, clock):
+    """Have a session under test live by this clock; for its `pytest_configure`. Returns what else can be patched by."""
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    patch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: clock)
+    return patch
 
 
 def no_progress(step, detail="", done=None):
@@ -128,6 +140,15 @@ class VirtualEngine:
         self.counters["queried"] += len(ids)
         self.counters["hit"] += hit
         return hit
+
+
+def noisy_engine(clock, slow=1.0, slow_decode=1.0, requests=8):
+    """An engine whose runs, of so many requests, differ by `NOISE`."""
+
+    def ttft_s(computed, number):
+        return (0.010 + computed * 1e-5) * slow * (1 + NOISE[number // requests % len(NOISE)])
+
+    return VirtualEngine(Script(ttft_s=ttft_s, itl_s=0.002 * slow_decode), clock=clock)
 
 
 @dataclass
@@ -266,4 +287,6 @@ __all__ = [
     "VirtualConnector",
     "VirtualEngine",
     "VirtualReply",
+    "in_virtual_time",
+    "noisy_engine",
 ]
