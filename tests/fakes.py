@@ -11,8 +11,10 @@ import pytest
 
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.clock import NS_PER_S, VirtualClock
+from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines.base import Answer, EngineSpec, Generation
 from pytest_llmperf.records import CacheCounters, ClientStats, Failure
+from pytest_llmperf.session import Setting
 
 BLOCK = 16
 NOISE = (0.0, 0.001, -0.001, 0.002, -0.002)
@@ -25,6 +27,12 @@ def in_virtual_time(config, clock):
     config.add_cleanup(patch.undo)
     patch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: clock)
     return patch
+
+
+def setting(folder, clock, **words):
+    """What a measurement by this clock has around it, its records in `folder`; `words` are `Setting`'s own."""
+    given = {"test": "test_it.py::test_it", "hardware_key": "NVIDIA-TEST", "progress": no_progress}
+    return Setting(**{**given, "clock": clock, "record_dir": folder, "team": LocalTeam(clock), **words})
 
 
 def no_progress(step, detail="", done=None):
@@ -289,4 +297,5 @@ __all__ = [
     "VirtualReply",
     "in_virtual_time",
     "noisy_engine",
+    "setting",
 ]
