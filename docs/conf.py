@@ -35,6 +35,7 @@ PAGES = {
         "results",
         "report",
         "reliability",
+        "mutants",
     ),
     "The project": ("numbers", "not-yet", "extending", "design", "licences"),
 }

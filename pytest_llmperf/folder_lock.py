@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pytest_llmperf import atomic
+from pytest_llmperf.atomic import try_lock
 from pytest_llmperf.clock import Clock, RealClock, seconds_between
 
 NAME = ".lock"
@@ -44,7 +44,7 @@ def _acquired(path: Path, purpose: str, patience_s: float, clock: Clock) -> int 
         with ExitStack() as closing:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             closing.callback(os.close, descriptor)
-            is_ours = atomic.try_lock(descriptor)
+            is_ours = try_lock(descriptor)
             if is_ours is None:
                 return None
             if is_ours and os.fstat(descriptor).st_nlink:  # else who held it has removed the file

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.atomic import shared, unwritable
 from pytest_llmperf.errors import ConfigurationError, unknown
-from pytest_llmperf.secret import Secret
+from pytest_llmperf.secret import Secret, without_credentials
 
 if TYPE_CHECKING:
     import pytest
@@ -521,11 +521,14 @@ def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
 
 def workers(text: str) -> int | str:
     """What `--llmperf-workers` means: a number of processes, or `ray://...`. Raises `ConfigurationError`."""
+    quoted = without_credentials(text)
     if text.startswith("ray://") and len(text) > len("ray://"):
+        if quoted != text:
+            raise ConfigurationError(f"expected ray://auto or ray://HOST:PORT and nothing else in it, got {quoted!r}")
         return text
     if text.isdecimal() and 1 <= int(text) <= _MOST_WORKERS:
         return int(text)
-    raise ConfigurationError(f"expected a number of processes from 1 to {_MOST_WORKERS}, or ray://..., got {text!r}")
+    raise ConfigurationError(f"expected a number of processes from 1 to {_MOST_WORKERS}, or ray://..., got {quoted!r}")
 
 
 def rate_hz(text: str) -> float | None:

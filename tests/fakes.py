@@ -7,12 +7,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.clock import NS_PER_S, VirtualClock
+from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines.base import Answer, EngineSpec, Generation
 from pytest_llmperf.records import CacheCounters, ClientStats, Failure
+from pytest_llmperf.session import Setting
 
 BLOCK = 16
+NOISE = (0.0, 0.001, -0.001, 0.002, -0.002)
+"""By how much the TTFT of one run is off, run by run."""
+
+
+def in_virtual_time(config, clock):
+    """Have a session under test live by this clock; for its `pytest_configure`. Returns what else can be patched by."""
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    patch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: clock)
+    return patch
+
+
+def setting(folder, clock, **words):
+    """What a measurement by this clock has around it, its records in `folder`; `words` are `Setting`'s own."""
+    given = {"test": "test_it.py::test_it", "hardware_key": "NVIDIA-TEST", "progress": no_progress}
+    return Setting(**{**given, "clock": clock, "record_dir": folder, "team": LocalTeam(clock), **words})
 
 
 def no_progress(step, detail="", done=None):
@@ -128,6 +148,15 @@ class VirtualEngine:
         self.counters["queried"] += len(ids)
         self.counters["hit"] += hit
         return hit
+
+
+def noisy_engine(clock, slow=1.0, slow_decode=1.0, requests=8):
+    """An engine whose runs, of so many requests, differ by `NOISE`."""
+
+    def ttft_s(computed, number):
+        return (0.010 + computed * 1e-5) * slow * (1 + NOISE[number // requests % len(NOISE)])
+
+    return VirtualEngine(Script(ttft_s=ttft_s, itl_s=0.002 * slow_decode), clock=clock)
 
 
 @dataclass
@@ -266,4 +295,7 @@ __all__ = [
     "VirtualConnector",
     "VirtualEngine",
     "VirtualReply",
+    "in_virtual_time",
+    "noisy_engine",
+    "setting",
 ]

@@ -3,9 +3,8 @@
 `installed` puts them where a Python finds them, so that the code that starts the real ones starts these. Prompts are
 cached in blocks of 16 tokens until they are flushed; an answer takes no time, unless it is a long one. The environment
 variable STUB_FAULT makes a start fail as real ones do, `once:FILE` for as long as there is no such file; STUB_UNCACHED
-leaves the prefix cache off, whatever was asked for; STUB_HANGS is how many prompts it takes before it stands still for
-ever; STUB_HANG names a moment, such as `answer:3` or `reset:2`, at which the server makes a file `hanging` in its
-folder, and does nothing until there is a file `go`.
+leaves the prefix cache off, whatever was asked for; STUB_HANG names a moment, such as `answer:3`, `prompt:5` or
+`reset:2`, from which on the server makes a file `hanging` in its folder, and does nothing until there is a file `go`.
 """
 
 from __future__ import annotations
@@ -77,12 +76,6 @@ def main(kind: str) -> None:
     ThreadingHTTPServer((stub.options.host, stub.options.port), Handler).serve_forever()
 
 
-def hang_for_ever() -> None:
-    """Stand still with a request in hand, as an engine does that waits for a GPU that has fallen off the bus."""
-    while True:
-        time.sleep(60)
-
-
 def fault() -> None:
     """Go wrong as the environment says."""
     match os.environ.get("STUB_FAULT"):
@@ -110,8 +103,9 @@ def _tell() -> None:
 
 
 def hang(what: str, number: int) -> None:
-    """Do nothing for as long as the environment says, if this is the moment."""
-    if os.environ.get("STUB_HANG") == f"{what}:{number}":
+    """Stand still with something in hand, as an engine does that waits for a GPU, if this is the moment or after it."""
+    moment, _, since = os.environ.get("STUB_HANG", "").partition(":")
+    if moment == what and number >= int(since):
         Path("hanging").touch()
         while not Path("go").exists():
             time.sleep(0.02)
@@ -186,8 +180,7 @@ class Stub:
         """How many of the prompt's tokens are cached; afterwards all whole blocks are."""
         blocks = [tuple(ids[: end + BLOCK]) for end in range(0, len(ids) - BLOCK + 1, BLOCK)]
         self.looked_up += 1
-        if self.looked_up > int(os.environ.get("STUB_HANGS", sys.maxsize)):
-            hang_for_ever()
+        hang("prompt", self.looked_up)
         hits = BLOCK * sum(block in self.cache for block in blocks) if self.caches else 0
         hits = min(hits, (len(ids) - 1) // BLOCK * BLOCK)  # the last token is always computed
         self.cache.update(blocks)

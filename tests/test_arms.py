@@ -7,20 +7,18 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from fakes import Script, VirtualEngine, no_progress
+from fakes import Script, VirtualEngine, setting
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.arms import BASE, HEAD, Arm, SecondBuild, measure_in_turn, order, sameness
 from pytest_llmperf.clock import VirtualClock
-from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import make_spec
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
 from pytest_llmperf.options import Budget
 from pytest_llmperf.record_file import RecordFile, read_requests
 from pytest_llmperf.records import Failure, Phase
 from pytest_llmperf.request import checked_request
-from pytest_llmperf.session import Setting
 from pytest_llmperf.workloads import single_turn
 
 REQUESTS = 4
@@ -83,16 +81,8 @@ def builds(tmp_path):
         for name, script in ((HEAD, head), (BASE, base)):
             engine = Kept(script or Script(), clock=clock)
             engine.name, engine.diary = name, diary
-            setting = Setting(
-                test="test_it.py::test_it",
-                hardware_key="NVIDIA-TEST",
-                clock=clock,
-                record_dir=tmp_path,
-                progress=no_progress,
-                team=LocalTeam(clock),
-                arm=name,
-            )
-            arms[name] = Arm(engine, setting)
+            around = setting(tmp_path, clock, arm=name)
+            arms[name] = Arm(engine, around)
         for word, value in dict(base_words).items():
             setattr(arms[BASE].engine, word, value)
         return arms, diary

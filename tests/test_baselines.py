@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.baselines import Baselines, Match, check_name, number_of
+from pytest_llmperf.baselines import Baselines, Match, check_name, name_of, number_of
 from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.judged import Provenance
@@ -231,6 +231,7 @@ def test_an_older_file_serves_where_the_newest_has_nothing(folder):
 
     assert "0001_all.json" == baselines.find(PROVENANCE, "ttft_p50").newest.path.name
     assert {"other"} == baselines.newest_tests(KEY)
+    assert ["some", "all"] == [name_of(path) for path in baselines.paths(KEY)]
 
 
 def test_each_question_has_its_own_answer(folder):

@@ -11,12 +11,11 @@ from xml.etree import ElementTree
 
 import pytest
 from engine_cases import surroundings
-from fakes import no_progress
+from fakes import setting
 from small_disks import on_small_disk  # noqa: F401 - a fixture
 
 from pytest_llmperf import closed_loop, single_turn
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import make_engine, make_spec
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.origin import OriginProcess
@@ -24,7 +23,7 @@ from pytest_llmperf.record_file import read_requests
 from pytest_llmperf.request import checked_request
 from pytest_llmperf.row_file import RowFile
 from pytest_llmperf.selfcheck import excesses
-from pytest_llmperf.session import Setting, measure
+from pytest_llmperf.session import measure
 
 TTFT_S = 0.03
 BASELINES = Path(__file__).parents[1] / "baselines"
@@ -212,12 +211,9 @@ def test_a_slow_disk_falsifies_nothing(tmp_path, monkeypatch):
     asked = checked_request(
         workload, load=closed_loop(4), runs=1, warmup_runs=0, cache="as_is", prefill_context=False, slo=None, name=None
     )
-    setting = Setting(
-        test="it", hardware_key="CPU", clock=clock, record_dir=tmp_path, progress=no_progress, team=LocalTeam(clock)
-    )
     with OriginProcess(ttft_s=TTFT_S, itl_s=0.005) as origin:
         engine = make_engine(make_spec("openai", {"url": origin.url}), surroundings(tmp_path))
-        result = measure(engine, asked, setting)
+        result = measure(engine, asked, setting(tmp_path, clock))
 
     assert (result.requests, result.errors) == (24, {})
     assert excesses([METRICS["ttft_p50"]], result.records) or abs(result.ttft.p50 - TTFT_S) < 0.05 * TTFT_S

@@ -19,22 +19,17 @@ pytestmark = [pytest.mark.real_time, pytest.mark.exhaustive, pytest.mark.timeout
 CONFTEST = """
 import os
 import pytest
-from fakes import Script, VirtualEngine
+from fakes import in_virtual_time, noisy_engine
 from pytest_llmperf.clock import VirtualClock
 
-NOISE = (0.0, 0.001, -0.001, 0.002, -0.002)
 CLOCK = VirtualClock()
 
 def pytest_configure(config):
-    patch = pytest.MonkeyPatch()
-    config.add_cleanup(patch.undo)
-    patch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: CLOCK)
+    in_virtual_time(config, CLOCK)
 
 @pytest.fixture
 def engine(request):
-    def ttft_s(computed, number):
-        return (0.010 + computed * 1e-5) * float(os.environ.get("SLOW", "1")) * (1 + NOISE[number // 8 % len(NOISE)])
-    return VirtualEngine(Script(ttft_s=ttft_s, itl_s=0.002), clock=CLOCK)
+    return noisy_engine(CLOCK, float(os.environ.get("SLOW", "1")))
 """
 TEST = """
 from pytest_llmperf import multi_round, round_robin

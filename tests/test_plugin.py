@@ -28,24 +28,17 @@ import jsonschema
 import numpy as np
 import pytest
 from scipy import special
-from fakes import Script, VirtualEngine
+from fakes import in_virtual_time, noisy_engine
 from pytest_llmperf.clock import VirtualClock
 
-NOISE = (0.0, 0.001, -0.001, 0.002, -0.002)
 CLOCK = VirtualClock()
 
 def pytest_configure(config):
-    patch = pytest.MonkeyPatch()
-    config.add_cleanup(patch.undo)
-    patch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: CLOCK)
+    in_virtual_time(config, CLOCK)
 
 @pytest.fixture
 def engine(request):
-    SLOW = {slow}
-    def ttft_s(computed, number):
-        run = number // 8
-        return (0.010 + computed * 1e-5) * SLOW * (1 + NOISE[run % len(NOISE)])
-    return VirtualEngine(Script(ttft_s=ttft_s, itl_s=0.002 * {slow_decode}), clock=CLOCK)
+    return noisy_engine(CLOCK, {slow}, {slow_decode})
 """
 
 TEST = """

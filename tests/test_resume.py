@@ -17,16 +17,14 @@ import json
 import os
 
 import pytest
-from fakes import Script, VirtualEngine
+from fakes import Script, VirtualEngine, in_virtual_time
 from pytest_llmperf.clock import VirtualClock
 from pytest_llmperf.records import Failure
 
 CLOCK = VirtualClock()
 
 def pytest_configure(config):
-    patch = pytest.MonkeyPatch()
-    config.add_cleanup(patch.undo)
-    patch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: CLOCK)
+    in_virtual_time(config, CLOCK)
 
 class Engine(VirtualEngine):
     def start(self):

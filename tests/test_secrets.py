@@ -20,6 +20,7 @@ import pytest
 from servers import CompletionsServer
 from stub_engine import installed
 
+from pytest_llmperf.cli import exit_codes, main
 from pytest_llmperf.engines import make_spec
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.secret import (
@@ -88,15 +89,18 @@ def test_crashes_at_start(llm_engine, llm_perf):
 def test_never_starts(llm_engine, llm_perf):
     llm_perf(llm_engine, REQUESTS, load=closed_loop(1))
 """
+PYTEST = ("-m", "pytest")
+OURS = ("-c", "import sys; from pytest_llmperf.cli import main; sys.exit(main())")
 EXPOSED = re.compile("planted-[a-z-]+-[0-9a-f]{4}")
 
 
 class Watcher(threading.Thread):
-    """Collects the command lines of all processes."""
+    """Collects the command lines of all processes, and what is in a folder for moments only."""
 
-    def __init__(self):
+    def __init__(self, temporary=None):
         super().__init__()
         self.seen = set()
+        self._temporary = temporary
         self._over = threading.Event()
 
     def __enter__(self):
@@ -109,7 +113,8 @@ class Watcher(threading.Thread):
 
     def run(self):
         while not self._over.wait(0.02):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
+            leases = [] if self._temporary is None else self._temporary.glob("pytest-llmperf-*/*")
+            for path in (*Path("/proc").glob("[0-9]*/cmdline"), *leases):
                 try:
                     self.seen.add(path.read_bytes())
                 except OSError:  # it has ended
@@ -141,11 +146,13 @@ def exposed(folder, *texts):
     return {where: set(secrets) for where, secrets in found.items() if secrets}
 
 
-def command(folder, *arguments):
-    """A command of ours in a process of its own; what it printed."""
-    environment = {**os.environ, "GITHUB_ACTIONS": "true", "XDG_CACHE_HOME": str(folder / "cache")}
+def command(folder, program, *arguments):
+    """A program in a process of its own; what it printed."""
+    told = {"GITHUB_ACTIONS": "true", "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
+    (folder / "tmp").mkdir(exist_ok=True)
+    environment = {**os.environ, **told}
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     return done.stdout + done.stderr
 
@@ -157,43 +164,105 @@ def test_no_secret_is_in_anything_that_a_session_leaves(planted, tmp_path):
     folder = tmp_path / "session"
     folder.mkdir()
     (folder / "test_it.py").write_text(TEST)
-    with Watcher() as watcher:
+    with Watcher(folder / "tmp") as watcher:
         text = command(
-            folder, "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-l", "-vv", "--tb=long", "--full-trace", "-rA",
+            folder, PYTEST, "-p", "no:cacheprovider", "-W", "ignore", "-l", "-vv", "--tb=long", "--full-trace", "-rA",
             "--junitxml", "out.xml", "--benchmark-json", "out.json", "--llmperf-report", "out.html",
             "--llmperf-markdown", "out.md", "--llmperf-runs", "1", "--llmperf-warmup-runs", "0",
             "--llmperf-gate", "off", "--llmperf-start-timeout", "6",
         )  # fmt: skip
         loaded = command(
-            folder, "pytest_llmperf.cli", "load", planted.url, "--requests", "2", "--concurrency", "1", "--json",
+            folder, OURS, "load", planted.url, "--requests", "2", "--concurrency", "1", "--json",
             "load.json",
         )  # fmt: skip
 
     assert "2 failed, 2 passed, 3 errors" in text.replace(" in ", ", ")
     assert ["out.html", "out.json", "out.md", "out.xml"] == sorted(path.name for path in folder.glob("out.*"))
+    assert (folder / "load.json").is_file(), loaded
     assert "sha256:" in (folder / "out.json").read_text()  # what tells the engine's words apart
     assert "*** is no key" in text
     assert "PLANTED_WORD=***" in text  # the engine's own words
     assert {} == exposed(folder, text, loaded, *(line.decode(errors="replace") for line in watcher.seen))
     assert any(b"vllm.entrypoints" in line for line in watcher.seen)
+    assert any(b'"shared_before"' in content for content in watcher.seen)  # a lease
+    assert list(folder.glob(".llmperf/*/session.json"))
     assert all(0o600 == path.stat().st_mode & 0o777 for path in folder.rglob("vllm-*.log"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_no_secret_is_in_what_two_builds_leave(planted, tmp_path):
+    """Both are started with words that hold secrets, and differ in another one."""
+    folder = tmp_path / "ab"
+    folder.mkdir()
+    (folder / "test_it.py").write_text(TEST)
+    with Watcher(folder / "tmp") as watcher:
+        text = command(
+            folder, OURS, "ab", "--base", "prefix_caching=false", "--runs", "2", "--json", "out.json", "--",
+            "test_it.py::test_own_server_is_recorded", "-p", "no:cacheprovider", "-l", "-vv", "--full-trace",
+        )  # fmt: skip
+
+    assert "against the base build in turn (prefix_caching False -> None)" in text
+    assert (folder / "out.json").is_file()
+    assert {} == exposed(folder, text, *(line.decode(errors="replace") for line in watcher.seen))
+    assert any(b"vllm.entrypoints" in line for line in watcher.seen)
+
+
+@pytest.mark.slow
+def test_no_secret_is_in_what_a_server_of_ours_says(planted, tmp_path):
+    """The simulated engine asks for no key, and tells nothing of what it inherits."""
+    with Watcher() as watcher:
+        served = subprocess.Popen(
+            [sys.executable, *OURS, "serve", "--ttft-ms", "1", "--itl-ms", "1", "--port", "0"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        said = served.stdout.readline()
+        served.terminate()
+        said += served.communicate(timeout=30)[0]
+
+    assert "http://127.0.0.1:" in said
+    assert {} == exposed(tmp_path, said, *(line.decode(errors="replace") for line in watcher.seen))
 
 
 @pytest.mark.parametrize(
     "option",
     [
-        "http://user:planted-password-0000@localhost:1",
-        "http://localhost:1?token=planted-password-0000",
-        "http://planted-password-0000@h:x/",
+        ("--llmperf-url", "http://user:planted-password-0000@localhost:1"),
+        ("--llmperf-url", "http://localhost:1?token=planted-password-0000"),
+        ("--llmperf-url", "http://planted-password-0000@h:x/"),
+        ("--llmperf-base", "url=http://user:planted-password-0000@localhost:1"),
+        ("--llmperf-workers", "ray://user:planted-password-0000@head:10001"),
+        ("--llmperf-workers", "ray://head:10001?token=planted-password-0000"),
+        ("--llmperf-workers", "http://user:planted-password-0000@head:10001"),
     ],
 )
 def test_a_url_with_a_secret_is_refused_and_not_quoted(pytester, option):
-    pytester.makepyfile("def test_it(llm_perf): pass")
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "--llmperf-url", option)
+    pytester.makepyfile("""
+        import pytest
+        @pytest.mark.llm_engine("openai", url="http://localhost:1")
+        def test_it(llm_engine, llm_perf): pass
+    """)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", *option)
 
     text = result.stdout.str() + result.stderr.str()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "LLMPERF_API_KEY" in text or "not a server's URL" in text
+    assert any(said in text for said in ("LLMPERF_API_KEY", "expected http://HOST:PORT", "expected ray://auto", "***"))
+    assert [] == EXPOSED.findall(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--head", "url=http://user:planted-password-0000@h:1"), "belongs into LLMPERF_API_KEY"),
+        (("--base", "http://user:planted-password-0000@h:1"), "expected WORD=VALUE"),
+    ],
+)
+def test_builds_with_a_secret_are_refused_and_not_quoted(arguments, said, capsys):
+    """They would be on the command line of the pytest that measures them."""
+    assert exit_codes.USAGE == main(["ab", *arguments])
+
+    text = "".join(capsys.readouterr())
+    assert said in text
     assert [] == EXPOSED.findall(text)
 
 

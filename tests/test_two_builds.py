@@ -21,7 +21,7 @@ def test_rounds(llm_engine, llm_perf):
 # The base build, which has another `executable`, does not answer its request of this number.
 SPOILED = """
 import pytest
-from fakes import Script, VirtualEngine
+from fakes import Script, VirtualEngine, in_virtual_time
 from pytest_llmperf.clock import VirtualClock
 from pytest_llmperf.records import Failure
 
@@ -33,10 +33,7 @@ def make(spec, surroundings):
 CLOCK = VirtualClock()
 
 def pytest_configure(config):
-    patch = pytest.MonkeyPatch()
-    config.add_cleanup(patch.undo)
-    patch.setattr("pytest_llmperf.lifecycle.RealClock", lambda: CLOCK)
-    patch.setattr("pytest_llmperf.engines.pool.make_engine", make)
+    in_virtual_time(config, CLOCK).setattr("pytest_llmperf.engines.pool.make_engine", make)
 """
 
 # Engines that a test does not share, of which only the base build is one, do not start.

@@ -5,10 +5,13 @@ The parent reads from outside what this process takes; what happened comes back 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -102,6 +105,7 @@ class Order:
 def drive(order: Order, tally: Tally) -> dict[str, Any]:
     """Measure once and say what came of it."""
     clock = RealClock()
+    began_bytes = look(os.getpid()).resident_bytes
     surroundings = Surroundings(
         clock=clock,
         log_dir=order.folder,
@@ -131,10 +135,21 @@ def drive(order: Order, tally: Tally) -> dict[str, Any]:
     finally:
         team.close()
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # what follows is in no hurry
-    told = _told(result)
+    told = _told(result) | {"began_bytes": began_bytes}
     if order.server_counts is not None:
         told["server_counted"] = order.server_counts() - team.server_counted
+    told["held_bytes"] = look(os.getpid()).resident_bytes
+    del result, engine
+    _let_go()
+    told["let_go_bytes"] = look(os.getpid()).resident_bytes
     return told
+
+
+def _let_go() -> None:
+    """Give what nobody holds back to the system, as far as its allocator can."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _silent(step: str, detail: str = "", done: float | None = None) -> None:

@@ -11,6 +11,10 @@ from scipy import stats
 MIB = 2**20
 UNACCOUNTED_MIB_PER_HOUR = 32.0
 """Beyond the records that are kept. A night of eight hours may so take a quarter of a GiB that nobody can explain."""
+FOR_GOOD_MIB = 48.0
+"""What measuring and judging take once: libraries that are imported for it, pools, buffers."""
+STAYS_SHARE = 0.2
+"""Of the records' memory: what an allocator cannot return, as something that lives on lies in between."""
 DRIFT_SHARE_PER_HOUR = 0.01
 """Of the metric: a fifth of what the client's error may be at most before a run is INVALID."""
 
@@ -21,6 +25,7 @@ def judge(measured: dict[str, Any]) -> list[dict[str, Any]]:
         _accounted(measured["accounts"], measured["server_counted"]),
         _valid(measured),
         *_memory(measured),
+        _let_go(measured),
         *(_drift(name, measured) for name in ("scheduled_ttft_p50", "tpot_p50")),
     ]
 
@@ -67,6 +72,19 @@ def _memory(measured: dict[str, Any]) -> list[dict[str, Any]]:
             ok=server_grown[0] + server_grown[1] < UNACCOUNTED_MIB_PER_HOUR,
         ),
     ]
+
+
+def _let_go(measured: dict[str, Any]) -> dict[str, Any]:
+    """What was kept for the result goes with it; what measuring takes once and for all stays."""
+    began, held, left = (measured[name] / MIB for name in ("began_bytes", "held_bytes", "let_go_bytes"))
+    kept = measured["kept_bytes_per_record"] * measured["accounts"]["records"] / MIB
+    most = began + FOR_GOOD_MIB + STAYS_SHARE * kept
+    return _verdict(
+        "memory returns when the result is let go",
+        f"{began:.1f} MiB before the first request, {held:.1f} with the result, {left:.1f} without it; its records "
+        f"took {kept:.1f}, and up to {most:.1f} MiB is granted",
+        ok=left < most,
+    )
 
 
 def _by_run(samples: list[dict[str, Any]], name: str) -> list[float]:

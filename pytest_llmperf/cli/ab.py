@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from pytest_llmperf.atomic import unwritable
 from pytest_llmperf.cli import exit_codes
+from pytest_llmperf.secret import without_credentials
 
 HELP = "measure two builds in turn on this machine, by the tests that pytest is given, and judge between them"
 _BUILD = "{build}"
@@ -83,12 +84,14 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
             code = subprocess.run(_command(arguments, folders, result.resolve()), check=False).returncode
             verdicts = _verdicts(result)
         except subprocess.TimeoutExpired as error:
-            command = error.cmd if isinstance(error.cmd, str) else shlex.join(error.cmd)
-            sys.stderr.write(f"pytest-llmperf ab: {command} had not ended after {error.timeout:g} s; mend it first\n")
+            sys.stderr.write(
+                f"pytest-llmperf ab: {_quoted(error.cmd)} had not ended after {error.timeout:g} s; mend it first\n"
+            )
             return exit_codes.INVALID
         except subprocess.CalledProcessError as error:
-            command = error.cmd if isinstance(error.cmd, str) else shlex.join(error.cmd)
-            sys.stderr.write(f"pytest-llmperf ab: {command} ended with exit code {error.returncode}; mend it first\n")
+            sys.stderr.write(
+                f"pytest-llmperf ab: {_quoted(error.cmd)} ended with exit code {error.returncode}; mend it first\n"
+            )
             return exit_codes.INVALID
         finally:
             _remove(arguments, folders)
@@ -114,7 +117,10 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
             if not _has_revision(arguments.checkout, revision)
         )
     words = [*arguments.base, *arguments.head]
-    yield from (f"{word!r}: expected WORD=VALUE, such as prefix_caching=false" for word in words if "=" not in word)
+    yield from (
+        f"{_quoted(word)!r}: expected WORD=VALUE, such as prefix_caching=false" for word in words if "=" not in word
+    )
+    yield from _with_credentials(words)
     if not words and not arguments.checkout:
         yield "the builds do not differ; say what one has with --base WORD=VALUE or --head WORD=VALUE"
     if "no:benchmark" in arguments.pytest:
@@ -124,6 +130,14 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
         yield f"no word of the base has {_BUILD}, the folder of its revision; as in {example}"
     if not arguments.checkout and any(_BUILD in word for word in words):
         yield f"{_BUILD} is the folder of a revision; give --checkout DIR --base-rev REV --head-rev REV"
+
+
+def _with_credentials(words: Sequence[str]) -> Iterator[str]:
+    """They would be on the command line of pytest, for everybody on the machine to read."""
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in ("url", "router") and without_credentials(value) != value:
+            yield f"{_quoted(word)!r} brings user, password or query; a server's key belongs into LLMPERF_API_KEY"
 
 
 def _has_revision(checkout: Path, revision: str) -> bool:
@@ -141,9 +155,14 @@ def _check_out(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:
         command = ["git", "-C", str(arguments.checkout), "worktree", "add", "--detach", str(where), revision]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=_GIT_S)
         if arguments.install:
-            sys.stdout.write(f"installing {name} ({revision}): {arguments.install}\n")
+            sys.stdout.write(f"installing {name} ({revision}): {_quoted(arguments.install)}\n")
             sys.stdout.flush()
             subprocess.run(arguments.install, shell=True, cwd=where, check=True, timeout=arguments.install_timeout)
+
+
+def _quoted(command: str | Sequence[str]) -> str:
+    """A command as it may be shown: an index of packages has its password in the URL."""
+    return without_credentials(command if isinstance(command, str) else shlex.join(command))
 
 
 def _remove(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf import atomic
+from pytest_llmperf.atomic import write
 from pytest_llmperf.engines.identity import Identity, members, running
 from pytest_llmperf.files import read_bytes
 
@@ -145,7 +145,7 @@ class Holding:
         with suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
             if is_safe(folder):
-                atomic.write(self._path, json.dumps(lease.to_json()))
+                write(self._path, json.dumps(lease.to_json()))
 
 
 def shared_by(pids: Iterable[int]) -> dict[str, int]:

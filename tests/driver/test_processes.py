@@ -106,6 +106,16 @@ DEEDS = {
 }
 
 
+@pytest.mark.slow
+def test_workers_listen_nowhere(pair, server):
+    """They talk through pipes: nobody else has anything to say to them."""
+    drive(pair, job(server))
+
+    assert 2 == len(pids(pair))
+    sockets = [one for pid in pids(pair) for one in psutil.Process(pid).net_connections("inet")]
+    assert [] == [one.laddr for one in sockets if one.status == psutil.CONN_LISTEN]
+
+
 class TestOneResult:
     @pytest.mark.slow
     @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 
@@ -106,17 +107,18 @@ def test_a_measurement_on_an_engine_that_hangs_ends_with_its_stack(name, tmp_pat
     for module in (server, sys.modules["pytest_llmperf.engines.in_process.server"]):
         monkeypatch.setattr(module, "HANGING_S", SILENCE_S)
     monkeypatch.setattr(channel, "_PATIENCE_NS", 0)
+    monkeypatch.chdir(tmp_path)
     around = surroundings(tmp_path, limits=Limits(silence_s=SILENCE_S))
     workload = single_turn(requests=50, input_tokens=32, output_tokens=4, seed=1)
     asked = checked_request(
         workload, load=round_robin(), runs=1, warmup_runs=0, cache="as_is", prefill_context=False, slo=None, name=None
     )
-    with made(name, tmp_path, around, env={"STUB_HANGS": "4"}) as engine:
+    with made(name, tmp_path, around, env={"STUB_HANG": "prompt:5"}) as engine:
         with pytest.raises(EngineDiedError, match="hangs: it runs, and did not generate one token within") as caught:
             measure(engine, asked, setting(tmp_path))
         engine.start()
 
-    assert "hang_for_ever" in str(caught.value)
+    assert re.search(r"stub_engine.py.*, line \d+,? in hang\b", str(caught.value))
     (records,) = (tmp_path / "records").glob("*.jsonl")
     rows = records.read_text().count('{"request":')
     assert 3 <= rows <= 6

@@ -1036,6 +1036,20 @@ def test_what_a_forgotten_measurement_has_flagged_is_forgotten(store):
     assert () == gate.flagged("test_it")
 
 
+def test_a_forgotten_improvement_makes_room_for_no_other(store):
+    """In Holm's order the second has a larger share, but only behind a first that stands."""
+    store.add(at_p(ALPHA * 0.9))
+    store.add(runs_of(0.2, 0.01), test="test_other")
+    gate = store.gate(2)
+    for test in ("test_other", "test_it"):
+        gate.judge(ttft(runs_of(0.1, 0.01), test=test), [TTFT])
+    assert Verdict.IMPROVED is gate.review()["test_it"].verdict
+
+    gate.forget("test_other")
+
+    assert Verdict.PASS is gate.review()["test_it"].verdict
+
+
 def test_several_files_are_named_one_after_the_other(store):
     """Each metric has its newest."""
     store.add(runs_of(0.1, 0.01))

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 import jsonschema
 import orjson
 import pytest
-from fakes import VirtualEngine, no_progress
+from fakes import VirtualEngine, no_progress, setting
 from nvml import GPUS, ramp
 from servers import CompletionsServer
 
 from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines.base import EngineSpec, Surroundings
 from pytest_llmperf.engines.openai import make
 from pytest_llmperf.gate import Criterion
@@ -28,7 +27,7 @@ from pytest_llmperf.reports.benchmark import document, rows
 from pytest_llmperf.reports.figures import figures_json
 from pytest_llmperf.request import checked_request
 from pytest_llmperf.result_file import read, write
-from pytest_llmperf.session import Setting, measure
+from pytest_llmperf.session import measure
 from pytest_llmperf.telemetry import Plan, planned, read_samples
 from pytest_llmperf.units import MIB
 from pytest_llmperf.workloads import single_turn
@@ -46,18 +45,6 @@ def asked(runs=2):
     )
 
 
-def setting(folder, clock, plan):
-    return Setting(
-        test="test_it.py::test_it",
-        hardware_key="test",
-        clock=clock,
-        record_dir=folder,
-        progress=no_progress,
-        team=LocalTeam(clock),
-        telemetry=plan,
-    )
-
-
 @pytest.fixture
 def measured(tmp_path):
     """`measured(rate_hz)`: what two runs against a server on this machine give."""
@@ -70,7 +57,7 @@ def measured(tmp_path):
                 limits=Limits(silence_s=5.0), api_key=None, progress=no_progress,
             )  # fmt: skip
             plan = planned(rate_hz, spec, detect())
-            return measure(make(spec, around), asked(), setting(tmp_path, RealClock(), plan))
+            return measure(make(spec, around), asked(), setting(tmp_path, RealClock(), telemetry=plan))
 
     return run
 
@@ -188,7 +175,7 @@ def test_in_virtual_time_nothing_is_sampled(tmp_path):
     """Sensors know no virtual time: no thread, no file, no field."""
     engine = VirtualEngine()
 
-    result = measure(engine, asked(), setting(tmp_path, engine.clock, Plan(10.0)))
+    result = measure(engine, asked(), setting(tmp_path, engine.clock, telemetry=Plan(10.0)))
 
     assert [run.telemetry for run in result.records] == [None, None]
     assert not list(tmp_path.glob("*.telemetry.ndjson"))

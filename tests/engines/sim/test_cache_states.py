@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from fakes import no_progress
+from fakes import setting
 
 from pytest_llmperf.client import Limits
-from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import make_spec
 from pytest_llmperf.engines.sim.engine import SimulatedEngine
 from pytest_llmperf.load import round_robin
 from pytest_llmperf.request import checked_request
-from pytest_llmperf.session import Setting, measure
+from pytest_llmperf.session import measure
 from pytest_llmperf.workloads import multi_round
 
 BLOCK = 16
@@ -43,15 +42,7 @@ def measured(made, folder, users, cache):
         slo=None,
         name=None,
     )
-    setting = Setting(
-        test="test",
-        hardware_key="sim",
-        clock=made.clock,
-        record_dir=folder,
-        progress=no_progress,
-        team=LocalTeam(made.clock),
-    )
-    return measure(made, request, setting)
+    return measure(made, request, setting(folder, made.clock))
 
 
 @pytest.mark.parametrize(
