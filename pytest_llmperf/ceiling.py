@@ -25,8 +25,8 @@ import numpy as np
 from pytest_llmperf import units
 from pytest_llmperf.arrivals import UNKNOWN
 from pytest_llmperf.clock import NS_PER_S
-from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.placement import gpu_count
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.engines.tiny_llama import shape_of
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.hardware import Hardware, Part

@@ -16,7 +16,7 @@ from pytest_llmperf.errors import (
     RegressionWarning,
 )
 from pytest_llmperf.lifecycle import Lifecycle
-from pytest_llmperf.options import GateMode
+from pytest_llmperf.option_values import GateMode
 from pytest_llmperf.reports import text
 from pytest_llmperf.request import checked_request
 from pytest_llmperf.verdicts import Verdict

@@ -19,7 +19,8 @@ from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware, declared, detect
 from pytest_llmperf.interruption import Interruption
 from pytest_llmperf.judged import Judged
-from pytest_llmperf.options import GateMode, Options
+from pytest_llmperf.option_values import GateMode
+from pytest_llmperf.options import Options
 from pytest_llmperf.reports import benchmark, github, outcome, session_files, terminal, text
 from pytest_llmperf.reports.beside import beside
 from pytest_llmperf.reports.from_session import Told

@@ -6,32 +6,21 @@ line, `llmperf_runs = 5` in the configuration file. The command line wins.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf import option_values
 from pytest_llmperf.atomic import shared, unwritable
 from pytest_llmperf.errors import ConfigurationError, unknown
-from pytest_llmperf.secret import Secret, without_credentials
+from pytest_llmperf.option_values import Budget, GateMode
+from pytest_llmperf.secret import Secret
 
 if TYPE_CHECKING:
     import pytest
-
-
-class GateMode(str, Enum):
-    """What a verdict does to a test. INVALID_RUN is an error in every mode."""
-
-    OFF = "off"
-    WARN = "warn"
-    FAIL = "fail"
-    STRICT = "strict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,39 +152,7 @@ OPTIONS = (
     ),
 )
 
-_MOST_WORKERS = 256
 API_KEY_VARIABLE = "LLMPERF_API_KEY"
-
-
-LOOKS = (3, 5, 8, 12, 20)
-"""Runs after which `auto` looks whether a verdict is clear: each time about half as many again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How many runs may be spent on a measurement."""
-
-    looks: tuple[int, ...]
-    """After how many runs it is looked at; the last is the most there may be."""
-    minutes: float | None = None
-
-    @property
-    def runs(self) -> int:
-        return self.looks[-1]
-
-
-def budget(text: str) -> Budget:
-    """What `--llmperf-runs` means: `5`, `auto`, `auto:12`, `auto:15min`. Raises `ConfigurationError`."""
-    if text.isdecimal() and int(text) >= 1:
-        return Budget((int(text),))
-    limit = re.fullmatch(r"auto(?::(\d+)(min)?)?", text)
-    number = int(limit.group(1) or LOOKS[-1]) if limit else 0
-    if limit is None or number < 1:
-        msg = f"expected a whole number of at least 1, auto, auto:N for N runs or auto:Nmin for N minutes, got {text!r}"
-        raise ConfigurationError(msg)
-    if limit.group(2):
-        return Budget(LOOKS, minutes=float(number))
-    return Budget((*(look for look in LOOKS if look < number), number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,38 +251,38 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
     """Read and check everything. Raises `ConfigurationError` listing every mistake."""
     reader = _Reader(config)
     options = Options(
-        engine=reader.checked("engine", _engine, None),
-        url=reader.checked("url", _url, None),
+        engine=reader.checked("engine", option_values.engine_kind, None),
+        url=reader.checked("url", option_values.url, None),
         model=reader.text("model"),
         overrides=reader.words("set"),
-        hardware=reader.checked("hardware", _hardware, None),
+        hardware=reader.checked("hardware", option_values.hardware_key, None),
         require_hardware=reader.flag("require-hardware"),
-        runs=reader.checked("runs", budget, Budget((5,))),
-        warmup_runs=reader.checked("warmup-runs", _whole(0), 1),
+        runs=reader.checked("runs", option_values.budget, Budget((5,))),
+        warmup_runs=reader.checked("warmup-runs", option_values.whole(0), 1),
         baselines=reader.folder("baselines", "baselines"),
-        gate=reader.checked("gate", _gate, GateMode.FAIL),
-        alpha=reader.checked("alpha", _probability, 0.01),
-        nights=reader.checked("nights", _whole(1), 30),
-        night_spread=reader.checked("night-spread", _share, 0.02),
+        gate=reader.checked("gate", option_values.gate_mode, GateMode.FAIL),
+        alpha=reader.checked("alpha", option_values.probability, 0.01),
+        nights=reader.checked("nights", option_values.whole(1), 30),
+        night_spread=reader.checked("night-spread", option_values.share, 0.02),
         base=reader.words("base"),
         head=reader.words("head"),
-        base_servers=reader.checked("base-servers", _servers, None),
-        confirm=reader.checked("confirm", _whole(2), None),
-        save_baseline=reader.checked("save-baseline", _baseline_name, None),
+        base_servers=reader.checked("base-servers", option_values.servers, None),
+        confirm=reader.checked("confirm", option_values.whole(2), None),
+        save_baseline=reader.checked("save-baseline", option_values.baseline_name, None),
         report=reader.file("report", needs=("jinja2", "matplotlib")),
         markdown=reader.file("markdown"),
         github=_github(environ),
         resume=reader.flag("resume"),
         output=reader.folder("output", ".llmperf"),
         cache=_cache_folder(environ),
-        workers=reader.checked("workers", workers, 1),
-        telemetry_hz=reader.checked("telemetry", rate_hz, 10.0),
-        tolerated=reader.checked("tolerate", rules, frozenset()),
-        timeout_s=reader.checked("timeout", _seconds, 300.0),
-        request_timeout_s=reader.checked("request-timeout", _seconds, 3600.0),
-        start_timeout_s=reader.checked("start-timeout", _seconds, 900.0),
-        nvml_timeout_s=reader.checked("nvml-timeout", _seconds, 60.0),
-        lock_wait_s=reader.checked("lock-wait", _seconds, 3600.0),
+        workers=reader.checked("workers", option_values.workers, 1),
+        telemetry_hz=reader.checked("telemetry", option_values.rate_hz, 10.0),
+        tolerated=reader.checked("tolerate", option_values.rules, frozenset()),
+        timeout_s=reader.checked("timeout", option_values.seconds, 300.0),
+        request_timeout_s=reader.checked("request-timeout", option_values.seconds, 3600.0),
+        start_timeout_s=reader.checked("start-timeout", option_values.seconds, 900.0),
+        nvml_timeout_s=reader.checked("nvml-timeout", option_values.seconds, 60.0),
+        lock_wait_s=reader.checked("lock-wait", option_values.seconds, 3600.0),
         locks=reader.locks(environ),
         api_key=reader.api_key(environ),
     )
@@ -419,7 +376,7 @@ class _Reader:
             if not separator:
                 self.problems.append(f"{option.flag} {text!r}: expected WORD=VALUE, such as prefix_caching=false")
                 continue
-            words[word.strip()] = _literal(value.strip())
+            words[word.strip()] = option_values.literal(value.strip())
         self.problems += _unknown_words(option, words)
         return words
 
@@ -442,73 +399,12 @@ def _option(name: str) -> Option:
     return next(option for option in OPTIONS if option.name == name)
 
 
-def _literal(text: str) -> Any:
-    """A Python or JSON literal where it is one, else the text itself."""
-    for parse in (ast.literal_eval, json.loads):
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError):
-            continue
-    return text
-
-
 def _unknown_words(option: Option, words: Mapping[str, Any]) -> list[str]:
     if not words:
         return []
-    from pytest_llmperf.engines.base import WORDS  # noqa: PLC0415 - only a session that needs it pays for it
+    from pytest_llmperf.engines.spec import WORDS  # noqa: PLC0415 - only a session that needs it pays for it
 
     return [f"{option.flag}: {unknown('word', word, sorted(WORDS))}" for word in words if word not in WORDS]
-
-
-def _engine(text: str) -> str:
-    from pytest_llmperf.engines import check_kind  # noqa: PLC0415 - as above
-
-    check_kind(text)
-    return text
-
-
-def _url(text: str) -> str:
-    from pytest_llmperf.client import Address  # noqa: PLC0415 - as above
-
-    Address.parse(text)
-    return text
-
-
-def _hardware(text: str) -> str:
-    from pytest_llmperf.hardware import declared  # noqa: PLC0415 - as above
-
-    declared(text)
-    return text
-
-
-def _baseline_name(text: str) -> str:
-    from pytest_llmperf.baselines import check_name  # noqa: PLC0415 - as above
-
-    check_name(text)
-    return text
-
-
-def _gate(text: str) -> GateMode:
-    try:
-        return GateMode(text)
-    except ValueError:
-        accepted = ", ".join(mode.value for mode in GateMode)
-        raise ConfigurationError(f"unknown mode {text!r}; accepted: {accepted}") from None
-
-
-def _servers(text: str) -> str:
-    if text not in ("fresh", "both"):
-        raise ConfigurationError(f"expected fresh or both, got {text!r}")
-    return text
-
-
-def _whole(minimum: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not text.isdecimal() or int(text) < minimum:
-            raise ConfigurationError(f"expected a whole number of at least {minimum}, got {text!r}")
-        return int(text)
-
-    return convert
 
 
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -517,64 +413,6 @@ def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
     if not (key.isascii() and key.isprintable()):
         raise ConfigurationError(f"the environment variable {API_KEY_VARIABLE} holds characters that no key has")
     return Secret(key) if key else None
-
-
-def workers(text: str) -> int | str:
-    """What `--llmperf-workers` means: a number of processes, or `ray://...`. Raises `ConfigurationError`."""
-    quoted = without_credentials(text)
-    if text.startswith("ray://") and len(text) > len("ray://"):
-        if quoted != text:
-            raise ConfigurationError(f"expected ray://auto or ray://HOST:PORT and nothing else in it, got {quoted!r}")
-        return text
-    if text.isdecimal() and 1 <= int(text) <= _MOST_WORKERS:
-        return int(text)
-    raise ConfigurationError(f"expected a number of processes from 1 to {_MOST_WORKERS}, or ray://..., got {quoted!r}")
-
-
-def rate_hz(text: str) -> float | None:
-    """What `--llmperf-telemetry` means: samples per second, None for `off`. Raises `ConfigurationError`."""
-    if text == "off":
-        return None
-    return _number_from(text, 0.1, 100.0, "a number of samples per second from 0.1 to 100, or off")
-
-
-def rules(text: str) -> frozenset[str]:
-    """What `--llmperf-tolerate` means: names of rules on the hardware. Raises `ConfigurationError`."""
-    from pytest_llmperf.telemetry import TOLERABLE  # noqa: PLC0415 - only where it is asked for
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    wrong = [unknown("rule", name, TOLERABLE) for name in names if name not in TOLERABLE]
-    if wrong:
-        raise ConfigurationError(*wrong)
-    return frozenset(names)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ConfigurationError(f"expected a positive number of seconds, got {text!r}")
-    return value
-
-
-def _number_from(text: str, low: float, high: float, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        raise ConfigurationError(f"expected {what}, got {text!r}")
-    return value
-
-
-def _probability(text: str) -> float:
-    return _number_from(text, 1e-9, 0.5, "a probability from 1e-9 to 0.5, such as 0.01")
-
-
-def _share(text: str) -> float:
-    return _number_from(text, 0.0, 1.0, "a share from 0 to 1, such as 0.02 for 2 %")
 
 
 def _cache_folder(environ: Mapping[str, str]) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.load import Load, round_robin
 from pytest_llmperf.metrics import LATENCIES
-from pytest_llmperf.options import Budget, budget
+from pytest_llmperf.option_values import Budget, budget
 from pytest_llmperf.workloads import Workload
 
 CACHE_STATES = ("as_is", "cold", "primed", "evicted")

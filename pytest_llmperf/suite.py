@@ -19,9 +19,10 @@ from pytest_llmperf.client import Address, Limits
 from pytest_llmperf.clock import NS_PER_S, Clock, RealClock
 from pytest_llmperf.driver import LocalTeam, team_of
 from pytest_llmperf.engines import check_kind
-from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Engine, Surroundings
 from pytest_llmperf.engines.pool import EnginePool
 from pytest_llmperf.engines.process import Progress
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import BaselineError, ConfigurationError, LLMPerfError
 from pytest_llmperf.gate import Criterion, Gate, confirmed
 from pytest_llmperf.gate.advice import REFUSED
@@ -31,7 +32,8 @@ from pytest_llmperf.journal import Journal
 from pytest_llmperf.judged import Judged, RatioResult, Validity
 from pytest_llmperf.marks import resolved_spec, simulated_hardware
 from pytest_llmperf.metrics import METRICS, gated_by_default
-from pytest_llmperf.options import Budget, GateMode, Options
+from pytest_llmperf.option_values import Budget, GateMode
+from pytest_llmperf.options import Options
 from pytest_llmperf.ratio import ratio
 from pytest_llmperf.request import Request
 from pytest_llmperf.results import PerfResult

@@ -23,7 +23,7 @@ import pytest
 import pytest_llmperf
 from pytest_llmperf import plugin
 from pytest_llmperf.cli import SUBCOMMANDS, exit_codes
-from pytest_llmperf.engines import ENGINES, base, words_of
+from pytest_llmperf.engines import ENGINES, words_of
 from pytest_llmperf.fixture import LLMPerf
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS, gated_by_default
 from pytest_llmperf.options import API_KEY_VARIABLE, OPTIONS, Option
@@ -136,9 +136,9 @@ def _metrics() -> Iterator[str]:
 def _words() -> Iterator[str]:
     yield "Of `llm_engine(kind, **words)`, `llm_engine_factory(kind, **words)` and `--llmperf-set WORD=VALUE`."
     yield ""
-    about = _attributes(_class(base, "EngineSpec").body)
+    about = _attributes(_class(spec, "EngineSpec").body)
     rows = (
-        (f"`{word}`", _said(about.get(word, "")), _said(takes), _kinds(word)) for word, (takes, _) in base.WORDS.items()
+        (f"`{word}`", _said(about.get(word, "")), _said(takes), _kinds(word)) for word, (takes, _) in spec.WORDS.items()
     )
     yield from _table(("word", "what it says", "takes", "kinds"), rows)
 

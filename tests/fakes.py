@@ -12,7 +12,8 @@ import pytest
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.clock import NS_PER_S, VirtualClock
 from pytest_llmperf.driver import LocalTeam
-from pytest_llmperf.engines.base import Answer, EngineSpec, Generation
+from pytest_llmperf.engines.base import Answer, Generation
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.records import CacheCounters, ClientStats, Failure
 from pytest_llmperf.session import Setting
 

@@ -15,7 +15,7 @@ from pytest_llmperf.arms import BASE, HEAD, Arm, SecondBuild, measure_in_turn, o
 from pytest_llmperf.clock import VirtualClock
 from pytest_llmperf.engines import make_spec
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
-from pytest_llmperf.options import Budget
+from pytest_llmperf.option_values import Budget
 from pytest_llmperf.record_file import RecordFile, read_requests
 from pytest_llmperf.records import Failure, Phase
 from pytest_llmperf.request import checked_request

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.baselines import Baselines, Match, check_name, name_of, number_of
-from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.result_file import SCHEMA_VERSION, comparable, read

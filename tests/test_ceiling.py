@@ -18,8 +18,8 @@ from pytest_llmperf.ceiling import Ceiling, Roof, ceiling_of, roof_of
 from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import NS_PER_S
 from pytest_llmperf.driver import LocalTeam
-from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.sim.engine import SimulatedEngine
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.hardware.detect import Gpu, Hardware, declared, remote, simulated
 from pytest_llmperf.hardware.parts import part_named
 from pytest_llmperf.load import closed_loop, poisson

@@ -7,7 +7,8 @@ import pytest
 from pytest_llmperf.baselines import NIGHTS
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.gate import ALPHA, NIGHT_SPREAD
-from pytest_llmperf.options import LOOKS, OPTIONS, Budget, budget, read_options
+from pytest_llmperf.option_values import LOOKS, Budget, budget
+from pytest_llmperf.options import OPTIONS, read_options
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from fakes import Script, VirtualEngine
 
 from pytest_llmperf.clock import VirtualClock
 from pytest_llmperf.driver import LocalTeam
-from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineDiedError
 from pytest_llmperf.load import closed_loop, constant, poisson, round_robin
 from pytest_llmperf.record_file import read_requests

@@ -11,7 +11,7 @@ from model import Array, Machine
 
 from pytest_llmperf.gate import SCREEN, Base, Criterion, Family, Trial, tried
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.options import LOOKS
+from pytest_llmperf.option_values import LOOKS
 from pytest_llmperf.stats import History, Looks, NightSpread, assumed, shared_spread
 
 _METRIC = METRICS["ttft_p50"]

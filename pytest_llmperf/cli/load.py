@@ -17,7 +17,7 @@ from pytest_llmperf.errors import ConfigurationError, LLMPerfError
 
 if TYPE_CHECKING:
     from pytest_llmperf.driver import Driven, Job, Team
-    from pytest_llmperf.engines.base import EngineSpec
+    from pytest_llmperf.engines.spec import EngineSpec
     from pytest_llmperf.load import Load
     from pytest_llmperf.records import RequestRecord
     from pytest_llmperf.request import Request
@@ -141,7 +141,8 @@ def _order(arguments: argparse.Namespace) -> _Order:
     """Raises `ConfigurationError` listing every mistake."""
     # Only here: `--help` and the other subcommands shall not wait for numpy.
     from pytest_llmperf.clock import timestamp  # noqa: PLC0415
-    from pytest_llmperf.options import api_key, rate_hz, rules, workers  # noqa: PLC0415
+    from pytest_llmperf.option_values import rate_hz, rules, workers  # noqa: PLC0415
+    from pytest_llmperf.options import api_key  # noqa: PLC0415
     from pytest_llmperf.request import checked_request  # noqa: PLC0415
 
     mistakes = _Mistakes()

@@ -17,8 +17,8 @@ from pytest_llmperf.cli import exit_codes
 from pytest_llmperf.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pytest_llmperf.engines.base import EngineSpec
     from pytest_llmperf.engines.sim.plan import Plan
+    from pytest_llmperf.engines.spec import EngineSpec
 
 HELP = "serve a simulated engine, or a known answer, to any OpenAI-compatible client"
 _DEFAULT_TTFT_MS = 100.0
@@ -224,8 +224,8 @@ def _strangers(arguments: argparse.Namespace) -> Iterator[str]:
 def _planned(arguments: argparse.Namespace, mistakes: _Mistakes) -> tuple[EngineSpec, Plan] | None:
     """The engine to simulate; None where there are mistakes."""
     from pytest_llmperf.engines import sim  # noqa: PLC0415 - numpy is not needed for a known answer
-    from pytest_llmperf.engines.base import parse_spec  # noqa: PLC0415
     from pytest_llmperf.engines.sim.plan import planned  # noqa: PLC0415
+    from pytest_llmperf.engines.spec import parse_spec  # noqa: PLC0415
 
     missing = [_flag(name) for name in sim.REQUIRED if not getattr(arguments, name)]
     if missing:

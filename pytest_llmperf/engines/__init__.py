@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import cast
 
-from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings, changed_spec, parse_spec
+from pytest_llmperf.engines.base import Engine, Surroundings
+from pytest_llmperf.engines.spec import EngineSpec, changed_spec, parse_spec
 from pytest_llmperf.errors import ConfigurationError, unknown
 
 ENGINES: dict[str, str] = {

@@ -22,11 +22,12 @@ from typing import Any
 from pytest_llmperf.atomic import why
 from pytest_llmperf.client import Address
 from pytest_llmperf.engines import installed, model_files, tiny_llama
-from pytest_llmperf.engines.base import COMMON_WORDS, EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Surroundings
 from pytest_llmperf.engines.outer_tier import OuterTier
 from pytest_llmperf.engines.placement import Place
 from pytest_llmperf.engines.process import ServerProcess, free_port
-from pytest_llmperf.engines.server import ServedEngine
+from pytest_llmperf.engines.spec import COMMON_WORDS, EngineSpec
+from pytest_llmperf.engines.started import ServedEngine
 from pytest_llmperf.errors import ConfigurationError, EngineStartError
 from pytest_llmperf.records import CacheCounters
 from pytest_llmperf.secret import concealed, secrets_of

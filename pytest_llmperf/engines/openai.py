@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from pytest_llmperf.client import Address
-from pytest_llmperf.engines.base import COMMON_WORDS, Engine, EngineSpec, Surroundings
-from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
+from pytest_llmperf.engines.base import Engine, Surroundings
+from pytest_llmperf.engines.server import OpenAIServer
+from pytest_llmperf.engines.spec import COMMON_WORDS, EngineSpec
+from pytest_llmperf.engines.started import ServedEngine
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.records import CacheCounters
 

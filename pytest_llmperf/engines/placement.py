@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import ConfigurationError
 
 _PINNING = "taskset"

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pytest_llmperf.engines import make_engine
-from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Engine, Surroundings
+from pytest_llmperf.engines.spec import EngineSpec
 
 
 class EnginePool:

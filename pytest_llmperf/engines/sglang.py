@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 
 from pytest_llmperf.engines import host
-from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Engine, Surroundings
 from pytest_llmperf.engines.host import Launch, Recipe, flags, option_of
 from pytest_llmperf.engines.server import OpenAIServer
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.units import GIB
 

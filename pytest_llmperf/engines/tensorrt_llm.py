@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.engines import host
-from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Engine, Surroundings
 from pytest_llmperf.engines.host import Launch, Recipe, beside, flags
 from pytest_llmperf.engines.in_process import in_process, worker_command
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.units import GIB
 

@@ -6,10 +6,11 @@ import json
 from dataclasses import replace
 
 from pytest_llmperf.engines import host
-from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Engine, Surroundings
 from pytest_llmperf.engines.host import Launch, Recipe, flags
 from pytest_llmperf.engines.in_process import in_process, worker_command
 from pytest_llmperf.engines.server import OpenAIServer
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.engines.vllm_offload import (
     offload_arguments,
     offload_doubts,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.host import Launch, flags, option_of
 from pytest_llmperf.engines.outer_tier import DiskTier, NamedTier, OuterTier
 from pytest_llmperf.engines.process import free_port
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import unknown
 
 DEFAULT_BACKEND = "native"

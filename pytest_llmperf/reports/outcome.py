@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import ConfigurationError, EngineError
-from pytest_llmperf.options import GateMode
+from pytest_llmperf.option_values import GateMode
 from pytest_llmperf.reports import text
 from pytest_llmperf.reports.visible import visible
 from pytest_llmperf.verdicts import Verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from pytest_llmperf.clock import NS_PER_S, Clock
-from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.readings import GpuSample, ProcessSeen, Taken
 from pytest_llmperf.telemetry.gpu import GpuAddress
 from pytest_llmperf.telemetry.plan import sensors

@@ -11,8 +11,8 @@ from typing import Any
 
 from pytest_llmperf.client import Address
 from pytest_llmperf.clock import Clock
-from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.placement import gpu_groups
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import NvmlError
 from pytest_llmperf.hardware import Gpu, Hardware
 from pytest_llmperf.hardware.nvml import look, session

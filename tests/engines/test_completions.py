@@ -14,17 +14,9 @@ from servers import CompletionsServer, Do, RawServer
 from pytest_llmperf.arrivals import Arrival
 from pytest_llmperf.client import Address, Exchange, Limits
 from pytest_llmperf.clock import RealClock
+from pytest_llmperf.engines.answers import error_text, read_answer, shows_extensions
 from pytest_llmperf.engines.base import Generation
-from pytest_llmperf.engines.completions import (
-    CompletionsConnector,
-    Dialect,
-    as_text,
-    error_text,
-    read_answer,
-    request_body,
-    shows_extensions,
-    text_request,
-)
+from pytest_llmperf.engines.completions import CompletionsConnector, Dialect, as_text, request_body, text_request
 from pytest_llmperf.engines.wording import Wording
 from pytest_llmperf.records import EngineTimings, Failure, Remark
 

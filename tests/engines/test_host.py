@@ -17,10 +17,11 @@ from stub_engine import installed
 from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import RealClock
 from pytest_llmperf.engines import host, make_engine, make_spec
-from pytest_llmperf.engines.base import EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Surroundings
 from pytest_llmperf.engines.host import Launch, served_by
 from pytest_llmperf.engines.placement import Place
 from pytest_llmperf.engines.sglang import RECIPE as SGLANG
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.engines.tensorrt_llm import llm_arguments, options
 from pytest_llmperf.engines.vllm import RECIPE as VLLM
 from pytest_llmperf.errors import ConfigurationError, EngineStartError

@@ -17,8 +17,10 @@ from pytest_llmperf.clock import RealClock
 from pytest_llmperf.driver import LocalTeam
 from pytest_llmperf.engines import make_engine, make_spec, tiny_llama
 from pytest_llmperf.engines import server as openai
-from pytest_llmperf.engines.base import EngineSpec, Generation, Surroundings
-from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
+from pytest_llmperf.engines.base import Generation, Surroundings
+from pytest_llmperf.engines.server import OpenAIServer
+from pytest_llmperf.engines.spec import EngineSpec
+from pytest_llmperf.engines.started import ServedEngine
 from pytest_llmperf.errors import ConfigurationError, EngineAnswerError, EngineDiedError, EngineStartError
 from pytest_llmperf.records import CacheCounters
 from pytest_llmperf.request import checked_request

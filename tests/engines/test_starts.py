@@ -8,7 +8,7 @@ from engine_cases import answer, made, prompt, surroundings
 from pytest_llmperf.client import Limits
 from pytest_llmperf.engines import process
 from pytest_llmperf.engines.in_process import channel
-from pytest_llmperf.engines.server import abridged
+from pytest_llmperf.engines.started import abridged
 from pytest_llmperf.errors import ConfigurationError, EngineStartError
 
 pytestmark = pytest.mark.real_time
@@ -65,6 +65,7 @@ def test_a_first_generation_that_hangs(name, tmp_path, monkeypatch):
     """It is ended, and says where it stood: without that nobody knows what it was waiting for."""
     monkeypatch.setattr(process, "GRACE_S", 0.5)
     monkeypatch.setattr(channel, "_PATIENCE_NS", 0)
+    monkeypatch.chdir(tmp_path)
     for module in ("server", "in_process.server"):
         monkeypatch.setattr(f"pytest_llmperf.engines.{module}.HANGING_S", 0.5)
     around = surroundings(tmp_path, limits=Limits(silence_s=0.5))

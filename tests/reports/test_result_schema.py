@@ -13,7 +13,7 @@ import pytest
 
 from pytest_llmperf import units
 from pytest_llmperf.ceiling import Ceiling
-from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Gpu, Hardware
 from pytest_llmperf.judged import Provenance

@@ -9,7 +9,7 @@ import pytest
 
 import pytest_llmperf
 from pytest_llmperf.cli import SUBCOMMANDS
-from pytest_llmperf.engines.base import WORDS
+from pytest_llmperf.engines.spec import WORDS
 from pytest_llmperf.metrics import LATENCIES, METRICS
 from pytest_llmperf.options import OPTIONS, Option
 from pytest_llmperf.plugin import FIXTURES, PART_MARKS

@@ -9,7 +9,7 @@ from nvml import GPUS, NO_PERMISSION, error, over_time
 from stub_engine import installed
 
 from pytest_llmperf.clock import VirtualClock, seconds_between
-from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.readings import GpuSample, ProcessSeen, Taken
 from pytest_llmperf.telemetry import Beforehand, beforehand
 from pytest_llmperf.telemetry.beforehand import RELEASE_S, taken

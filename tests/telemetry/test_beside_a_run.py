@@ -16,8 +16,9 @@ from servers import CompletionsServer
 
 from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.engines.base import EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Surroundings
 from pytest_llmperf.engines.openai import make
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.gate import Criterion
 from pytest_llmperf.hardware import Hardware, detect
 from pytest_llmperf.load import constant

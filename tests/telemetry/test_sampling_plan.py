@@ -8,7 +8,7 @@ import pytest
 from nvml import GPUS, error, over_time, ramp
 
 from pytest_llmperf.clock import RealClock
-from pytest_llmperf.engines.base import EngineSpec
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.hardware import declared, detect
 from pytest_llmperf.hardware.detect import remote
 from pytest_llmperf.telemetry import Plan, planned

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pytest_llmperf.engines import host, sglang, tensorrt_llm, vllm
-from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Engine, Surroundings
 from pytest_llmperf.engines.fleet.engine import FleetEngine
 from pytest_llmperf.engines.fleet.routers import router_problems
 from pytest_llmperf.engines.host import Recipe, served_by
 from pytest_llmperf.engines.placement import placement_problems, places
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import ConfigurationError, unknown
 
 WORDS = vllm.WORDS | host.WORDS | {

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llmperf.engines.base import EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Surroundings
 from pytest_llmperf.engines.fleet.processes import FleetHost
 from pytest_llmperf.engines.host import ProcessHost
-from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
+from pytest_llmperf.engines.server import OpenAIServer
 from pytest_llmperf.engines.server_metrics import SETTLE_S
+from pytest_llmperf.engines.spec import EngineSpec
+from pytest_llmperf.engines.started import ServedEngine
 from pytest_llmperf.records import CacheCounters, EngineTimings, added
 
 

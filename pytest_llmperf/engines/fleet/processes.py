@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pytest_llmperf.client import Address
-from pytest_llmperf.engines.base import EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Surroundings
 from pytest_llmperf.engines.fleet.routers import (
     DEFAULT_POLICY,
     DEFAULT_ROUTER,
@@ -19,7 +19,9 @@ from pytest_llmperf.engines.fleet.routers import (
 from pytest_llmperf.engines.host import unused_path
 from pytest_llmperf.engines.placement import check_processors, sharers
 from pytest_llmperf.engines.process import ServerProcess, free_port
-from pytest_llmperf.engines.server import OpenAIServer, ServedEngine
+from pytest_llmperf.engines.server import OpenAIServer
+from pytest_llmperf.engines.spec import EngineSpec
+from pytest_llmperf.engines.started import ServedEngine
 from pytest_llmperf.errors import EngineDiedError, EngineStartError
 from pytest_llmperf.records import CacheCounters
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pytest_llmperf.client import Address, HttpClient, Limits
 from pytest_llmperf.clock import Clock
-from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.host import beside, option_of
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import ConfigurationError, EngineStartError, unknown
 
 DEFAULT_ROUTER = "vllm-router"

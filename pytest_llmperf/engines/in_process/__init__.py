@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_llmperf.engines.base import Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Engine, Surroundings
 from pytest_llmperf.engines.host import ProcessHost, Recipe, served_name
 from pytest_llmperf.engines.in_process.server import InProcessEngine, InProcessServer
+from pytest_llmperf.engines.spec import EngineSpec
 
 _WORKER = str(Path(__file__).with_name("worker.py"))
 

@@ -16,10 +16,10 @@ from pytest_llmperf.engines.server import (
     PROBE_OUTPUT_TOKENS,
     PROBE_TIMEOUT_S,
     UNKNOWN_LEN,
-    StartedEngine,
     described,
 )
 from pytest_llmperf.engines.server_metrics import SETTLE_S, CacheConfig, Metrics, tensorrt_llm_cache
+from pytest_llmperf.engines.started import StartedEngine
 from pytest_llmperf.engines.wording import settled
 from pytest_llmperf.errors import EngineAnswerError, EngineStartError
 from pytest_llmperf.records import CacheCounters, EngineTimings

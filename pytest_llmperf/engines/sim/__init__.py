@@ -7,9 +7,10 @@ virtual time within the process that drives it; `pytest-llmperf serve` offers it
 
 from __future__ import annotations
 
-from pytest_llmperf.engines.base import COMMON_WORDS, Engine, EngineSpec, Surroundings
+from pytest_llmperf.engines.base import Engine, Surroundings
 from pytest_llmperf.engines.sim.engine import SimulatedEngine
 from pytest_llmperf.engines.sim.plan import planned
+from pytest_llmperf.engines.spec import COMMON_WORDS, EngineSpec
 
 WORDS = COMMON_WORDS | {
     "part", "like", "replicas", "policy", "gpus", "gpu_memory_fraction",

@@ -6,7 +6,7 @@ from typing import Any
 
 from pytest_llmperf.client import Limits
 from pytest_llmperf.clock import VirtualClock
-from pytest_llmperf.engines.base import Connector, EngineSpec
+from pytest_llmperf.engines.base import Connector
 from pytest_llmperf.engines.sim.cache import PrefixCache
 from pytest_llmperf.engines.sim.channel import SimConnector
 from pytest_llmperf.engines.sim.fleet import Fleet
@@ -14,6 +14,7 @@ from pytest_llmperf.engines.sim.noise import Noise
 from pytest_llmperf.engines.sim.plan import Plan, planned
 from pytest_llmperf.engines.sim.replica import Replica
 from pytest_llmperf.engines.sim.timing import Timing
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.errors import ConfigurationError
 from pytest_llmperf.records import CacheCounters, EngineTimings, added
 

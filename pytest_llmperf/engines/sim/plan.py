@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.placement import placement_problems, sharers
 from pytest_llmperf.engines.sim.routing import POLICIES
 from pytest_llmperf.engines.sim.settings import DEFAULT_LIKE, LIKE, Settings, settings_for
 from pytest_llmperf.engines.sim.slowdown import Slowdown, parse_slowdown
+from pytest_llmperf.engines.spec import EngineSpec
 from pytest_llmperf.engines.tiny_llama import shape_of
 from pytest_llmperf.errors import ConfigurationError, unknown
 from pytest_llmperf.hardware import part_named

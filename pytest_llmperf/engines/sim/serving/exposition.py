@@ -15,10 +15,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from pytest_llmperf.clock import NS_PER_S
-from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.sim.fleet import Fleet
 from pytest_llmperf.engines.sim.plan import Plan
 from pytest_llmperf.engines.sim.replica import Counters
+from pytest_llmperf.engines.spec import EngineSpec
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

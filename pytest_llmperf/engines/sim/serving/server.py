@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 
 from pytest_llmperf.clock import timestamp
-from pytest_llmperf.engines.base import EngineSpec
 from pytest_llmperf.engines.sim.blocks import Ids
 from pytest_llmperf.engines.sim.engine import fleet_of
 from pytest_llmperf.engines.sim.noise import Noise
@@ -27,6 +26,7 @@ from pytest_llmperf.engines.sim.serving.orders import (
     token_list,
 )
 from pytest_llmperf.engines.sim.serving.text import ids_of, text_of
+from pytest_llmperf.engines.spec import EngineSpec
 
 OWNER = "pytest-llmperf (simulated)"
 _BACKLOG = 4096
