@@ -23,7 +23,7 @@ import pytest
 import pytest_llmperf
 from pytest_llmperf import plugin
 from pytest_llmperf.cli import SUBCOMMANDS, exit_codes
-from pytest_llmperf.engines import ENGINES, words_of
+from pytest_llmperf.engines import ENGINES, spec, words_of
 from pytest_llmperf.fixture import LLMPerf
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS, gated_by_default
 from pytest_llmperf.options import API_KEY_VARIABLE, OPTIONS, Option
