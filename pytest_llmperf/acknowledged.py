@@ -23,7 +23,8 @@ from pytest_llmperf.atomic import sync_folder
 from pytest_llmperf.errors import BaselineError, unknown
 from pytest_llmperf.files import json_of, read_text
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.result_file import MOST_BYTES, Entry, write
+from pytest_llmperf.result_file import MOST_BYTES, write
+from pytest_llmperf.result_rows import Entry
 
 FILE_NAME = "acknowledged.json"
 MOST_CHANGE = 1000

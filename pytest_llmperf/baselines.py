@@ -26,7 +26,6 @@ from pytest_llmperf.errors import BaselineError, ConfigurationError
 from pytest_llmperf.files import nearby
 from pytest_llmperf.judged import RATIO_PREFIX, Provenance
 from pytest_llmperf.result_file import (
-    Entry,
     ResultFile,
     comparable,
     differences,
@@ -37,6 +36,7 @@ from pytest_llmperf.result_file import (
     unlike,
     unlike_in_words,
 )
+from pytest_llmperf.result_rows import Entry
 from pytest_llmperf.stats import History, NightSpread, shared_spread
 
 NIGHT = timedelta(hours=6)

@@ -21,12 +21,12 @@ from pytest_llmperf.result_file import (
     NO_DAY,
     SCHEMA_VERSION,
     UNKNOWN_KEY,
-    Entry,
     ResultFile,
     encoded,
     names_a_folder,
     read,
 )
+from pytest_llmperf.result_rows import Entry
 from pytest_llmperf.verdicts import Verdict
 
 

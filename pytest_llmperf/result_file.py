@@ -8,7 +8,6 @@ measurement of one metric, `time`.
 from __future__ import annotations
 
 import json
-import math
 import re
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,13 +16,14 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf import atomic, units
+from pytest_llmperf import atomic
 from pytest_llmperf.clock import timestamp
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.files import MIB, json_of, read_text
 from pytest_llmperf.judged import Provenance
-from pytest_llmperf.metrics import METRICS, Quantity
+from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.readings import TelemetrySummary, telemetry_from, working_clock
+from pytest_llmperf.result_rows import LARGEST, READERS, SMALLEST, Entry, mapping_of, plain_entry
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 256 * MIB
@@ -36,52 +36,7 @@ _LONGEST_KEY = 200
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _AHEAD = timedelta(days=1)
 """Clocks of test machines differ, by a time zone at most."""
-_SMALLEST, _LARGEST = 1e-300, 1e300
-"""Beyond these a value's inverse or a mean of several is no number any more."""
 _ACCEPTED = "a file that pytest wrote with --benchmark-json, or a stored night such as baselines/KEY/0001_main.json"
-_STORED_AS = ("value", "1/value")
-_DEEPEST = 8
-"""Levels of lists and objects in the words of an engine; deeper ones cannot be compared or printed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One metric of one measurement in one file."""
-
-    path: Path
-    saved_at: str
-    measurement: str
-    quantity: Quantity
-    stored_values: tuple[float, ...]
-    """One per run, as pytest-benchmark keeps them: lower is better."""
-    comparable: dict[str, Any]
-    """What has to be equal for a comparison; see `comparable`."""
-    engine_words: dict[str, Any]
-    criterion: Mapping[str, float]
-    """`detect` and `min_effect` as the test asked for them; empty where the file does not say."""
-    simulated: bool = False
-    shift: float = 0.0
-    """What accepted changes add to the logarithms of the values, so that all nights are at the level expected now."""
-    accepted: tuple[str, ...] = ()
-    """What is accepted of this metric, for the reader; the same for every night."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Of what it was measured, as the file has it; empty where it does not say."""
-    clock_mhz: float | None = None
-    """At which the GPUs worked; None where the file does not say."""
-    judgement: Mapping[str, Any] = field(default_factory=dict)
-    """What the session that wrote the file said of the measurement; empty where it judged nothing."""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    """The test's parameters, by name; empty where the file does not say."""
-
-    @property
-    def metric(self) -> str:
-        return self.quantity.name
-
-    @property
-    def test(self) -> str:
-        """The test's node id, of which the measurement's name is not a part."""
-        known = self.provenance.get("test")
-        return known if isinstance(known, str) else self.measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +66,7 @@ class ResultFile:
         """A metric that was measured beside the gated ones; None if it was not, in some run."""
         of = next((entry for entry in self.entries if entry.measurement == measurement), None)
         values = [run.get(metric) for run in self.figures.get(measurement, ())]
-        known = [value for value in values if isinstance(value, (int, float)) and _SMALLEST <= value <= _LARGEST]
+        known = [value for value in values if isinstance(value, (int, float)) and SMALLEST <= value <= LARGEST]
         if of is None or metric not in METRICS or not values or len(known) < len(values):
             return None
         quantity = METRICS[metric]
@@ -162,7 +117,7 @@ def unlike_in_words(
 def _other_workload(was: Mapping[str, Any], is_: Mapping[str, Any]) -> list[str]:
     if was["workload"] != is_["workload"]:
         return [f"workload was {was['workload']!r}, is {is_['workload']!r}"]
-    before, now = _mapping(was.get("workload_words")), _mapping(is_.get("workload_words"))
+    before, now = mapping_of(was.get("workload_words")), mapping_of(is_.get("workload_words"))
     if not before:
         return [f"workload {is_['workload']} has other words or content, of which the stored night does not say more"]
     apart = [name for name in now if before.get(name) != now[name]]
@@ -205,18 +160,18 @@ def read(path: Path) -> ResultFile:
 def parsed(path: Path, text: str) -> ResultFile:
     """The same of a file's text, wherever it lies; `path` is what errors call it."""
     document = _document(path, text)
-    machine = _mapping(document.get("machine_info"))
+    machine = mapping_of(document.get("machine_info"))
     is_ours = "llmperf" in machine
     key = _hardware_key(path, machine["llmperf"]) if is_ours else UNKNOWN_KEY
     saved_at = document.get("datetime")
     saved_at = saved_at if isinstance(saved_at, str) else ""
     _check_date(path, saved_at)
     entries = tuple(
-        (_plain_entry if _is_plain(path, row, is_ours=is_ours) else _reader(machine))(path, saved_at, row)
+        (plain_entry if _is_plain(path, row, is_ours=is_ours) else _reader(machine))(path, saved_at, row)
         for row in document["benchmarks"]
     )
     _check_unique(path, entries)
-    about_commit = _mapping(document.get("commit_info"))
+    about_commit = mapping_of(document.get("commit_info"))
     telemetry = _telemetry(document["benchmarks"])
     clocks = {measurement: working_clock(runs) for measurement, runs in telemetry.items()}
     return ResultFile(
@@ -227,7 +182,7 @@ def parsed(path: Path, text: str) -> ResultFile:
         is_ours=is_ours,
         figures=_figures(document["benchmarks"]),
         results=_results(document["benchmarks"]),
-        fingerprint=_mapping(machine["llmperf"].get("fingerprint")) if is_ours else {},
+        fingerprint=mapping_of(machine["llmperf"].get("fingerprint")) if is_ours else {},
         telemetry=telemetry,
         commit=_commit(about_commit),
         is_dirty=about_commit.get("dirty") is True,
@@ -299,9 +254,9 @@ def _is_plain(path: Path, row: Any, *, is_ours: bool) -> bool:
 
 
 def _check_version(path: Path, version: object) -> None:
-    if not isinstance(version, int) or version not in _READERS:
+    if not isinstance(version, int) or version not in READERS:
         msg = (
-            f"{path} has schema version {repr(version)[:60]}, this release reads {', '.join(map(str, _READERS))}; "
+            f"{path} has schema version {repr(version)[:60]}, this release reads {', '.join(map(str, READERS))}; "
             "move it away, or save a new one with --llmperf-save-baseline NAME"
         )
         raise BaselineError(msg)
@@ -323,11 +278,6 @@ def _check_date(path: Path, saved_at: str) -> None:
         raise BaselineError(f"{path} is from the future ({saved_at}); set the clock of this machine, or of that one")
 
 
-def _mapping(value: object) -> dict[str, Any]:
-    """What may be missing does not make a file unusable by being of another form."""
-    return dict(value) if isinstance(value, dict) else {}
-
-
 def _commit(info: Mapping[str, Any]) -> str | None:
     """pytest-benchmark writes a word, such as `unversioned`, where it knows no commit."""
     commit = info.get("id")
@@ -342,42 +292,15 @@ def _check_unique(path: Path, entries: tuple[Entry, ...]) -> None:
         seen.add((entry.measurement, entry.metric))
 
 
-def _entry(path: Path, saved_at: str, row: Any) -> Entry:
-    try:
-        about = row["extra_info"]["llmperf"]
-        entry = Entry(
-            path=path,
-            saved_at=saved_at,
-            measurement=_text(about["measurement"]),
-            quantity=_quantity(about),
-            stored_values=_numbers(row["stats"]["data"]),
-            comparable=_words(about["comparable"]),
-            engine_words=_words(about["engine_words"]),
-            criterion={name: _share(value) for name, value in about.get("criterion", {}).items()},
-            simulated=bool(about["comparable"].get("simulated")),
-            provenance=_mapping(about.get("provenance")),
-            judgement=_mapping(about.get("judgement")),
-            params=_mapping(row.get("params")),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        msg = f"{path}: the benchmark {_name(row)} lacks what pytest-llmperf stores ({type(error).__name__}: {error})"
-        raise BaselineError(msg) from None
-    return _checked(entry)
-
-
-_READERS: Mapping[int, Callable[[Path, str, Any], Entry]] = {1: _entry}
-"""What reads a benchmark of ours, by the file's schema version. Stored nights outlive a release: readers stay."""
-
-
 def _reader(machine: Mapping[str, Any]) -> Callable[[Path, str, Any], Entry]:
     """That of a file whose version was checked."""
-    return _READERS[machine["llmperf"]["schema_version"]]
+    return READERS[machine["llmperf"]["schema_version"]]
 
 
 def _results(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        about = _mapping(_mapping(row.get("extra_info")).get("llmperf"))
+        about = mapping_of(mapping_of(row.get("extra_info")).get("llmperf"))
         if isinstance(about.get("result"), dict):
             found.setdefault(about["measurement"], about["result"])
     return found
@@ -397,94 +320,3 @@ def _by_run(rows: Sequence[Any], word: str) -> Iterator[tuple[str, list[Any]]]:
 
 def _figures(rows: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
     return {name: runs for name, runs in _by_run(rows, "runs") if all(isinstance(run, dict) for run in runs)}
-
-
-def _plain_entry(path: Path, saved_at: str, row: Any) -> Entry:
-    try:
-        entry = Entry(
-            path=path,
-            saved_at=saved_at,
-            measurement=_text(row["fullname"]),
-            quantity=Quantity("time", units.SECONDS, higher_is_better=False),
-            stored_values=_numbers(row["stats"]["data"]),
-            comparable={},
-            engine_words={},
-            criterion={},
-        )
-    except (KeyError, TypeError, OverflowError) as error:
-        msg = (
-            f"{path}: the benchmark {_name(row)} has no values of single runs ({type(error).__name__}: {error}); "
-            "pytest-benchmark keeps them with --benchmark-json or --benchmark-save-data"
-        )
-        raise BaselineError(msg) from None
-    return _checked(entry)
-
-
-def _checked(entry: Entry) -> Entry:
-    if not entry.stored_values or not all(_SMALLEST <= value <= _LARGEST for value in entry.stored_values):
-        msg = f"{entry.path}: {entry.metric} of {entry.measurement} holds values that are not positive numbers"
-        raise BaselineError(msg)
-    return entry
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value.splitlines()) != 1:
-        raise TypeError(f"expected a name, got {reprlib.repr(value)}")
-    return value
-
-
-def _name(row: Any) -> str:
-    """What an error calls a benchmark that is not as it has to be."""
-    try:
-        name = _text(row["fullname"])
-    except (KeyError, TypeError):
-        return "?"
-    return name if name.isprintable() else repr(name)
-
-
-def _number(value: Any) -> float:
-    """A JSON number. Raises `TypeError` for what is none, `OverflowError` for too many digits."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"expected a number, got {reprlib.repr(value)}")
-    return float(value)
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    if not isinstance(values, list):
-        raise TypeError(f"expected a list of numbers, got {reprlib.repr(values)}")
-    return tuple(map(_number, values))
-
-
-def _share(value: Any) -> float:
-    share = _number(value)
-    if not 0 <= share < math.inf:  # a factor of four, 3.0, may be what a test asks to see
-        raise ValueError(f"expected a share of at least 0, got {share}")
-    return share
-
-
-def _words(value: Any) -> dict[str, Any]:
-    """An object that is going to be compared and printed."""
-    if not isinstance(value, dict):
-        raise TypeError(f"expected words with their values, got {reprlib.repr(value)}")
-    _check_depth(value, _DEEPEST)
-    return value
-
-
-def _check_depth(value: Any, levels: int) -> None:
-    if levels == 0:
-        raise ValueError(f"words of an engine are nested {_DEEPEST} levels deep at most")
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for part in parts:
-        _check_depth(part, levels - 1)
-
-
-def _quantity(about: Mapping[str, Any]) -> Quantity:
-    """Ours by its name, so that what is better does not depend on the file; else as the file says."""
-    name = _text(about["metric"])
-    if name in METRICS:
-        return METRICS[name]
-    unit, stored_as = _text(about["unit"]), _text(about["stored_as"])
-    if unit not in units.FORMATS or stored_as not in _STORED_AS:
-        accepted = f"{', '.join(units.FORMATS)}, and {' or '.join(_STORED_AS)}"
-        raise ValueError(f"{name} is in {unit!r}, stored as {stored_as!r}; accepted: {accepted}")
-    return Quantity(name, unit, higher_is_better=stored_as == "1/value")

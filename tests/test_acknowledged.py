@@ -24,7 +24,7 @@ from pytest_llmperf.acknowledged import (
 )
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.result_file import Entry
+from pytest_llmperf.result_rows import Entry
 
 LAST = date(2026, 12, 31)
 TODAY, OVER = date(2026, 11, 21), date(2027, 1, 1)

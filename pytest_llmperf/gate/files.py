@@ -15,7 +15,8 @@ from pytest_llmperf.gate.family import Family
 from pytest_llmperf.gate.stored import SIMULATED_RESOLUTION, invalid, judgement
 from pytest_llmperf.gate.trial import Base, Trial, own_change, tried, typical
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.result_file import Entry, ResultFile, differences, unlike, unlike_in_words
+from pytest_llmperf.result_file import ResultFile, differences, unlike, unlike_in_words
+from pytest_llmperf.result_rows import Entry
 from pytest_llmperf.stats import NightSpread, assumed, shared_spread
 from pytest_llmperf.verdicts import Finding, Judgement
 

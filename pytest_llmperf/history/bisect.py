@@ -17,7 +17,7 @@ from pytest_llmperf import units
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.history.series import Night, Series
 from pytest_llmperf.history.steps import Step
-from pytest_llmperf.result_file import Entry
+from pytest_llmperf.result_rows import Entry
 
 _SIMULATED = "sim-"
 _NIGHTS = 30

@@ -12,7 +12,8 @@ from typing import Any
 
 from pytest_llmperf.history.steps import FEWEST_NIGHTS, Step, noise, steps_in
 from pytest_llmperf.metrics import Quantity
-from pytest_llmperf.result_file import Entry, ResultFile, unlike, unlike_in_words
+from pytest_llmperf.result_file import ResultFile, unlike, unlike_in_words
+from pytest_llmperf.result_rows import Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from pytest_llmperf.reports.accepting import commands
 from pytest_llmperf.reports.beside import beside
 from pytest_llmperf.reports.content import Report, Section, number
 from pytest_llmperf.reports.past import NO_PAST, Past, environment_differences, past_of, set_beside, steps_problem
-from pytest_llmperf.result_file import Entry, ResultFile, moment
+from pytest_llmperf.result_file import ResultFile, moment
+from pytest_llmperf.result_rows import Entry
 from pytest_llmperf.timeline import Timeline
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 

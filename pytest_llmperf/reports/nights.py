@@ -10,7 +10,8 @@ from pytest_llmperf import units
 from pytest_llmperf.baselines import Baselines, Match
 from pytest_llmperf.gate.trial import typical
 from pytest_llmperf.reports.text import table
-from pytest_llmperf.result_file import Entry, ResultFile
+from pytest_llmperf.result_file import ResultFile
+from pytest_llmperf.result_rows import Entry
 from pytest_llmperf.stats import KNOWN_NIGHTS
 
 _ABSENT = "-"

@@ -17,7 +17,7 @@ from nights import KEY, TEST, Repository, commit_of, document, levels, row, save
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.history import Answer, Recipe, answer, bisection, committed_files, series_of, stored_files
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.result_file import Entry
+from pytest_llmperf.result_rows import Entry
 
 pytest.importorskip("ruptures", reason="no release for this Python")
 

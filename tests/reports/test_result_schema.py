@@ -19,7 +19,8 @@ from pytest_llmperf.hardware import Gpu, Hardware
 from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS
 from pytest_llmperf.readings import GpuSummary, HostSummary, TelemetrySummary
-from pytest_llmperf.result_file import _READERS, SCHEMA_VERSION, read
+from pytest_llmperf.result_file import SCHEMA_VERSION, read
+from pytest_llmperf.result_rows import _READERS
 from pytest_llmperf.results import CacheResult, ClientResult, LoadResult, Tokens
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
