@@ -89,7 +89,10 @@ BENCHMARKS = {
         minutes=1,
     ),
     "import": Benchmark(title="What it costs to have it installed", script="import_cost.py", minutes=1),
-    "telemetry": Benchmark(title="What sampling GPUs takes", script="telemetry/cost.py", minutes=2),
+    "telemetry": Benchmark(title="What sampling GPUs takes", script="telemetry/cost.py", minutes=1),
+    "telemetry-gh200": Benchmark(
+        title="The same with NVLink-C2C", script="telemetry/cost.py", arguments=("--part", "gh200"), minutes=1
+    ),
     "telemetry-on-vllm": Benchmark(
         title="What sampling changes",
         script="telemetry/on_vllm.py",
