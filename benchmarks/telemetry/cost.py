@@ -89,7 +89,7 @@ def main() -> None:
     print(f"median {share:.3%} of a core at {arguments.rate:g} Hz: {'within' if share <= TARGET else 'beyond'} 1 %")
     if arguments.json:
         verdict = {
-            "what": f"sampling {len(gpus)} x {gpus[0].name} at {arguments.rate:g} Hz takes less than {TARGET:.0%} of a core",
+            "what": f"sampling {len(gpus)} x {gpus[0].name} at {arguments.rate:g} Hz: less than {TARGET:.0%} of a core",
             "found": f"{share:.2%} (median of {len(found)} runs, {min(found):.2%} to {max(found):.2%})",
             "ok": share < TARGET,
         }
