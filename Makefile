@@ -81,8 +81,10 @@ test-quick: .venv/complete
 # Side by side on all processors, then one after another what has to do with real time, whose clients and servers
 # need them; what finds nothing to run is no failure (pytest's exit code 5).
 test-fast: .venv/complete
-	$(BIN)/pytest -n logical -m "not vllm and not exhaustive and not real_time" $(ARGS) || [ $$? -eq 5 ]
-	$(BIN)/pytest -m "real_time and not vllm and not exhaustive" $(ARGS) || [ $$? -eq 5 ]
+	@code=0; \
+	$(BIN)/pytest -n logical -m "not vllm and not exhaustive and not real_time" $(ARGS) || [ $$? -eq 5 ] || code=1; \
+	$(BIN)/pytest -m "real_time and not vllm and not exhaustive" $(ARGS) || [ $$? -eq 5 ] || code=1; \
+	exit $$code
 
 # Signals in each phase, other plugins, half a minute of load, the real vLLM twenty times: each night is often enough.
 test-exhaustive: .venv/complete engine

@@ -33,6 +33,10 @@ class Reading:
     """One sentence for each file that cannot be used."""
 
 
+_SHOWN = 40
+"""Characters of what stands in place of a date."""
+
+
 def stored_files(paths: Sequence[Path]) -> Reading:
     """Result files and those in folders, ordered by their dates; by their numbers where one of a folder has no date.
 
@@ -122,7 +126,7 @@ def _by_number(files: Sequence[StoredFile]) -> list[StoredFile]:
             dateless = next(file.file for file in files if file.at is None)
             raise BaselineError(
                 f"{one.file.path} cannot be put in order: its name has no number, and {dateless.path.name} has no date "
-                f"({dateless.saved_at!r}); name the files 0001_NAME.json and so on"
+                f"({dateless.saved_at[:_SHOWN]!r}); name the files 0001_NAME.json and so on"
             )
         numbered.append((number, one))
     return [one for _, one in sorted(numbered, key=lambda pair: pair[0])]

@@ -20,7 +20,7 @@ from pytest_llmperf.judged import Provenance
 from pytest_llmperf.metrics import LATENCIES, METRICS, STATISTICS
 from pytest_llmperf.readings import GpuSummary, HostSummary, TelemetrySummary
 from pytest_llmperf.result_file import SCHEMA_VERSION, read
-from pytest_llmperf.result_rows import _READERS
+from pytest_llmperf.result_rows import READERS
 from pytest_llmperf.results import CacheResult, ClientResult, LoadResult, Tokens
 from pytest_llmperf.verdicts import Finding, Judgement, Verdict
 
@@ -48,7 +48,7 @@ def test_the_shipped_files_follow_it(path):
     VALIDATOR.validate(json.loads(path.read_text("utf-8")))
 
 
-@pytest.mark.parametrize("version", _READERS)
+@pytest.mark.parametrize("version", READERS)
 def test_a_file_of_each_version_is_still_read(version):
     """Stored nights outlive a release: a new version adds a reader and takes none away."""
     found = read(DATA / f"result-{version}.json")
