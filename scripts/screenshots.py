@@ -10,13 +10,16 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import report_example
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 DOCS = Path(__file__).parents[1] / "docs"
+Shot = tuple[Literal["light", "dark"], int, str | None]
+SHOTS: tuple[Shot, ...] = (("light", 920, None), ("dark", 1050, ".measurement:has-text('test_chat')"))
+"""By theme: how high, and from which part on."""
 WIDTH = 1180
 COLOURS = 128
 """Of a picture: it has few, and a quarter of the bytes."""
@@ -31,7 +34,7 @@ def main(folder: Path) -> None:
         report_example.main(folder)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=os.environ.get("LLMPERF_TEST_CHROMIUM"))
-        for scheme, height, part in (("light", 920, None), ("dark", 1050, ".measurement:has-text('test_chat')")):
+        for scheme, height, part in SHOTS:
             shown = browser.new_page(viewport={"width": WIDTH, "height": height}, color_scheme=scheme)
             shown.goto(page.resolve().as_uri())
             _take(shown, part, DOCS / f"report-{scheme}.png")

@@ -46,10 +46,11 @@ def test_a_server_that_vanishes():
     """No FIN, no RST: the kernel finds out, and each request that waits says so; the run is INVALID."""
     found = measured(Weather(cut_after_s=0.3), keepalive_s=1, itl_ms=50.0, requests=4)
 
-    (reason,) = found["reasons"]
+    reason, advice = found["reasons"]
     assert {"peer_gone": 4} == found["kinds"]
     assert "4 of 4 requests failed: 4 peer_gone (http://10.9.0.2" in reason
     assert "not even its kernel does: Connection timed out" in reason
+    assert "was not started here" in advice
 
 
 @pytest.mark.slow

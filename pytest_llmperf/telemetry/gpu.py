@@ -213,8 +213,11 @@ class GpuSensor:
         if self._links is not None:
             self._links.close()
 
-    def read(self, at_ns: int, *, everything: bool) -> GpuSample | None:
-        """A sample; with what changes slowly if `everything`. None from when the GPU is lost."""
+    def read(self, at_ns: int, *, everything: bool, links: bool = True) -> GpuSample | None:
+        """A sample; with what changes slowly if `everything`. None from when the GPU is lost.
+
+        `links`: whether those that are metered are asked with it, which is too soon for another sample right after.
+        """
         if self.lost is not None:
             return None
         values: dict[str, Any] = {}
@@ -223,7 +226,7 @@ class GpuSensor:
             self._read_calls(values, self._calls)
             if everything:
                 self._read_calls(values, self._rare_calls)
-            if self._links is not None and (everything or not self._links.has_begun):
+            if self._links is not None and ((everything and links) or not self._links.has_begun):
                 values |= self._links.read(at_ns)
         except self._nvml.NVMLError as error:
             self.lost = str(error)

@@ -43,7 +43,7 @@ class Gpu(Protocol):
         """How long it may take until all that its links have carried is in a sample."""
         ...
 
-    def read(self, at_ns: int, *, everything: bool) -> GpuSample | None:
+    def read(self, at_ns: int, *, everything: bool, links: bool = True) -> GpuSample | None:
         """A sample; None from when the GPU is lost."""
         ...
 
@@ -135,10 +135,10 @@ class Sampler:
         return tuple(self._problems)
 
     def look(self) -> Sequence[GpuSample]:
-        """One sample of each GPU that is there, with everything, between runs; it is not kept."""
+        """One sample of each GPU that is there, between runs; it is not kept. A run may begin right after it."""
         seen: list[GpuSample] = []
         if self._opened.is_set() or self._wait(self._opened, _OPENING_S):
-            self._ask(lambda: seen.extend(self._read_gpus(everything=True)))
+            self._ask(lambda: seen.extend(self._read_gpus(everything=True, links=False)))
         return tuple(seen)
 
     def begin(self, index: int) -> None:
@@ -277,9 +277,9 @@ class Sampler:
         if everything:
             self._sample_around()
 
-    def _read_gpus(self, *, everything: bool) -> Iterator[GpuSample]:
+    def _read_gpus(self, *, everything: bool, links: bool = True) -> Iterator[GpuSample]:
         for gpu in self._sensors.gpus:
-            sample = gpu.read(self._clock.now_ns(), everything=everything)
+            sample = gpu.read(self._clock.now_ns(), everything=everything, links=links)
             if sample is not None:
                 yield sample
 

@@ -352,6 +352,16 @@ class TestLinksByRates:
         assert stub.asked("gpm sample") == 1
         assert gpu.read(3 * NS_PER_S, everything=True).c2c_tx_bytes == 3000 * MIB
 
+    def test_a_look_before_a_run_leaves_its_first_sample_the_bytes(self, sensor):
+        """It may be over a millisecond before the run begins."""
+        gpu, stub = sensor(self.COHERENT)
+
+        for _ in range(2):
+            gpu.read(0, everything=True, links=False)
+        stub.advance(1)
+        assert gpu.read(NS_PER_S - 10, everything=True, links=False).c2c_tx_bytes is None
+        assert gpu.read(NS_PER_S, everything=True).c2c_tx_bytes == 1000 * MIB
+
     def test_sooner_than_the_driver_renews_its_samples_nothing_is_asked(self, sensor):
         """The bytes are absent then, and in the next reading."""
         gpu, stub = sensor(self.COHERENT)

@@ -29,7 +29,7 @@ class Gpu:
         self._stuck_at = stuck_at
         self._read = threading.Condition()
 
-    def read(self, at_ns, *, everything):
+    def read(self, at_ns, *, everything, links=True):
         if len(self.reads) == self._stuck_at:
             self.let_go.wait(SOON_S)
         with self._read:
