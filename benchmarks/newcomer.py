@@ -35,7 +35,8 @@ def timed(command: Sequence[str | Path], folder: Path) -> tuple[float, float]:
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    shown = " ".join(str(word).replace(str(folder), ".") for word in command)
+    words = [str(word).replace(str(REPOSITORY), "REPOSITORY").replace(sys.executable, "python") for word in command]
+    shown = " ".join(words).replace(str(folder), ".")
     print(f"{wall_s:6.1f} s, {cpu_s:6.1f} s of CPU: {shown}", flush=True)
     return wall_s, cpu_s
 

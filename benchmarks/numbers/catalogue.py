@@ -70,7 +70,12 @@ BENCHMARKS = {
             "nights cannot tell from a slowdown; `pytest-llmperf ab`, which measures in turn, can."
         ),
     ),
-    "gate-speed": Benchmark(title="What judging takes", script="gate/speed.py", minutes=1),
+    "gate-speed": Benchmark(
+        title="What judging takes",
+        script="gate/speed.py",
+        minutes=1,
+        missed="It depends on the processor: the same code took 1.6 s on an AMD EPYC.",
+    ),
     "history": Benchmark(title="Steps in series of nights", script="history/rates.py", minutes=1),
     "simulation": Benchmark(
         title="The simulator against published figures",
